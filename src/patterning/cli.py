@@ -1,0 +1,122 @@
+"""The command line: parses, calls, prints. A `PatterningError` becomes one sentence and exit code 2."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from patterning.errors import PatterningError
+from patterning.workers import Progress, default_workers
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which training data makes a neural network grow the internal structure you want?",
+)
+_out, _err = Console(), Console(stderr=True)
+
+
+class _BarProgress(Progress):
+    """One bar a stage, with elapsed and remaining time."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._task = 0
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        self._bar = Bar(
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=_err,
+        )
+        self._bar.start()
+        note = f"{stage} ({done} found)" if done else stage
+        self._task = int(self._bar.add_task(note, total=total, completed=done))
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[self._task])
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@app.command()
+def run(
+    experiment: Annotated[str | None, typer.Argument(help="The experiment: parentheses.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, standard, standard-3-layers or paper.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")] = 0,
+    force: Annotated[bool, typer.Option(help="Invert χ even where its reliability is too low.")] = False,
+) -> None:
+    """Run an experiment end to end: train, sample, respond, invert, retrain, verify, report."""
+    from patterning.experiments.parentheses.config import read_config
+    from patterning.experiments.parentheses.presets import preset_config
+    from patterning.experiments.parentheses.present import print_table
+    from patterning.experiments.parentheses.run import run_parentheses
+
+    if (experiment is None) == (config is None):
+        raise PatterningError("name an experiment (patterning run parentheses) or a --config file, not both")
+    if config is not None:
+        if preset is not None:
+            raise PatterningError("--preset and --config exclude each other: the file holds every setting")
+        settings = read_config(config)
+    else:
+        if experiment != "parentheses":
+            raise PatterningError(f"unknown experiment {experiment!r}: there is parentheses")
+        settings = preset_config(preset or "quick")
+    if force:
+        settings = settings.model_copy(update={"force": True})
+    folder = out or Path("runs") / f"parentheses-{settings.preset}"
+    results = run_parentheses(settings, folder, workers=workers or default_workers(), progress=_BarProgress())
+    print_table(results, _out)
+    _out.print(f"page: {folder / 'report.html'}", highlight=False)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Render a run's table and page again from its results."""
+    from patterning.experiments.parentheses.present import print_table, read_results, write_page
+    from patterning.store import open_run
+
+    run_folder = open_run(folder)
+    results = read_results(run_folder)
+    write_page(run_folder, results)
+    print_table(results, _out)
+    _out.print(f"page: {folder / 'report.html'}", highlight=False)
+
+
+def main() -> None:
+    """Entry point of the `patterning` command."""
+    try:
+        app(standalone_mode=False)
+    except PatterningError as error:
+        _err.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        _err.print("stopped: the same command goes on from here")
+        sys.exit(130)
+    except Exception as error:
+        # click's own usage errors: unknown options, wrong types
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _err.print(f"error: {error.format_message()}", style="bold red", highlight=False, markup=False)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The sizes the experiment comes in."""
+
+from typing import Any
+
+from patterning.errors import PatterningError
+from patterning.experiments.parentheses.config import ParenthesesConfig, load_config
+
+_QUICK: dict[str, Any] = {
+    "task": {"max_length": 20, "draws": 20_000, "layers": 2, "heads": 4},
+    "train": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-3},
+    "seeds": 6,
+    "pilot_seeds": 4,
+    "sampling": {
+        "n_beta": 300.0,
+        "rise": 0.003,
+        "chains": 4,
+        "draws": 24,
+        "burn_in": 100,
+        "steps_between_draws": 8,
+        "batch_size": 128,
+    },
+    "sweep": {"policies": ("rank",), "alphas": (1.0, 3.0)},
+}
+
+_STANDARD: dict[str, Any] = _QUICK | {
+    "train": _QUICK["train"] | {"steps": 1500},
+    "seeds": 16,
+    "pilot_seeds": 8,
+    "sampling": _QUICK["sampling"] | {"draws": 40, "steps_between_draws": 10},
+    "sweep": {"policies": ("clip", "tilt", "rank"), "alphas": (1.0, 3.0)},
+}
+
+# Full size of Li et al. (LITERATURE.md): 200,000 strings up to length 40, batch 8 at 1e-4, five epochs.
+_PAPER: dict[str, Any] = _STANDARD | {
+    "task": {"max_length": 40, "draws": 200_000, "layers": 2, "heads": 4},
+    "train": {"steps": 125_000, "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 1e-3},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": _QUICK,
+    "standard": _STANDARD,
+    "standard-3-layers": _STANDARD | {"task": _STANDARD["task"] | {"layers": 3}},
+    "paper": _PAPER,
+}
+
+
+def preset_config(name: str) -> ParenthesesConfig:
+    """The configuration of a preset; raises `PatterningError` for a name that is none."""
+    if name not in PRESETS:
+        raise PatterningError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+    return load_config({"preset": name, **PRESETS[name]}, f"preset {name}")

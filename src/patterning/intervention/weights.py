@@ -1,0 +1,84 @@
+"""From a direction s to relative weights ρ ≥ 0 that a training run can use (SPEC §6, "negative ρ policies").
+
+`clip`: max(0, 1 + α s).  `tilt`: exp(α s), positive by construction.  `rank`: s is first replaced by Gaussian scores of
+its ranks, then clipped: χ is heavy-tailed, and a few strings would otherwise hold the whole change.
+s enters with unit root mean square over the free samples, so α means the same for every direction.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from patterning.errors import PatterningError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Policy = Literal["clip", "tilt", "rank"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """`effective_sample_size` of the free data as a share, extremes of ρ, and the base-weight share at zero."""
+
+    effective_sample_size: float
+    largest: float
+    smallest: float
+    share_at_zero: float
+
+
+def gaussian_scores(s: Floats, base_weights: Floats, free: Bools) -> Floats:
+    """Standard normal scores of the q-weighted ranks of s over the free samples; 0 elsewhere. Ties share a score."""
+    result = np.zeros(len(s))
+    values, place = np.unique(s[free], return_inverse=True)
+    mass = np.bincount(place, weights=base_weights[free], minlength=len(values))
+    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
+    result[free] = ndtri(middle)[place]
+    return result
+
+
+def standardise(s: Floats, base_weights: Floats, free: Bools) -> Floats:
+    """s with mean 0 and root mean square 1 under q over the free samples, 0 elsewhere."""
+    q = np.where(free, base_weights, 0.0) / base_weights[free].sum()
+    centred = np.where(free, s - (q * s).sum(), 0.0)
+    size = np.sqrt((q * centred**2).sum())
+    if not size > 0:
+        raise PatterningError("the direction is the same for every free sample: it cannot change any weight")
+    return centred / size
+
+
+def make_weights(
+    s: Floats, base_weights: Floats, *, policy: Policy, alpha: float, free: Bools | None = None
+) -> Floats:
+    """Relative weights ρ (n,): frozen samples stay at 1 and the free ones keep their total weight.
+
+    Raises `PatterningError` for an unknown policy, a NaN direction, or when nothing would be left.
+    """
+    if policy not in POLICIES:
+        raise PatterningError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
+    moving = np.ones(len(s), dtype=bool) if free is None else free
+    if not np.isfinite(s[moving]).all():
+        raise PatterningError("the direction holds NaN or infinite entries")
+    if policy == "rank":
+        s = gaussian_scores(s, base_weights, moving)
+    z = alpha * standardise(s, base_weights, moving)
+    rho = np.exp(z - z.max()) if policy == "tilt" else np.maximum(0.0, 1 + z)
+    total = (base_weights * rho)[moving].sum()
+    if not total > 0:
+        raise PatterningError(f"policy {policy} at alpha {alpha} leaves no weight on the free samples")
+    return np.where(moving, rho * base_weights[moving].sum() / total, 1.0)
+
+
+def summarise(rho: Floats, base_weights: Floats, free: Bools | None = None) -> WeightSummary:
+    """How hard the weights pull."""
+    moving = np.ones(len(rho), dtype=bool) if free is None else free
+    q, r = base_weights[moving] / base_weights[moving].sum(), rho[moving]
+    return WeightSummary(
+        effective_sample_size=float((q * r).sum() ** 2 / (q * r**2).sum()),
+        largest=float(r.max()),
+        smallest=float(r.min()),
+        share_at_zero=float(q[r == 0].sum()),
+    )

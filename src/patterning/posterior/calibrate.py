@@ -1,0 +1,127 @@
+"""Find sampler settings by short pilot chains, for a stated rise of the mean loss.
+
+Settings decide everything: too loose and the chain leaves the solution, too tight and only single hard samples are
+seen. The user states nβ and how far up the loss may go, as a fraction of the range between L(w*) and the loss of a
+constant predictor; `calibrate` finds the localization γ (by bisection in log γ) and a step size ε that is stable there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning.errors import PatterningError
+from patterning.posterior.chains import ChainConfig, run_chains
+from patterning.posterior.diagnostics import split_r_hat
+from patterning.posterior.sgld import SGLD
+from patterning.tasks.base import Task, evaluate
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """One pilot: its settings, the rise of the mean loss as a fraction of the range, R-hat of the loss, divergence."""
+
+    localization: float
+    step_size: float
+    rise: float
+    r_hat: float
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was chosen, and every pilot that led there (the sensitivity)."""
+
+    kernel: SGLD
+    wanted_rise: float
+    rise: float
+    pilots: tuple[Pilot, ...]
+
+
+def calibrate(
+    task: Task,
+    anchor: Tensor,
+    *,
+    n_beta: float,
+    rise: float,
+    constant_loss: float,
+    steps: int = 200,
+    chains: int = 2,
+    batch_size: int = 128,
+    seed: int = 0,
+    step_fraction: float = 0.1,
+    tolerance: float = 1.5,
+    localization: tuple[float, float] = (1e2, 1e7),
+) -> Calibration:
+    """Settings at which E[L] - L(w*) is `rise` · (constant_loss - L(w*)), within a factor `tolerance`.
+
+    The step size is `step_fraction / (γ + nβ h)` with h the largest curvature of L at w* (power iteration): the
+    discretisation error of the stationary variance is then at most `step_fraction / 4`. A pilot that diverges (NaN, or
+    a loss past the constant predictor's) halves the step. Raises `PatterningError` when no γ in the range will do.
+    """
+    if not 0 < rise < 1:
+        raise PatterningError(f"rise is {rise}: it is a fraction of the way to the constant predictor, between 0 and 1")
+    q = task.base_weights
+    start = float((evaluate(task.losses, anchor[None], len(q))[0].double() * q).sum())
+    span = constant_loss - start
+    if span <= 0:
+        raise PatterningError(f"L(w*) is {start:.4g}, no better than the constant predictor's {constant_loss:.4g}")
+    curvature = max(top_curvature(task, anchor, seed=seed), 0.0)
+    tried: list[Pilot] = []
+    low, high = (math.log(bound) for bound in localization)
+    fraction = step_fraction
+    for _ in range(14):
+        gamma = math.exp((low + high) / 2)
+        pilot = _pilot(
+            task, anchor, SGLD(n_beta, gamma, fraction / (gamma + n_beta * curvature)), steps, chains, batch_size, seed,
+            start, span,
+        )  # fmt: skip
+        tried.append(pilot)
+        if pilot.diverged and pilot.rise > 4 * rise and fraction > step_fraction / 8:
+            fraction /= 2
+            continue
+        if not pilot.diverged and rise / tolerance <= pilot.rise <= rise * tolerance:
+            return Calibration(SGLD(n_beta, pilot.localization, pilot.step_size), rise, pilot.rise, tuple(tried))
+        if pilot.diverged or pilot.rise > rise:
+            low = math.log(gamma)
+        else:
+            high = math.log(gamma)
+    raise PatterningError(
+        f"no localization from {localization[0]:g} to {localization[1]:g} raises the loss by {rise:g} of its range at "
+        f"n_beta {n_beta:g}: the last pilot had γ {tried[-1].localization:.3g}, rise {tried[-1].rise:.3g}"
+    )
+
+
+def top_curvature(task: Task, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0) -> float:
+    """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products over a fixed minibatch."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None]
+    flat = anchor[None].detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(task.losses(flat, index).mean(), flat, create_graph=True)
+    vector = torch.randn(flat.shape, generator=generator)
+    value = 0.0
+    for _ in range(iterations):
+        vector = vector / vector.norm()
+        (product,) = torch.autograd.grad(gradient, flat, vector, retain_graph=True)
+        value = float((vector * product).sum())
+        vector = product
+    return value
+
+
+def _pilot(
+    task: Task, anchor: Tensor, kernel: SGLD, steps: int, chains: int, batch_size: int, seed: int, start: float,
+    span: float,
+) -> Pilot:  # fmt: skip
+    config = ChainConfig(
+        chains=chains, draws=8, burn_in=steps // 2, steps_between_draws=max(1, steps // 16), batch_size=batch_size, seed=seed
+    )
+    trace = run_chains(task, anchor, kernel, config, lambda _draw, _flat: None, loss_band=start + span)
+    late = trace.losses[steps // 2 :].double()
+    return Pilot(
+        localization=kernel.localization,
+        step_size=kernel.step_size,
+        rise=(float(late.mean()) - start) / span,
+        r_hat=split_r_hat(late.numpy()),
+        diverged=bool(trace.diverged) or not bool(torch.isfinite(late).all()),
+    )

@@ -1,0 +1,117 @@
+"""Run SGLD chains around a checkpoint and hand each draw on as it goes by.
+
+Chain c of a seed sees the same minibatches and noise whether it runs alone, batched or after a resume.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterning.errors import PatterningError
+from patterning.posterior import sgld
+from patterning.rng import Stream, generator
+from patterning.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """How long to sample. A draw follows every `steps_between_draws` steps after `burn_in` steps."""
+
+    chains: int
+    draws: int
+    burn_in: int
+    steps_between_draws: int
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that leave nothing to average."""
+        for name in ("chains", "draws", "steps_between_draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise PatterningError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass
+class ChainTrace:
+    """Minibatch losses of every step, burn-in included: (steps, chains); and the chains that diverged, with why."""
+
+    losses: Tensor
+    diverged: dict[int, str] = field(default_factory=dict)
+
+
+def run_chains(
+    task: Task,
+    anchor: Tensor,
+    kernel: sgld.SGLD,
+    config: ChainConfig,
+    on_draw: Callable[[int, Tensor], None],
+    *,
+    first_chain: int = 0,
+    loss_band: float = math.inf,
+) -> ChainTrace:
+    """Sample `config.chains` chains around `anchor` (P,); `on_draw(draw, positions (r, P))` sees each draw.
+
+    A chain whose minibatch loss turns NaN, or whose mean over 50 steps passes `loss_band`, is named in
+    `ChainTrace.diverged`; it stays in the batch, reset to the anchor, so that the others keep their numbers. The caller
+    must leave it out of every average. `first_chain` numbers the chains for the random streams.
+    """
+    state = sgld.init(anchor, config.chains)
+    steps = config.burn_in + config.draws * config.steps_between_draws
+    cumulative = np.cumsum(task.base_weights.numpy())
+    losses = torch.empty(steps, config.chains)
+    trace = ChainTrace(losses)
+    for step in range(steps):
+        index = torch.from_numpy(
+            np.stack(
+                [
+                    minibatch(cumulative, config.seed, first_chain + c, step, config.batch_size)
+                    for c in range(config.chains)
+                ]
+            )
+        )
+        flat = state.position.detach().requires_grad_()
+        loss = task.losses(flat, index).mean(1)
+        (gradient,) = torch.autograd.grad(loss.sum(), flat)
+        losses[step] = loss.detach()
+        state = sgld.update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
+        if step % 50 == 49:
+            _exclude(trace, state, step, loss_band, first_chain)
+        if step >= config.burn_in and (step - config.burn_in + 1) % config.steps_between_draws == 0:
+            on_draw((step - config.burn_in) // config.steps_between_draws, state.position)
+    return trace
+
+
+def minibatch(cumulative: np.ndarray, seed: int, chain: int, step: int, size: int) -> np.ndarray:
+    """Sample numbers (size,) drawn with probability q_j, with replacement, stratified over the cumulative weights.
+
+    One uniform number in each of `size` equal slices of [0, 1): unbiased for the mean loss, with less variance than
+    independent draws.
+    """
+    points = (np.arange(size) + generator(seed, Stream.MINIBATCH, chain, step).random(size)) / size
+    return np.minimum(np.searchsorted(cumulative, points, side="right"), len(cumulative) - 1)
+
+
+def gaussian(like: Tensor, seed: int, first_chain: int, step: int) -> Tensor:
+    """Standard normal float32 numbers shaped like (r, P), a function of (seed, chain, step) only."""
+    rows = [
+        generator(seed, Stream.NOISE, first_chain + c, step).standard_normal(like.shape[1], dtype=np.float32)
+        for c in range(len(like))
+    ]
+    return torch.from_numpy(np.stack(rows)).to(like)
+
+
+def _exclude(trace: ChainTrace, state: sgld.State, step: int, loss_band: float, first_chain: int) -> None:
+    window = trace.losses[step - 49 : step + 1].mean(0)
+    for c, value in enumerate(window.tolist()):
+        if c in trace.diverged or (math.isfinite(value) and value <= loss_band):
+            continue
+        trace.diverged[c] = (
+            f"chain {first_chain + c}: mean minibatch loss {value:.4g} over steps {step - 48}-{step + 1}"
+            + (f", above its band of {loss_band:.4g}" if math.isfinite(value) else "")
+        )
+    for c in trace.diverged:
+        state.position[c] = state.anchor[c]

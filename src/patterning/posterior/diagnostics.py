@@ -1,0 +1,64 @@
+"""Convergence diagnostics of chains: split R-hat, effective sample size, integrated autocorrelation time.
+
+Gelman et al., Bayesian Data Analysis (2013), ch. 11; Geyer's initial monotone sequence as in Vehtari et al. (2021).
+A NaN means *undefined* (a constant trace), never *bad*.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Of one scalar quantity: `r_hat` (1 at convergence), `ess` (independent draws' worth), `autocorrelation_time`."""
+
+    r_hat: float
+    ess: float
+    autocorrelation_time: float
+    mean: float
+    standard_error: float
+
+
+def split_r_hat(trace: Floats) -> float:
+    """Potential scale reduction of a trace (draws, chains), each chain split in two halves."""
+    half = len(trace) // 2
+    pieces = np.concatenate([trace[:half], trace[half : 2 * half]], axis=1)
+    within = pieces.var(axis=0, ddof=1).mean()
+    between = pieces.mean(axis=0).var(ddof=1)
+    return float(np.sqrt((half - 1) / half + between / within)) if within > 0 else float("nan")
+
+
+def effective_sample_size(trace: Floats) -> float:
+    """Independent draws that would give the mean of a trace (draws, chains) the same standard error."""
+    draws, chains = trace.shape
+    centred = trace - trace.mean(axis=0)
+    spectrum = np.abs(np.fft.rfft(centred, 2 * draws, axis=0)) ** 2
+    covariance = np.fft.irfft(spectrum, axis=0)[:draws] / draws  # (lag, chains), biased
+    within = covariance[0].mean() * draws / (draws - 1)
+    pooled = within * (draws - 1) / draws
+    if chains > 1:
+        pooled += trace.mean(axis=0).var(ddof=1)
+    if not pooled > 0:
+        return float("nan")
+    rho = 1 - (within - covariance.mean(axis=1) * draws / (draws - 1)) / pooled
+    rho[0] = 1.0
+    pairs = rho[0 : 2 * (draws // 2) : 2] + rho[1 : 2 * (draws // 2) : 2]
+    stop = int(np.argmax(pairs < 0)) if (pairs < 0).any() else len(pairs)
+    time = -1 + 2 * float(np.minimum.accumulate(pairs[:stop]).sum())
+    return draws * chains / max(time, 1 / np.log10(draws * chains))
+
+
+def diagnose(trace: Floats) -> Diagnostics:
+    """All diagnostics of a trace (draws, chains)."""
+    ess = effective_sample_size(trace)
+    return Diagnostics(
+        r_hat=split_r_hat(trace),
+        ess=ess,
+        autocorrelation_time=trace.size / ess,
+        mean=float(trace.mean()),
+        standard_error=float(trace.std(ddof=1) / np.sqrt(ess)),
+    )

@@ -1,0 +1,76 @@
+"""One self-contained HTML page: no network, no files beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+import plotly.graph_objects as go
+from jinja2 import Environment
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells of a table row; `kind` is a class of the style sheet."""
+
+    cells: Sequence[str]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; with `mono` its first column is set in a fixed-width face."""
+
+    head: Sequence[str]
+    rows: Sequence[Row]
+    mono: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of the page: text, then figures, then tables."""
+
+    title: str
+    text: str = ""
+    figures: Sequence[go.Figure] = field(default_factory=tuple)
+    tables: Sequence[Table] = field(default_factory=tuple)
+
+
+def render_page(
+    *,
+    title: str,
+    subtitle: str,
+    headline: Sequence[str],
+    warnings: Sequence[str],
+    sections: Sequence[Section],
+    provenance: str,
+    config: str,
+) -> str:
+    """The page as text. Everything but the figures is escaped."""
+    template = files("patterning.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            title=title,
+            subtitle=subtitle,
+            headline=headline,
+            warnings=warnings,
+            sections=[
+                {
+                    "title": section.title,
+                    "text": section.text,
+                    "tables": section.tables,
+                    "figures": [
+                        Markup(figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
+                        for figure in section.figures
+                    ],
+                }
+                for section in sections
+            ],
+            provenance=provenance,
+            config=config,
+            plotly_js=Markup(get_plotlyjs()),
+        )
+    )

@@ -1,0 +1,93 @@
+"""Streaming sums of draws: memory does not grow with their number, and batch sums give every entry its error bar."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patterning.errors import PatterningError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Moments:
+    """Sums over draws of φ (k observables), ℓ (n samples) and φℓ, kept for each chain and batch of draws.
+
+    Values are taken relative to w*, so float64 loses nothing to a large mean. Shapes: `count` (c, b), `phi` (c, b, k),
+    `losses` (c, b, n), `products` (c, b, k, n), `at_anchor` (n,), `phi_anchor` (k,).
+    """
+
+    count: Floats
+    phi: Floats
+    losses: Floats
+    products: Floats
+    at_anchor: Floats
+    phi_anchor: Floats
+
+    @classmethod
+    def empty(cls, chains: int, batches: int, at_anchor: Floats, phi_anchor: Floats) -> "Moments":
+        """Nothing summed yet; `at_anchor` ℓ(w*) (n,) and `phi_anchor` φ(w*) (k,) are the origin."""
+        k, n = len(phi_anchor), len(at_anchor)
+        return cls(
+            count=np.zeros((chains, batches)),
+            phi=np.zeros((chains, batches, k)),
+            losses=np.zeros((chains, batches, n)),
+            products=np.zeros((chains, batches, k, n)),
+            at_anchor=at_anchor.astype(np.float64),
+            phi_anchor=phi_anchor.astype(np.float64),
+        )
+
+    def add(self, batch: int, phi: NDArray[np.floating], losses: NDArray[np.floating]) -> None:
+        """One draw of every chain: `phi` (c, k), `losses` (c, n)."""
+        x = phi.astype(np.float64) - self.phi_anchor
+        y = losses.astype(np.float64) - self.at_anchor
+        self.count[:, batch] += 1
+        self.phi[:, batch] += x
+        self.losses[:, batch] += y
+        self.products[:, batch] += x[:, :, None] * y[:, None, :]
+
+    def select(self, chains: list[int]) -> "Moments":
+        """These chains only."""
+        return Moments(
+            self.count[chains],
+            self.phi[chains],
+            self.losses[chains],
+            self.products[chains],
+            self.at_anchor,
+            self.phi_anchor,
+        )
+
+    def as_arrays(self) -> dict[str, NDArray[np.float64]]:
+        """For storing."""
+        return dict(vars(self))
+
+
+def join(parts: list[Moments]) -> Moments:
+    """The chains of several parts, which must stand around the same w*."""
+    first = parts[0]
+    if any(not np.array_equal(part.at_anchor, first.at_anchor) for part in parts):
+        raise PatterningError("these chains stand around different checkpoints and cannot be joined")
+    return Moments(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("count", "phi", "losses", "products")),
+        first.at_anchor,
+        first.phi_anchor,
+    )
+
+
+def batch_covariances(moments: Moments) -> Floats:
+    """Contributions to Cov(φ, ℓ), centred within each chain: (c, b, k, n); their weighted mean is the covariance.
+
+    mean over a batch of (φ - φ̄_c)(ℓ - ℓ̄_c), from sums alone, with the within-chain factor D / (D - 1).
+    """
+    count = moments.count[:, :, None]
+    draws = moments.count.sum(1)[:, None]  # (c, 1)
+    phi_mean, loss_mean = moments.phi.sum(1) / draws, moments.losses.sum(1) / draws  # (c, k), (c, n)
+    phi_batch, loss_batch = moments.phi / count, moments.losses / count  # (c, b, k), (c, b, n)
+    centred = (
+        moments.products / count[..., None]
+        - phi_mean[:, None, :, None] * loss_batch[:, :, None, :]
+        - phi_batch[..., None] * loss_mean[:, None, None, :]
+        + (phi_mean[:, :, None] * loss_mean[:, None, :])[:, None]
+    )
+    return centred * (draws / (draws - 1))[:, :, None, None]

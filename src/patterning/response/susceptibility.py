@@ -1,0 +1,99 @@
+r"""The susceptibility matrix with a standard error on every entry (SPEC §4, estimator `covariance`).
+
+.. math:: \chi_j(\phi) = -\mathrm{Cov}[\phi(w),\ \ell_j(w) - L(w)]
+
+Units: [φ] · nats. χ_j > 0: moving data weight onto sample j raises ⟨φ⟩.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from patterning.errors import PatterningError
+from patterning.response.moments import Moments, batch_covariances
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Susceptibility:
+    """χ and what is known of its accuracy.
+
+    `chi`, `standard_error` (k, n); `halves` (2, k, n), from the even and the odd chains; `mean_losses` E[ℓ_j] (n,) with
+    `mean_losses_error` (n,); `base_weights` q (n,). `observables` names the k rows, `n_beta` is the nβ of the chains.
+    """
+
+    observables: tuple[str, ...]
+    n_beta: float
+    base_weights: Floats
+    chi: Floats
+    standard_error: Floats
+    halves: Floats
+    mean_losses: Floats
+    mean_losses_error: Floats
+
+    def row(self, observable: str) -> Floats:
+        """χ of one observable (n,)."""
+        return self.chi[self.observables.index(observable)]
+
+    def reliability(self, free: NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """Split-half reliability of each row over the (free) samples, stepped up to all chains (Spearman-Brown).
+
+        Rank correlation: χ is heavy-tailed, and a handful of samples would decide a plain correlation.
+        """
+        keep = np.ones(self.chi.shape[1], dtype=bool) if free is None else free
+        return {
+            name: step_up(rank_correlation(self.halves[0, i, keep], self.halves[1, i, keep]))
+            for i, name in enumerate(self.observables)
+        }
+
+
+def susceptibility(moments: Moments, observables: Sequence[str], base_weights: Floats, n_beta: float) -> Susceptibility:
+    """χ from the sums of at least two chains. Raises `PatterningError` with fewer."""
+    chains = len(moments.count)
+    if chains < 2:
+        raise PatterningError(f"{chains} chain is left: χ needs at least 2 for its error and its reliability")
+    q = np.asarray(base_weights, dtype=np.float64)
+
+    def centre(covariance: Floats) -> Floats:
+        # Cov(φ, ℓ_j - L) = Cov(φ, ℓ_j) - Σ_i q_i Cov(φ, ℓ_i): the sums of φL are sums of φℓ.
+        return covariance - (covariance @ q)[..., None]
+
+    parts = -centre(batch_covariances(moments))  # (c, b, k, n)
+    weight = moments.count / moments.count.sum()
+    chi = np.einsum("cb,cbkn->kn", weight, parts)
+    batches = weight.size
+    error = np.sqrt(np.einsum("cb,cbkn->kn", weight, (parts - chi) ** 2) / (batches - 1))
+    halves = []
+    for half in (range(0, chains, 2), range(1, chains, 2)):
+        share = weight[list(half)] / weight[list(half)].sum()
+        halves.append(np.einsum("cb,cbkn->kn", share, parts[list(half)]))
+    means = moments.losses / moments.count[:, :, None] + moments.at_anchor  # (c, b, n)
+    mean_losses = np.einsum("cb,cbn->n", weight, means)
+    # chains, not batches, are the independent units of a mean: slow drift within a chain is shared by its batches
+    by_chain = moments.losses.sum(1) / moments.count.sum(1)[:, None] + moments.at_anchor
+    return Susceptibility(
+        observables=tuple(observables),
+        n_beta=n_beta,
+        base_weights=q,
+        chi=chi,
+        standard_error=error,
+        halves=np.stack(halves),
+        mean_losses=mean_losses,
+        mean_losses_error=by_chain.std(axis=0, ddof=1) / np.sqrt(chains),
+    )
+
+
+def rank_correlation(a: Floats, b: Floats) -> float:
+    """Spearman's ρ; NaN where one side is constant."""
+    x, y = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
+    norm = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / norm) if norm > 0 else float("nan")
+
+
+def step_up(correlation: float, factor: float = 2.0) -> float:
+    """Spearman-Brown: the reliability of a measurement `factor` times as long."""
+    return factor * correlation / (1 + (factor - 1) * correlation)

@@ -1,0 +1,127 @@
+"""Weighted training of many replicas at once (SPEC §1): minimise `Σ_j q_j ρ_j ℓ_j / Σ_j q_j ρ_j`.
+
+Epochs permute the data as it was drawn, so sample j comes up in proportion to q_j, and the relative weight ρ_j, scaled
+to mean 1 under q, multiplies its loss. Minibatches and initial weights depend on the seed alone: the same seed in two
+arms is a pair.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterning.errors import PatterningError
+from patterning.rng import Stream, generator
+from patterning.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Adam with coupled L2 (`weight_decay`), as in the paper's code."""
+
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a run needs to go on: parameters and Adam's two moments, each (r, P), after `step` steps."""
+
+    step: int
+    flat: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+
+
+def init_state(task: Task, seeds: Sequence[int]) -> TrainState:
+    """Step 0, one replica a seed."""
+    flat = task.init(seeds)
+    return TrainState(0, flat, torch.zeros_like(flat), torch.zeros_like(flat))
+
+
+def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
+    """ρ scaled to mean 1 under q. `rho` is (n,) or (r, n); raises `PatterningError` when it cannot weight a loss."""
+    if rho.shape[-1] != len(base_weights):
+        raise PatterningError(f"there are {rho.shape[-1]} weights for {len(base_weights)} samples")
+    if not bool(torch.isfinite(rho).all()):
+        bad = int((~torch.isfinite(rho)).sum())
+        raise PatterningError(f"{bad} of {rho.numel()} weights are NaN or infinite")
+    mean = (rho.double() * base_weights).sum(-1, keepdim=True)
+    if bool((mean <= 0).any()):
+        raise PatterningError("the weights are all zero, or negative on average: there is nothing left to train on")
+    return rho.double() / mean
+
+
+def epoch_minibatches(task: Task, seed: int, batch_size: int) -> Callable[[int], Tensor]:
+    """`step → sample numbers (b,)`; each epoch is a fresh permutation of the draws, its incomplete last batch dropped."""
+    count = len(task.draws)
+    if batch_size > count:
+        raise PatterningError(f"batch_size {batch_size} is larger than the {count} training draws")
+    per_epoch = count // batch_size
+    cached: dict[int, Tensor] = {}
+
+    def minibatch(step: int) -> Tensor:
+        epoch, place = divmod(step, per_epoch)
+        if epoch not in cached:
+            cached.clear()
+            order = generator(seed, Stream.EPOCH, step=epoch).permutation(count)
+            cached[epoch] = task.draws[torch.from_numpy(order)]
+        return cached[epoch][place * batch_size : (place + 1) * batch_size]
+
+    return minibatch
+
+
+def advance(
+    task: Task,
+    config: TrainConfig,
+    state: TrainState,
+    seeds: Sequence[int],
+    rho: Tensor,
+    until: int,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> TrainState:
+    """Train every replica from `state.step` to `until` under weights `rho` ((n,) or (r, n)).
+
+    `on_step(step, losses)` sees the number of finished steps and the weighted minibatch loss of each replica (r,).
+    Stopping and going on gives the same bits as not stopping.
+    """
+    weights = normalise_weights(rho, task.base_weights).to(state.flat.dtype).expand(len(seeds), -1)
+    minibatches = [epoch_minibatches(task, seed, config.batch_size) for seed in seeds]
+    flat = state.flat.clone().requires_grad_()
+    optimizer = torch.optim.Adam([flat], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer.state[flat] = {
+        "step": torch.tensor(float(state.step)),
+        "exp_avg": state.first_moment.clone(),
+        "exp_avg_sq": state.second_moment.clone(),
+    }
+    for step in range(state.step, until):
+        index = torch.stack([minibatch(step) for minibatch in minibatches])  # (r, b)
+        loss = (weights.gather(1, index) * task.losses(flat, index)).mean(1)  # (r,)
+        (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1, loss.detach())
+    moments = optimizer.state[flat]
+    return TrainState(max(until, state.step), flat.detach(), moments["exp_avg"], moments["exp_avg_sq"])
+
+
+def uniform_weights(task: Task) -> Tensor:
+    """ρ = 1 for every sample (n,)."""
+    return torch.ones(len(task.base_weights), dtype=torch.float64)
+
+
+def effective_sample_size(rho: Tensor, base_weights: Tensor) -> float:
+    """Share of the data the weights still use, (Σ q ρ)² / Σ q ρ²: 1 for uniform weights, near 0 for one string."""
+    q = base_weights.to(rho.dtype)
+    return float((q * rho).sum() ** 2 / (q * rho**2).sum())
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks 0..n-1 (ties in order)."""
+    result = np.empty(len(values), dtype=np.int64)
+    result[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return result
