@@ -63,8 +63,8 @@ def run(
 ) -> None:
     """Run an experiment end to end: train, sample, respond, invert, retrain, verify, report."""
     from patterning.experiments.parentheses.config import read_config
-    from patterning.experiments.parentheses.presets import preset_config
     from patterning.experiments.parentheses.present import print_table
+    from patterning.experiments.parentheses.presets import preset_config
     from patterning.experiments.parentheses.run import run_parentheses
 
     if (experiment is None) == (config is None):
@@ -111,11 +111,12 @@ def main() -> None:
         _err.print("stopped: the same command goes on from here")
         sys.exit(130)
     except Exception as error:
-        # click's own usage errors: unknown options, wrong types
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _err.print(f"error: {error.format_message()}", style="bold red", highlight=False, markup=False)
-            sys.exit(2)
-        raise
+        # typer's own usage errors (an unknown option, a wrong type); which click it carries is its own affair
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        _err.print(f"error: {describe()}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

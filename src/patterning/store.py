@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class RunFolder:
         if (found := self.load(unit)) is not None:
             return found
         scratch = self.units / f"{unit.key}.state"
-        arrays = {k: np.ascontiguousarray(v) for k, v in unit.function(**unit.arguments, scratch=scratch).items()}
+        arrays = {k: np.asarray(v, order="C") for k, v in unit.function(**unit.arguments, scratch=scratch).items()}
         write_whole(self.units / f"{unit.key}.safetensors", save(arrays))
         scratch.unlink(missing_ok=True)
         return arrays
@@ -116,6 +116,6 @@ def _plain(value: object) -> object:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")

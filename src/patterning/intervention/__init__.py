@@ -1,0 +1,1 @@
+"""From a wanted change to weights on the data."""

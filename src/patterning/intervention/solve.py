@@ -54,6 +54,9 @@ def solve(
         raise PatterningError(f"the target has shape {target.shape}, but there are {k} observables")
     if not np.isfinite(chi[:, keep]).all():
         raise PatterningError("χ holds NaN or infinite entries: a chain diverged or an observable is undefined")
+    if noise is not None and not np.isfinite(noise[:, keep]).all():
+        raise PatterningError("the noise of χ holds NaN or infinite entries: a chain diverged")
+    chi = np.where(keep, chi, 0.0)  # what is not known of frozen samples must not spread
     if n_beta <= 0:
         raise PatterningError(f"n_beta is {n_beta}: the response is proportional to it, so it must be positive")
     q = np.where(keep, base_weights, 0.0)
@@ -71,7 +74,7 @@ def solve(
     u, singular, v = np.linalg.svd(rows, full_matrices=False)
     floor = 0.0
     if noise is not None:
-        floor = float(np.linalg.svd(weighted(noise) / scale[:, None], compute_uv=False)[0])
+        floor = float(np.linalg.svd(weighted(np.where(keep, noise, 0.0)) / scale[:, None], compute_uv=False)[0])
     kept = singular > max(floor, singular[0] * n * np.finfo(np.float64).eps)
     if not kept.any():
         raise PatterningError(

@@ -50,9 +50,7 @@ def standardise(s: Floats, base_weights: Floats, free: Bools) -> Floats:
     return centred / size
 
 
-def make_weights(
-    s: Floats, base_weights: Floats, *, policy: Policy, alpha: float, free: Bools | None = None
-) -> Floats:
+def make_weights(s: Floats, base_weights: Floats, *, policy: Policy, alpha: float, free: Bools | None = None) -> Floats:
     """Relative weights ρ (n,): frozen samples stay at 1 and the free ones keep their total weight.
 
     Raises `PatterningError` for an unknown policy, a NaN direction, or when nothing would be left.
@@ -62,6 +60,7 @@ def make_weights(
     moving = np.ones(len(s), dtype=bool) if free is None else free
     if not np.isfinite(s[moving]).all():
         raise PatterningError("the direction holds NaN or infinite entries")
+    s = np.where(moving, s, 0.0)  # what is not known of frozen samples must not spread
     if policy == "rank":
         s = gaussian_scores(s, base_weights, moving)
     z = alpha * standardise(s, base_weights, moving)

@@ -1,0 +1,1 @@
+"""Reference models and adapters, all with a leading replica axis."""

@@ -62,13 +62,11 @@ def unflatten(config: TransformerConfig, flat: Tensor) -> dict[str, Tensor]:
     """Named views (r, *shape) of flat parameters (r, P). One `split`, so the backward pass is one concatenation."""
     shapes = parameter_shapes(config)
     parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
-    return {
-        name: part.reshape(len(flat), *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
+    return {name: part.reshape(len(flat), *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def init_parameters(config: TransformerConfig, seeds: Sequence[int]) -> Tensor:
-    """Flat float32 parameters (r, P), one row a seed: N(0, 0.02), residual projections / sqrt(2 layers), LayerNorm 1."""
+    """Flat float32 parameters (r, P), one row a seed: N(0, 0.02), residual projections / √(2 layers), LayerNorm 1."""
     rows = []
     for seed in seeds:
         rng = generator(seed, Stream.INIT)
@@ -121,7 +119,7 @@ def answer_logits(config: TransformerConfig, flat: Tensor, tokens: Tensor, last:
     r, b, t = tokens.shape
     d, h = config.width, config.heads
     device = flat.device
-    # Valid cells of the (b, t) grid, packed to n rows for each replica; replicas are padded with their first cell.
+    # Valid cells of the (b, t) grid, packed to n rows for each replica; replicas are padded with cells that are not.
     valid = torch.arange(t, device=device) <= last[:, :, None]  # (r, b, t)
     counts = valid.view(r, -1).sum(1)
     n = int(counts.max())
@@ -143,7 +141,9 @@ def answer_logits(config: TransformerConfig, flat: Tensor, tokens: Tensor, last:
         if layer == config.layers - 1:
             pick = answer[:, :, None].expand(r, b, d)
             x, q = x.gather(1, pick), _linear(y.gather(1, pick), weight[:, :, :d], bias[:, :d])
-            grid = _Place.apply(_linear(y, weight[:, :, d:], bias[:, d:]).view(r * n, -1), cell_to_packed, packed_to_cell)
+            grid = _Place.apply(
+                _linear(y, weight[:, :, d:], bias[:, d:]).view(r * n, -1), cell_to_packed, packed_to_cell
+            )
             k, v = grid.view(r * b, t, 2, h, d // h).permute(2, 0, 3, 1, 4)
             q = q.view(r * b, 1, h, d // h).transpose(1, 2)
             mask = valid.view(r * b, 1, 1, t)

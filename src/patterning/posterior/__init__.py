@@ -1,0 +1,1 @@
+"""Samplers of the localized posterior, chains and their diagnostics."""

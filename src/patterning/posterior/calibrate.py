@@ -2,7 +2,7 @@
 
 Settings decide everything: too loose and the chain leaves the solution, too tight and only single hard samples are
 seen. The user states nβ and how far up the loss may go, as a fraction of the range between L(w*) and the loss of a
-constant predictor; `calibrate` finds the localization γ (by bisection in log γ) and a step size ε that is stable there.
+constant predictor; `calibrate` finds the localization γ (a bracketed search in log γ) and a step size ε that is stable.
 """
 
 import math
@@ -53,6 +53,7 @@ def calibrate(
     step_fraction: float = 0.1,
     tolerance: float = 1.5,
     localization: tuple[float, float] = (1e2, 1e7),
+    first_localization: float | None = None,
 ) -> Calibration:
     """Settings at which E[L] - L(w*) is `rise` · (constant_loss - L(w*)), within a factor `tolerance`.
 
@@ -70,23 +71,23 @@ def calibrate(
     curvature = max(top_curvature(task, anchor, seed=seed), 0.0)
     tried: list[Pilot] = []
     low, high = (math.log(bound) for bound in localization)
-    fraction = step_fraction
+    log_gamma, fraction = math.log(first_localization or math.sqrt(localization[0] * localization[1])), step_fraction
     for _ in range(14):
-        gamma = math.exp((low + high) / 2)
-        pilot = _pilot(
-            task, anchor, SGLD(n_beta, gamma, fraction / (gamma + n_beta * curvature)), steps, chains, batch_size, seed,
-            start, span,
-        )  # fmt: skip
+        gamma = math.exp(log_gamma)
+        kernel = SGLD(n_beta, gamma, fraction / (gamma + n_beta * curvature))
+        pilot = _pilot(task, anchor, kernel, steps, chains, batch_size, seed, start, span)
         tried.append(pilot)
-        if pilot.diverged and pilot.rise > 4 * rise and fraction > step_fraction / 8:
+        if pilot.diverged and not pilot.rise <= 4 * rise and fraction > step_fraction / 8:
             fraction /= 2
             continue
         if not pilot.diverged and rise / tolerance <= pilot.rise <= rise * tolerance:
-            return Calibration(SGLD(n_beta, pilot.localization, pilot.step_size), rise, pilot.rise, tuple(tried))
-        if pilot.diverged or pilot.rise > rise:
-            low = math.log(gamma)
-        else:
-            high = math.log(gamma)
+            return Calibration(kernel, rise, pilot.rise, tuple(tried))
+        too_loose = pilot.diverged or pilot.rise > rise
+        low, high = (log_gamma, high) if too_loose else (low, log_gamma)
+        # In flat directions the rise goes as 1/γ: jump there, but stay well inside the bracket.
+        ratio = min(max(pilot.rise / rise, 1e-2), 1e2) if math.isfinite(pilot.rise) else 1e2
+        margin = 0.1 * (high - low)
+        log_gamma = min(max(log_gamma + math.log(ratio), low + margin), high - margin)
     raise PatterningError(
         f"no localization from {localization[0]:g} to {localization[1]:g} raises the loss by {rise:g} of its range at "
         f"n_beta {n_beta:g}: the last pilot had γ {tried[-1].localization:.3g}, rise {tried[-1].rise:.3g}"
@@ -94,7 +95,7 @@ def calibrate(
 
 
 def top_curvature(task: Task, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0) -> float:
-    """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products over a fixed minibatch."""
+    """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products of a fixed minibatch."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None]
     flat = anchor[None].detach().clone().requires_grad_()
@@ -114,7 +115,12 @@ def _pilot(
     span: float,
 ) -> Pilot:  # fmt: skip
     config = ChainConfig(
-        chains=chains, draws=8, burn_in=steps // 2, steps_between_draws=max(1, steps // 16), batch_size=batch_size, seed=seed
+        chains=chains,
+        draws=8,
+        burn_in=steps // 2,
+        steps_between_draws=max(1, steps // 16),
+        batch_size=batch_size,
+        seed=seed,
     )
     trace = run_chains(task, anchor, kernel, config, lambda _draw, _flat: None, loss_band=start + span)
     late = trace.losses[steps // 2 :].double()

@@ -55,7 +55,7 @@ def run_chains(
 ) -> ChainTrace:
     """Sample `config.chains` chains around `anchor` (P,); `on_draw(draw, positions (r, P))` sees each draw.
 
-    A chain whose minibatch loss turns NaN, or whose mean over 50 steps passes `loss_band`, is named in
+    A chain that turns NaN, or whose mean minibatch loss over 50 steps passes `loss_band`, is named in
     `ChainTrace.diverged`; it stays in the batch, reset to the anchor, so that the others keep their numbers. The caller
     must leave it out of every average. `first_chain` numbers the chains for the random streams.
     """
@@ -78,7 +78,7 @@ def run_chains(
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
         losses[step] = loss.detach()
         state = sgld.update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
-        if step % 50 == 49:
+        if step % 50 == 49 or step == steps - 1:
             _exclude(trace, state, step, loss_band, first_chain)
         if step >= config.burn_in and (step - config.burn_in + 1) % config.steps_between_draws == 0:
             on_draw((step - config.burn_in) // config.steps_between_draws, state.position)
@@ -105,12 +105,14 @@ def gaussian(like: Tensor, seed: int, first_chain: int, step: int) -> Tensor:
 
 
 def _exclude(trace: ChainTrace, state: sgld.State, step: int, loss_band: float, first_chain: int) -> None:
-    window = trace.losses[step - 49 : step + 1].mean(0)
+    first = max(0, step - 49)  # the last window of a run reaches back into the one before it
+    window = trace.losses[first : step + 1].mean(0)
+    window[~torch.isfinite(state.position).all(1)] = math.nan
     for c, value in enumerate(window.tolist()):
         if c in trace.diverged or (math.isfinite(value) and value <= loss_band):
             continue
         trace.diverged[c] = (
-            f"chain {first_chain + c}: mean minibatch loss {value:.4g} over steps {step - 48}-{step + 1}"
+            f"chain {first_chain + c}: mean minibatch loss {value:.4g} over steps {first + 1}-{step + 1}"
             + (f", above its band of {loss_band:.4g}" if math.isfinite(value) else "")
         )
     for c in trace.diverged:

@@ -25,6 +25,8 @@ class Diagnostics:
 
 def split_r_hat(trace: Floats) -> float:
     """Potential scale reduction of a trace (draws, chains), each chain split in two halves."""
+    if (trace == trace[0]).all():  # rounding of the mean would pass for variance
+        return float("nan")
     half = len(trace) // 2
     pieces = np.concatenate([trace[:half], trace[half : 2 * half]], axis=1)
     within = pieces.var(axis=0, ddof=1).mean()
@@ -34,6 +36,8 @@ def split_r_hat(trace: Floats) -> float:
 
 def effective_sample_size(trace: Floats) -> float:
     """Independent draws that would give the mean of a trace (draws, chains) the same standard error."""
+    if (trace == trace[0, 0]).all():
+        return float("nan")
     draws, chains = trace.shape
     centred = trace - trace.mean(axis=0)
     spectrum = np.abs(np.fft.rfft(centred, 2 * draws, axis=0)) ** 2

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 INK, QUIET, ACCENT, OTHER = "#1b1f24", "#b6bcc4", "#1f6feb", "#d1543a"
 TOWARD = {"nested": ACCENT, "equal_count": OTHER, "": "#6e7781"}
+NAMES = {"nested": "Nested", "equal_count": "Equal-Count", "": ""}
 
 
 def _layout(figure: go.Figure, *, height: int, title: str = "", **axes: Any) -> go.Figure:

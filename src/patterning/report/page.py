@@ -63,7 +63,9 @@ def render_page(
                     "text": section.text,
                     "tables": section.tables,
                     "figures": [
-                        Markup(figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
+                        Markup(
+                            figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+                        )
                         for figure in section.figures
                     ],
                 }

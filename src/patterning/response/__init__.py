@@ -1,0 +1,1 @@
+"""Observables, the susceptibility matrix and its errors."""

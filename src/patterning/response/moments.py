@@ -68,10 +68,17 @@ def join(parts: list[Moments]) -> Moments:
     first = parts[0]
     if any(not np.array_equal(part.at_anchor, first.at_anchor) for part in parts):
         raise PatterningError("these chains stand around different checkpoints and cannot be joined")
+
+    def all_chains(name: str) -> Floats:
+        return np.concatenate([getattr(part, name) for part in parts])
+
     return Moments(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("count", "phi", "losses", "products")),
-        first.at_anchor,
-        first.phi_anchor,
+        count=all_chains("count"),
+        phi=all_chains("phi"),
+        losses=all_chains("losses"),
+        products=all_chains("products"),
+        at_anchor=first.at_anchor,
+        phi_anchor=first.phi_anchor,
     )
 
 

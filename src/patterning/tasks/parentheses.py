@@ -90,7 +90,14 @@ class Parentheses:
         return init_parameters(self.model, seeds)
 
     def logits(self, flat: Tensor, data: Strings, index: Tensor) -> Tensor:
-        """Five logits (r, b, 5) for strings `index` (r, b) of a data set."""
+        """Five logits (r, b, 5) for strings `index` (r, b) of a data set.
+
+        The policy for the replica axis: one by one on a CPU, which a single replica fills (batching gained under a
+        tenth) and where a replica's numbers then have the same bits in any company; together on a GPU.
+        """
+        if flat.device.type == "cpu" and len(flat) > 1:
+            rows = zip(flat.unbind(0), index.unbind(0), strict=True)
+            return torch.cat([self.logits(row[None], data, picks[None]) for row, picks in rows])
         last = data.last[index]
         return answer_logits(self.model, flat, data.tokens[index][:, :, : int(last.max()) + 1], last)
 
@@ -230,7 +237,8 @@ def _unseen(law: _Law, rng: np.random.Generator, count: int, max_length: int, kn
 
 def _distinct(rows: Steps) -> tuple[Strings, NDArray[np.int64], NDArray[np.int64]]:
     """Distinct strings sorted by length, the sample number of each row, and how often each sample occurs."""
-    keyed = np.concatenate([np.count_nonzero(rows, axis=1)[:, None].astype(np.int8), rows], axis=1)
+    # int16: a length of up to 200 does not fit the int8 of the steps.
+    keyed = np.concatenate([np.count_nonzero(rows, axis=1)[:, None].astype(np.int16), rows], axis=1)
     unique, inverse, counts = np.unique(keyed, axis=0, return_inverse=True, return_counts=True)
-    steps = unique[:, 1:]
+    steps = unique[:, 1:].astype(np.int8)
     return Strings(steps=steps, labels=strings.is_nested(steps)), inverse.reshape(-1), counts

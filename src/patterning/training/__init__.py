@@ -1,0 +1,1 @@
+"""Weighted training of many replicas."""

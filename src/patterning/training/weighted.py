@@ -8,7 +8,6 @@ arms is a pair.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +56,7 @@ def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
 
 
 def epoch_minibatches(task: Task, seed: int, batch_size: int) -> Callable[[int], Tensor]:
-    """`step → sample numbers (b,)`; each epoch is a fresh permutation of the draws, its incomplete last batch dropped."""
+    """`step → sample numbers (b,)`; each epoch permutes the draws afresh and drops its incomplete last batch."""
     count = len(task.draws)
     if batch_size > count:
         raise PatterningError(f"batch_size {batch_size} is larger than the {count} training draws")
@@ -112,16 +111,3 @@ def advance(
 def uniform_weights(task: Task) -> Tensor:
     """ρ = 1 for every sample (n,)."""
     return torch.ones(len(task.base_weights), dtype=torch.float64)
-
-
-def effective_sample_size(rho: Tensor, base_weights: Tensor) -> float:
-    """Share of the data the weights still use, (Σ q ρ)² / Σ q ρ²: 1 for uniform weights, near 0 for one string."""
-    q = base_weights.to(rho.dtype)
-    return float((q * rho).sum() ** 2 / (q * rho**2).sum())
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks 0..n-1 (ties in order)."""
-    result = np.empty(len(values), dtype=np.int64)
-    result[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return result

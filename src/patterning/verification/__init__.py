@@ -1,0 +1,1 @@
+"""Controls and paired effects: no intervention without them."""

@@ -1,0 +1,1 @@
+"""Choose by data which of two algorithms a transformer learns."""

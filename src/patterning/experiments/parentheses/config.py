@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patterning.errors import PatterningError
+from patterning.intervention.weights import Policy
 
 
 class _Frozen(BaseModel):
@@ -51,25 +52,59 @@ class SamplingSettings(_Frozen):
     batches: int = Field(default=4, ge=2)
 
 
-class SweepSettings(_Frozen):
-    """Candidate weights, tried on the pilot seeds only; `id_floor` is the ID accuracy a candidate must keep."""
+DirectionName = Literal["llc", "gap", "ood", "ood-held", "runs", "early-covariance", "early-first-order"]
 
-    policies: tuple[Literal["clip", "tilt", "rank"], ...]
+
+class EarlySettings(_Frozen):
+    """χ of unfinished pilot runs at these training steps, averaged over runs and steps."""
+
+    steps: tuple[int, ...]
+    chains: int = Field(default=2, ge=2)
+    draws: int = Field(default=12, ge=8)
+    burn_in: int = Field(default=60, ge=0)
+    runs: int = Field(default=4, ge=1)
+
+
+class SweepSettings(_Frozen):
+    """Candidate weights, tried on pilot seeds only; `id_floor` is the ID accuracy a candidate must keep."""
+
+    policies: tuple[Policy, ...]
     alphas: tuple[float, ...]
+    seeds: int = Field(default=4, ge=1)
     id_floor: float = 0.97
 
 
+class AdaptiveSettings(_Frozen):
+    """Training steps at which a run reads its own χ and is re-weighted, with the length of each reading."""
+
+    marks: tuple[int, ...]
+    policy: Policy = "rank"
+    alpha: float = Field(default=2.0, gt=0)
+    chains: int = Field(default=2, ge=2)
+    draws: int = Field(default=12, ge=8)
+    burn_in: int = Field(default=60, ge=0)
+
+
 class ParenthesesConfig(_Frozen):
-    """The whole experiment. `seeds` claim runs an arm, `pilot_seeds` further runs for choosing everything else."""
+    """The whole experiment: `seeds` claim runs an arm from `first_seed` on, and `pilot_seeds` runs for every choice.
+
+    `permuted` names the directions that get a permuted-weights control. `oracle_keep` is the share of weight that the
+    oracle arms leave to the classes they thin out.
+    """
 
     experiment: Literal["parentheses"] = "parentheses"
     preset: str
     task: TaskSettings
     train: TrainSettings
     seeds: int = Field(ge=3)
+    first_seed: int = Field(default=5000, ge=2000)
     pilot_seeds: int = Field(ge=3)
     sampling: SamplingSettings
+    early: EarlySettings | None
     sweep: SweepSettings
+    adaptive: AdaptiveSettings | None
+    directions: tuple[DirectionName, ...]
+    permuted: tuple[DirectionName, ...]
     oracle_keep: float = Field(default=0.1, ge=0, lt=1)
     solution_accuracy: float = Field(default=0.999, ge=0, le=1)
     min_reliability: float = Field(default=0.5, ge=0, le=1)
@@ -79,6 +114,15 @@ class ParenthesesConfig(_Frozen):
     def _batches_fit(self) -> "ParenthesesConfig":
         if self.sampling.draws < self.sampling.batches:
             raise ValueError("sampling.draws must be at least sampling.batches")
+        if self.sweep.seeds > self.pilot_seeds:
+            raise ValueError("sweep.seeds must be at most pilot_seeds")
+        late = [
+            step
+            for part in (self.early and self.early.steps, self.adaptive and self.adaptive.marks)
+            for step in part or ()
+        ]
+        if any(not 0 < step < self.train.steps for step in late):
+            raise ValueError("early.steps and adaptive.marks must lie inside the training run")
         return self
 
 

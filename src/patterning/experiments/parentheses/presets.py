@@ -9,7 +9,7 @@ _QUICK: dict[str, Any] = {
     "task": {"max_length": 20, "draws": 20_000, "layers": 2, "heads": 4},
     "train": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-3},
     "seeds": 6,
-    "pilot_seeds": 4,
+    "pilot_seeds": 8,
     "sampling": {
         "n_beta": 300.0,
         "rise": 0.003,
@@ -19,21 +19,32 @@ _QUICK: dict[str, Any] = {
         "steps_between_draws": 8,
         "batch_size": 128,
     },
-    "sweep": {"policies": ("rank",), "alphas": (1.0, 3.0)},
+    "early": {"steps": (100, 300)},
+    "sweep": {"policies": ("rank",), "alphas": (2.0,)},
+    "adaptive": None,
+    "solution_accuracy": 0.99,
+    "directions": ("llc", "gap", "ood", "runs"),
+    "permuted": ("runs",),
 }
 
 _STANDARD: dict[str, Any] = _QUICK | {
     "train": _QUICK["train"] | {"steps": 1500},
     "seeds": 16,
-    "pilot_seeds": 8,
-    "sampling": _QUICK["sampling"] | {"draws": 40, "steps_between_draws": 10},
-    "sweep": {"policies": ("clip", "tilt", "rank"), "alphas": (1.0, 3.0)},
+    "pilot_seeds": 24,
+    "sampling": _QUICK["sampling"] | {"draws": 48, "steps_between_draws": 10},
+    "sweep": {"policies": ("clip", "tilt", "rank"), "alphas": (1.0, 2.0)},
+    "adaptive": {"marks": (150, 300, 600, 900)},
+    "solution_accuracy": 0.999,
+    "directions": ("llc", "gap", "ood", "ood-held", "runs", "early-covariance", "early-first-order"),
+    "permuted": ("ood", "runs", "early-covariance"),
 }
 
 # Full size of Li et al. (LITERATURE.md): 200,000 strings up to length 40, batch 8 at 1e-4, five epochs.
 _PAPER: dict[str, Any] = _STANDARD | {
     "task": {"max_length": 40, "draws": 200_000, "layers": 2, "heads": 4},
     "train": {"steps": 125_000, "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 1e-3},
+    "early": {"steps": (8_000, 25_000)},
+    "adaptive": {"marks": (12_500, 25_000, 50_000, 75_000)},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -41,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": _STANDARD,
     "standard-3-layers": _STANDARD | {"task": _STANDARD["task"] | {"layers": 3}},
     "paper": _PAPER,
+    "paper-3-layers": _PAPER | {"task": _PAPER["task"] | {"layers": 3}},
 }
 
 

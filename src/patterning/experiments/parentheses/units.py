@@ -14,18 +14,22 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
 from patterning.posterior.calibrate import calibrate
-from patterning.posterior.chains import ChainConfig, run_chains
+from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
-from patterning.response.moments import Moments
+from patterning.response.first_order import first_order_susceptibility
+from patterning.response.sample import DifferentiableObservable, Draws, Observable, llc_observable, sample_draws
 from patterning.store import Arrays, write_whole
-from patterning.tasks.base import evaluate
-from patterning.tasks.parentheses import CONSTANT_LOSS, Parentheses, make_parentheses
+from patterning.tasks.parentheses import CONSTANT_LOSS, Parentheses, Strings, make_parentheses
 from patterning.training.weighted import TrainConfig, TrainState, advance, init_state
 
 SAVE_EVERY = 1000
 """Steps of training between saved states: what a killed run can lose of one unit."""
 
-OBSERVABLES = ("llc", "ood_loss")
+LOSS_BAND = CONSTANT_LOSS
+"""Past the constant predictor's loss a chain has left the solution, whatever it does afterwards."""
+
+OBSERVABLES = ("llc", "ood_loss", "true_loss", "false_loss")
+"""nβ (L(w) - L(w*)); mean loss on the OOD set, and on the TRUE and the FALSE half of the ID test set."""
 
 
 def build_task(task: Mapping[str, Any]) -> Parentheses:
@@ -78,39 +82,63 @@ def chain_unit(
     batches: int,
     scratch: Path,
 ) -> Arrays:
-    """One chain around `anchor` (P,): the sums of `Moments` (one chain), traces at draws, and whether it diverged.
+    """Chain number `chain` around `anchor` (P,): the sums of `Moments`, traces, and why it diverged (empty: healthy).
 
-    Observables: `llc` = nβ (L(w) - L(w*)) and `ood_loss`, the mean loss on the OOD set.
+    A diverged chain leaves no sums: it is named by `diverged`, and its arrays have no chains.
     """
-    del scratch  # a chain is short; it is run again whole
-    built, q = build_task(task), build_task(task).base_weights.numpy()
-    n, probes = len(q), len(built.ood_test)
-    sampler = SGLD(**kernel)
-    start = torch.from_numpy(anchor)
-
-    def read(flat: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        losses = evaluate(built.losses, flat, n).double().numpy()
-        ood = evaluate(built.losses_on(built.ood_test), flat, probes).double().mean(1).numpy()
-        return losses, np.stack([sampler.n_beta * (losses @ q), ood], axis=1)
-
-    at_anchor, phi_anchor = read(start[None])
-    moments = Moments.empty(1, batches, at_anchor[0], phi_anchor[0])
-    config = ChainConfig(chains=1, **chains)
-    phi_trace: list[NDArray[np.float64]] = []
-
-    def on_draw(draw: int, flat: torch.Tensor) -> None:
-        losses, phi = read(flat)
-        phi_trace.append(phi[0] - phi_anchor[0])
-        moments.add(draw * batches // config.draws, phi, losses)
-
-    # Past the constant predictor's loss the chain has left the solution, whatever it does afterwards.
-    trace = run_chains(built, start, sampler, config, on_draw, first_chain=chain, loss_band=CONSTANT_LOSS)
+    del scratch  # a chain is short; a killed one is run again whole
+    draws = sample_chains(build_task(task), torch.from_numpy(anchor), kernel, {**chains, "chains": 1}, batches, chain)
     return {
-        **moments.as_arrays(),
-        "phi_trace": np.stack(phi_trace),
-        "loss_trace": trace.losses[:, 0].numpy(),
-        "diverged": np.frombuffer("; ".join(trace.diverged.values()).encode() or b" ", dtype=np.uint8),
+        **draws.moments.as_arrays(),
+        "phi_trace": draws.phi_trace,
+        "loss_trace": draws.loss_trace,
+        "diverged": np.frombuffer("; ".join(draws.excluded.values()).encode(), dtype=np.uint8),
     }
+
+
+def sample_chains(
+    task: Parentheses,
+    anchor: torch.Tensor,
+    kernel: Mapping[str, float],
+    chains: Mapping[str, Any],
+    batches: int,
+    first_chain: int = 0,
+) -> Draws:
+    """Chains around `anchor` (P,) with the experiment's observables, named `OBSERVABLES`."""
+    sampler = SGLD(**kernel)
+    observables: dict[str, Observable] = {"llc": llc_observable(task, anchor, sampler.n_beta), **probe_losses(task)}
+    return sample_draws(
+        task, anchor, observables, sampler, ChainConfig(**chains), batches=batches, loss_band=LOSS_BAND,
+        first_chain=first_chain,
+    )  # fmt: skip
+
+
+def probe_losses(task: Parentheses) -> dict[str, DifferentiableObservable]:
+    """Mean losses on the probe sets, by name; each maps flat parameters (r, P) to (r,) and can be differentiated."""
+    true = np.flatnonzero(task.id_test.labels)
+    false = np.flatnonzero(~task.id_test.labels)
+    sets = {
+        "ood_loss": (task.ood_test, np.arange(len(task.ood_test))),
+        "true_loss": (task.id_test, true),
+        "false_loss": (task.id_test, false),
+    }
+
+    def mean_loss(data: Strings, rows: NDArray[np.int64]) -> DifferentiableObservable:
+        index = torch.from_numpy(rows)
+        losses = task.losses_on(data)
+        return lambda flat: torch.stack([losses(row[None], index[None])[0].mean() for row in flat])
+
+    return {name: mean_loss(data, rows) for name, (data, rows) in sets.items()}
+
+
+def first_order_unit(
+    *, task: Mapping[str, Any], anchor: NDArray[np.float32], localization: float, scratch: Path
+) -> Arrays:
+    """`first_order_susceptibility` of the probe losses around `anchor` (P,): `chi` (3, n)."""
+    del scratch
+    built = build_task(task)
+    chi = first_order_susceptibility(built, torch.from_numpy(anchor), probe_losses(built), localization=localization)
+    return {"chi": chi}
 
 
 def calibrate_unit(
@@ -123,9 +151,7 @@ def calibrate_unit(
         "localization": np.array(found.kernel.localization),
         "step_size": np.array(found.kernel.step_size),
         "rise": np.array(found.rise),
-        "pilots": np.array(
-            [[p.localization, p.step_size, p.rise, p.r_hat, float(p.diverged)] for p in found.pilots]
-        ),
+        "pilots": np.array([[p.localization, p.step_size, p.rise, p.r_hat, float(p.diverged)] for p in found.pilots]),
     }
 
 

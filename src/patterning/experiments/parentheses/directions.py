@@ -1,0 +1,215 @@
+"""Every reading of "more Nested" that the experiment compares, as a change s of the data weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patterning.errors import PatterningError
+from patterning.experiments.parentheses import units
+from patterning.experiments.parentheses.adaptive import HELD, half_difference, held_direction
+from patterning.experiments.parentheses.config import ParenthesesConfig
+from patterning.experiments.parentheses.stages import chain_settings, chain_work, gather, join_chains
+from patterning.intervention.solve import Solution, solve
+from patterning.intervention.weights import gaussian_scores
+from patterning.response.ensemble import ensemble_susceptibility
+from patterning.response.free_energy import gap_direction
+from patterning.response.susceptibility import Susceptibility, rank_correlation, susceptibility
+from patterning.store import Arrays, Unit
+from patterning.tasks.base import evaluate
+from patterning.tasks.parentheses import Parentheses
+from patterning.workers import Workers
+
+Floats = NDArray[np.float64]
+TOWARD = ("nested", "equal_count")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """`s` (n,) toward Nested; toward Equal-Count is its negative. None where it was refused, with why in `summary`."""
+
+    name: str
+    s: Floats | None
+    summary: dict[str, Any]
+
+    def toward(self, rule: str) -> Floats:
+        """s (n,) toward `rule`."""
+        assert self.s is not None
+        return self.s if rule == "nested" else -self.s
+
+
+def invert(
+    config: ParenthesesConfig,
+    task: Parentheses,
+    pool: Workers,
+    pilots: Sequence[Arrays],
+    kernels: Mapping[str, dict[str, float]],
+    responses: Mapping[str, Susceptibility],
+    reliability: Sequence[Mapping[str, Any]],
+) -> list[Direction]:
+    """All directions. Only FALSE strings may move: TRUE ones stay at ρ = 1, which keeps the labels balanced."""
+    free = ~task.train.labels
+    a, b = responses["nested"], responses["equal_count"]
+    usable = {(row["around"], row["observable"]): row["usable"] or config.force for row in reliability}
+    held = "lower loss on the OOD set, loss on TRUE and on FALSE held"
+    recipes: list[tuple[str, str, Callable[[], Found]]] = [
+        (
+            "llc",
+            "lower LLC of the Nested solution, higher of the Equal-Count one",
+            lambda: _by_rows([(a, "llc"), (b, "llc")], [-1.0, 1.0], free, usable),
+        ),
+        ("gap", "free-energy gap between the two solutions", lambda: _gap(a, b, free)),
+        (
+            "ood",
+            "lower loss on the OOD set, around the Nested solution",
+            lambda: _by_rows([(a, "ood_loss")], [-1.0], free, usable),
+        ),
+        (
+            "ood-held",
+            f"{held}, around the Nested solution",
+            lambda: _by_rows([(a, name) for name in HELD], [-1.0, 0.0, 0.0], free, usable),
+        ),
+        (
+            "runs",
+            "free-energy gap over all pilot runs: covariance of OOD accuracy with early loss on each string",
+            lambda: _runs(config, task, pilots, free),
+        ),
+    ]
+    for name in ("early-covariance", "early-first-order"):
+        if config.early is not None and name in config.directions:
+            found = _early(config, task, pool, pilots, kernels["nested"], name)
+            what = f"{held}, mean over unfinished pilot runs at steps {', '.join(map(str, config.early.steps))}"
+            recipes.append((name, what, lambda found=found: _mean(found, task, free)))
+    return [_direction(*recipe) for recipe in recipes if recipe[0] in config.directions]
+
+
+Found = tuple[Floats, dict[str, Any]]
+
+
+def _direction(name: str, what: str, find: Callable[[], Found]) -> Direction:
+    try:
+        s, details = find()
+    except PatterningError as error:
+        return Direction(name, None, {"name": name, "what": what, "refused": str(error)})
+    return Direction(name, s, {"name": name, "what": what, **details})
+
+
+def _by_rows(
+    picks: Sequence[tuple[Susceptibility, str]],
+    target: Sequence[float],
+    free: NDArray[np.bool_],
+    usable: Mapping[tuple[str, str], bool],
+) -> Found:
+    """χ† of stacked rows; the target is in units of each row's own size. The first row must be reliable."""
+    needed = [("nested", picks[0][1])] + ([("equal_count", "llc")] if picks[0][1] == "llc" else [])
+    if missing := [f"{name} around {around}" for around, name in needed if not usable[around, name]]:
+        raise PatterningError(f"χ is not reliable enough: {', '.join(missing)}")
+    rows = [(response, response.observables.index(name)) for response, name in picks]
+    chi = np.stack([response.chi[i] for response, i in rows])
+    noise = np.stack([half_difference(response)[i] for response, i in rows])
+    first = picks[0][0]
+    size = np.sqrt((np.where(free, first.base_weights, 0.0) * chi**2).sum(1))
+    solution = solve(chi, first.base_weights, np.array(target) * size, first.n_beta, noise=noise, free=free)
+    return solution.s, _describe(solution)
+
+
+def _gap(a: Susceptibility, b: Susceptibility, free: NDArray[np.bool_]) -> Found:
+    s, _ = gap_direction(a, b)
+    error = np.hypot(a.mean_losses_error, b.mean_losses_error)
+    return s, {"median_z": float(np.median(np.abs(s[free]) / np.maximum(error[free], 1e-300)))}
+
+
+def _runs(config: ParenthesesConfig, task: Parentheses, pilots: Sequence[Arrays], free: NDArray[np.bool_]) -> Found:
+    """χ over the ensemble of pilot runs, at the early steps where there are any, otherwise at the end."""
+    outcome = gather(list(pilots))["ood_accuracy"]
+    q = task.base_weights.numpy()
+    names = ["final"] if config.early is None else [f"at_{step}" for step in config.early.steps]
+    losses = np.mean([_losses(task, np.concatenate([pilot[name] for pilot in pilots])) for name in names], axis=0)
+    response = ensemble_susceptibility("ood_accuracy", outcome, losses, q)
+    reliability = response.reliability(free)["ood_accuracy"]
+    if reliability < config.min_reliability and not config.force:
+        raise PatterningError(f"χ over {len(outcome)} runs has reliability {reliability:.2f}")
+    solution = solve(response.chi, q, np.array([1.0]), 1.0, free=free)
+    return solution.s, {"reliability": reliability, "runs": len(outcome)}
+
+
+def _losses(task: Parentheses, flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    import torch
+
+    return evaluate(task.losses, torch.from_numpy(flat), len(task.base_weights)).numpy()
+
+
+def _early(
+    config: ParenthesesConfig,
+    task: Parentheses,
+    pool: Workers,
+    pilots: Sequence[Arrays],
+    kernel: Mapping[str, float],
+    estimator: str,
+) -> list[Solution | PatterningError]:
+    """The held direction of some pilot runs at each early step, by one estimator."""
+    assert config.early is not None
+    early, free, q = config.early, ~task.train.labels, task.base_weights.numpy()
+    anchors = [
+        (f"pilot{i}-step{step}", pilots[i][f"at_{step}"][0])
+        for step in early.steps
+        for i in range(min(early.runs, len(pilots)))
+    ]
+    solutions: list[Solution | PatterningError] = []
+    if estimator == "early-first-order":
+        work = [
+            Unit(
+                f"first-order-{name}",
+                units.first_order_unit,
+                {"task": config.task.model_dump(), "anchor": anchor, "localization": kernel["localization"]},
+            )
+            for name, anchor in anchors
+        ]
+        for result in pool.compute(work, "early χ, first order"):
+            solutions.append(_attempt(result["chi"], q, kernel["n_beta"], free, None))
+        return solutions
+    chains = chain_settings(config) | {"draws": early.draws, "burn_in": early.burn_in}
+    work = [unit for name, anchor in anchors for unit in chain_work(config, name, anchor, kernel, chains, early.chains)]
+    found = pool.compute(work, "early χ, covariance")
+    rows = [units.OBSERVABLES.index(name) for name in HELD]
+    for i, (name, _) in enumerate(anchors):
+        try:
+            moments = join_chains(name, found[i * early.chains : (i + 1) * early.chains])[2]
+        except PatterningError as error:
+            solutions.append(error)
+            continue
+        response = susceptibility(moments, units.OBSERVABLES, q, kernel["n_beta"])
+        solutions.append(_attempt(response.chi[rows], q, kernel["n_beta"], free, half_difference(response)[rows]))
+    return solutions
+
+
+def _attempt(
+    chi: Floats, q: Floats, n_beta: float, free: NDArray[np.bool_], noise: Floats | None
+) -> Solution | PatterningError:
+    try:
+        return held_direction(chi, q, n_beta, free, noise)
+    except PatterningError as error:
+        return error
+
+
+def _mean(found: Sequence[Solution | PatterningError], task: Parentheses, free: NDArray[np.bool_]) -> Found:
+    """Mean of the runs' directions in rank scores, and how well the runs agree."""
+    q = task.base_weights.numpy()
+    scores = [gaussian_scores(item.s, q, free) for item in found if isinstance(item, Solution)]
+    if len(scores) < 2:
+        raise PatterningError(f"{len(found) - len(scores)} of {len(found)} early readings were below their noise")
+    pairs = [rank_correlation(x[free], y[free]) for i, x in enumerate(scores) for y in scores[:i]]
+    return np.mean(scores, axis=0), {"readings": len(scores), "agreement_between_readings": float(np.mean(pairs))}
+
+
+def _describe(solution: Solution) -> dict[str, Any]:
+    return {
+        "rank": solution.rank,
+        "condition": solution.condition,
+        "singular_values": solution.singular_values.tolist(),
+        "noise_floor": solution.noise_floor,
+        "wanted": solution.wanted.tolist(),
+        "predicted": solution.predicted.tolist(),
+    }

@@ -1,0 +1,186 @@
+"""From a checkpoint to χ in one call: sample the localized posterior and measure any observables (SPEC §2-4)."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patterning.errors import PatterningError
+from patterning.posterior.chains import ChainConfig, run_chains
+from patterning.posterior.diagnostics import Diagnostics, diagnose
+from patterning.posterior.sgld import SGLD
+from patterning.response.moments import Moments
+from patterning.response.susceptibility import Susceptibility, susceptibility
+from patterning.tasks.base import Task, evaluate
+
+Floats = NDArray[np.float64]
+DifferentiableObservable = Callable[[Tensor], Tensor]
+"""φ: parameters (r, P) → (r,)."""
+
+
+@dataclass(frozen=True)
+class OfLosses:
+    """An observable that the sample losses determine: `function` takes ℓ(w) (r, n) float64 and returns (r,)."""
+
+    function: Callable[[Tensor], Tensor]
+
+
+Observable = DifferentiableObservable | OfLosses
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chains leave behind: their streamed sums, and traces. Excluded chains are in `excluded` only, by name.
+
+    `moments` and the last axis but one of the traces hold the kept chains: `phi_trace` (draws, chains, k), `loss_trace`
+    (draws, chains, watched) of the samples `watched`, `step_losses` (steps, chains) of the minibatches.
+    """
+
+    moments: Moments
+    phi_trace: Floats
+    loss_trace: Floats
+    watched: NDArray[np.int64]
+    step_losses: NDArray[np.float32]
+    excluded: dict[int, str]
+
+
+@dataclass(frozen=True)
+class SampledResponse:
+    """χ with what it was made of.
+
+    `traces` φ(w) at each draw, (draws, kept chains), by observable; `diagnostics` of each; `sample_diagnostics` of ℓ_j
+    for a few samples j; `excluded` chain number → why: those chains are in none of the other fields. `rise` is
+    E[L] - L(w*) in nats.
+    """
+
+    susceptibility: Susceptibility
+    traces: dict[str, Floats]
+    diagnostics: dict[str, Diagnostics]
+    sample_diagnostics: dict[int, Diagnostics]
+    excluded: dict[int, str]
+    rise: float
+
+
+def sample_draws(
+    task: Task,
+    anchor: Tensor,
+    observables: Mapping[str, Observable],
+    kernel: SGLD,
+    chains: ChainConfig,
+    *,
+    batches: int = 4,
+    loss_band: float = math.inf,
+    watched: int = 8,
+    first_chain: int = 0,
+) -> Draws:
+    """Run chains around `anchor` w* (P,) and sum what χ needs; arguments as in `sample_response`."""
+    if not observables:
+        raise PatterningError("there is no observable: χ has a row for each")
+    if batches < 2 or chains.draws < max(4, batches):
+        raise PatterningError(
+            f"{chains.draws} draws in {batches} batches give no standard error: use at least 2 batches, and 4 draws or "
+            "as many as batches"
+        )
+    q = task.base_weights.cpu().numpy()
+    origin = anchor.detach()
+
+    def read(flat: Tensor) -> tuple[Floats, Floats]:
+        with torch.no_grad():
+            losses = evaluate(task.losses, flat, len(q)).double()
+            phi = {
+                name: observable.function(losses) if isinstance(observable, OfLosses) else observable(flat)
+                for name, observable in observables.items()
+            }
+        for name, value in phi.items():
+            if value.shape != (len(flat),):
+                raise PatterningError(
+                    f"observable {name!r} gave shape {tuple(value.shape)} for {len(flat)} replicas: it must be (r,)"
+                )
+        return np.stack([value.double().cpu().numpy() for value in phi.values()], axis=1), losses.cpu().numpy()
+
+    phi_anchor, at_anchor = (values[0] for values in read(origin[None]))
+    for name, value in zip(observables, phi_anchor, strict=True):
+        if not np.isfinite(value):
+            raise PatterningError(f"observable {name!r} is {value} at w*")
+    if not np.isfinite(at_anchor).all():
+        raise PatterningError(f"the loss of sample {int(np.argmin(np.isfinite(at_anchor)))} is NaN or infinite at w*")
+
+    moments = Moments.empty(chains.chains, batches, at_anchor, phi_anchor)
+    phi_trace = np.empty((chains.draws, chains.chains, len(observables)))
+    some = np.unique(np.linspace(0, len(q) - 1, min(watched, len(q))).astype(int))
+    loss_trace = np.empty((chains.draws, chains.chains, len(some)))
+    undefined: dict[int, str] = {}
+
+    def on_draw(draw: int, flat: Tensor) -> None:
+        phi, losses = read(flat)
+        for c in np.flatnonzero(~(np.isfinite(phi).all(1) & np.isfinite(losses).all(1))).tolist():
+            undefined.setdefault(
+                c, f"chain {first_chain + c}: an observable or a sample's loss is NaN or infinite at draw {draw}"
+            )
+            phi[c], losses[c] = phi_anchor, at_anchor  # keeps the sums defined; the chain is left out below
+        phi_trace[draw], loss_trace[draw] = phi, losses[:, some]
+        moments.add(draw * batches // chains.draws, phi, losses)
+
+    trace = run_chains(task, origin, kernel, chains, on_draw, loss_band=loss_band, first_chain=first_chain)
+    excluded = dict(sorted((undefined | trace.diverged).items()))
+    kept = [c for c in range(chains.chains) if c not in excluded]
+    return Draws(
+        moments=moments.select(kept),
+        phi_trace=phi_trace[:, kept],
+        loss_trace=loss_trace[:, kept],
+        watched=some,
+        step_losses=trace.losses[:, kept].cpu().numpy(),
+        excluded={first_chain + c: why for c, why in excluded.items()},
+    )
+
+
+def sample_response(
+    task: Task,
+    anchor: Tensor,
+    observables: Mapping[str, Observable],
+    kernel: SGLD,
+    chains: ChainConfig,
+    *,
+    batches: int = 4,
+    loss_band: float = math.inf,
+    watched: int = 8,
+) -> SampledResponse:
+    """χ of `observables` (name → φ) for every sample, from chains around `anchor` w* (P,).
+
+    Each chain's draws are cut into `batches` for the standard errors. A chain is excluded by name when its loss turns
+    NaN or passes `loss_band`, or when an observable or a sample's loss is not finite at a draw. `watched` samples,
+    evenly spaced, are diagnosed. Raises `PatterningError` for settings that leave no error bar, an observable of the
+    wrong shape, an undefined value at w*, or fewer than 2 chains left.
+    """
+    if chains.chains < 2:
+        raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
+    found = sample_draws(
+        task, anchor, observables, kernel, chains, batches=batches, loss_band=loss_band, watched=watched
+    )
+    if len(found.moments.count) < 2:
+        raise PatterningError(
+            f"{len(found.excluded)} of {chains.chains} chains diverged and χ needs 2 "
+            f"({'; '.join(found.excluded.values())}): lower step_size or raise localization"
+        )
+    q = task.base_weights.cpu().numpy().astype(np.float64)
+    result = susceptibility(found.moments, list(observables), q, kernel.n_beta)
+    traces = {name: found.phi_trace[:, :, i] for i, name in enumerate(observables)}
+    return SampledResponse(
+        susceptibility=result,
+        traces=traces,
+        diagnostics={name: diagnose(values) for name, values in traces.items()},
+        sample_diagnostics={int(j): diagnose(found.loss_trace[:, :, i]) for i, j in enumerate(found.watched)},
+        excluded=found.excluded,
+        rise=float((result.mean_losses - found.moments.at_anchor) @ q),
+    )
+
+
+def llc_observable(task: Task, anchor: Tensor, n_beta: float) -> OfLosses:
+    """φ = nβ (L(w) - L(w*)) on the full data; its posterior mean is the local learning coefficient estimate λ̂(w*)."""
+    q = task.base_weights.double()
+    start = float(evaluate(task.losses, anchor.detach()[None], len(q))[0].double() @ q)
+    return OfLosses(lambda losses: n_beta * (losses @ q - start))

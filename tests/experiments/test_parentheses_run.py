@@ -1,0 +1,204 @@
+"""The whole experiment at a toy size: resumes to the same numbers, re-renders, replays, and refuses bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from patterning.errors import PatterningError
+from patterning.experiments.parentheses.config import ParenthesesConfig, load_config
+from patterning.experiments.parentheses.presets import PRESETS, preset_config
+from patterning.experiments.parentheses.run import run_parentheses
+
+TOY = {
+    "preset": "toy",
+    "task": {"max_length": 10, "draws": 1000, "layers": 1, "heads": 2, "width": 32, "test_strings": 100},
+    "train": {"steps": 150, "batch_size": 64, "learning_rate": 5e-3, "weight_decay": 1e-3},
+    "seeds": 3,
+    "pilot_seeds": 3,
+    "sampling": {
+        "n_beta": 30.0,
+        "rise": 0.02,
+        "chains": 2,
+        "draws": 8,
+        "burn_in": 10,
+        "steps_between_draws": 2,
+        "batch_size": 64,
+        "pilot_steps": 50,
+    },
+    "early": {"steps": [20]},
+    "sweep": {"seeds": 1, "policies": ["rank"], "alphas": [1.0]},
+    "directions": ["gap", "ood", "runs", "early-covariance", "early-first-order"],
+    "permuted": ["ood"],
+    "adaptive": {"marks": [20, 40], "chains": 2, "draws": 8, "burn_in": 4, "policy": "rank", "alpha": 1.0},
+    "solution_accuracy": 0.45,
+    "force": True,
+}
+
+
+def numbers(folder: Path) -> dict:
+    """Everything in the results that is a measurement, not a timing or a date."""
+    results = json.loads((folder / "results.json").read_text())
+    results.pop("provenance")
+    for arm in results["arms"]:
+        for key in list(arm["notes"]):
+            if key.startswith("seconds"):
+                del arm["notes"][key]
+    return results
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    run_parentheses(load_config(TOY, "toy"), folder, workers=1)
+    return folder
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "patterning.cli", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_results_hold_every_arm_with_intervals(finished: Path) -> None:
+    results = numbers(finished)
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    assert {"unweighted", "oracle-nested", "oracle-equal_count", "adaptive-nested", "gap-nested"} <= set(arms)
+    assert {"permuted-ood-nested", "permuted-adaptive-equal_count"} <= set(arms)
+    for name, arm in arms.items():
+        assert len(arm["measures"]["ood_accuracy"]) == TOY["seeds"]
+        if name != "unweighted":
+            effect = arm["effect"]["ood_accuracy"]
+            assert effect["low"] <= effect["difference"] <= effect["high"]
+    # TRUE strings are frozen in every weighted arm
+    assert all(abs(a["weight_by_class"]["TRUE"] - 1) < 1e-9 for a in results["arms"] if a["weight_by_class"])
+
+
+def test_page_is_self_contained(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "Which algorithm does it learn?" in page
+    assert "<script src=" not in page
+    assert "<link" not in page
+
+
+def test_killed_runs_resume_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    folder, config = tmp_path / "killed", tmp_path / "toy.yaml"
+    config.write_text(yaml.safe_dump(TOY))
+    done = -1
+    for _ in range(3):
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "patterning.cli",
+                "run",
+                "--config",
+                str(config),
+                "--out",
+                str(folder),
+                "--workers",
+                "2",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        units = folder / "units"
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            now = len(list(units.glob("*.safetensors"))) if units.exists() else 0
+            if now > done + 2:
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = len(list(units.glob("*.safetensors")))
+        assert not (folder / "results.json").exists()
+    assert done >= 3
+    run_parentheses(load_config(TOY, "toy"), folder, workers=1)
+    assert numbers(folder) == numbers(finished)
+    assert not list((folder / "units").glob("*.part"))
+
+
+def test_report_renders_again_and_config_replays(finished: Path, tmp_path: Path) -> None:
+    (finished / "report.html").unlink()
+    assert command("report", str(finished)).returncode == 0
+    assert (finished / "report.html").exists()
+    replay = tmp_path / "replay"
+    answer = command("run", "--config", str(finished / "config.yaml"), "--out", str(replay), "--workers", "1")
+    assert answer.returncode == 0, answer.stderr
+    assert numbers(replay) == numbers(finished)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "parentheses", "--preset", "huge"], "unknown preset 'huge'"),
+        (["run", "circles"], "unknown experiment 'circles'"),
+        (["run"], "name an experiment"),
+        (["run", "--config", "missing.yaml"], "cannot be read"),
+        (["report", "nowhere"], "is not a folder"),
+        (["report", "."], "holds no config.yaml"),
+        (["run", "parentheses", "--wrong-flag"], "No such option"),
+    ],
+)
+def test_bad_commands_get_one_sentence_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    answer = command(*arguments, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert says in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"task": TOY["task"] | {"max_length": 9}}, "max_length is 9"),
+        ({"task": TOY["task"] | {"max_length": 1000}}, "max_length is 1000"),
+        ({"task": TOY["task"] | {"heads": 3}}, "not a multiple"),
+        ({"solution_accuracy": 1.0, "train": TOY["train"] | {"steps": 41}}, "reached ID accuracy"),
+    ],
+)
+def test_bad_settings_are_named_before_the_expensive_part(change: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(PatterningError, match=says):
+        run_parentheses(load_config(TOY | change, "toy"), tmp_path / "run")
+
+
+def test_configuration_errors_name_the_field() -> None:
+    with pytest.raises(PatterningError, match=r"sampling\.chains"):
+        load_config(TOY | {"sampling": TOY["sampling"] | {"chains": 1}}, "toy")
+    with pytest.raises(PatterningError, match="extra"):
+        load_config(TOY | {"extra": 1}, "toy")
+
+
+def test_unreliable_chi_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    config = load_config(TOY | {"force": False, "min_reliability": 1.0}, "toy")
+    with pytest.raises(PatterningError, match=r"too unreliable to invert.*llc around nested: -?\d"):
+        run_parentheses(config, tmp_path / "run")
+
+
+def test_diverged_chains_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from patterning.experiments.parentheses import units
+
+    monkeypatch.setattr(units, "LOSS_BAND", 0.0)  # every chain is past a band of zero
+    with pytest.raises(PatterningError, match=r"diverged \(chain 0: mean minibatch loss"):
+        run_parentheses(load_config(TOY, "toy"), tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(PatterningError, match="is not a run folder"):
+        run_parentheses(load_config(TOY, "toy"), tmp_path)
+    with pytest.raises(PatterningError, match="another configuration"):
+        run_parentheses(load_config(TOY | {"seeds": 4}, "toy"), finished)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_valid(name: str) -> None:
+    assert isinstance(preset_config(name), ParenthesesConfig)
