@@ -21,7 +21,6 @@ from patterning.models.module import ModuleTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.sample import sample_response
-from patterning.rng import Stream, generator
 from patterning.tasks.base import evaluate
 from patterning.training.weighted import TrainConfig, advance, init_state
 from patterning.verification.controls import permuted
@@ -60,9 +59,9 @@ def main(*, pairs: int = 8, steps: int = 400, chains: int = 8, draws: int = 150,
     # 3. Retraining under ρ, under ρ dealt out at random, and under ρ dealt out among the images of each digit
     seeds = list(range(pairs))
     anywhere = np.stack([permuted(rho, q, np.ones(n, dtype=bool), seed) for seed in seeds])
-    within = np.empty((pairs, n))
+    within = np.tile(rho, (pairs, 1))
     for seed, digit in np.ndindex(pairs, 10):
-        within[seed, labels == digit] = generator(seed, Stream.CONTROL, digit).permutation(rho[labels == digit])
+        within[seed] = permuted(within[seed], q, labels == digit, seed)
     arms = {"weights ρ": rho, "permuted": anywhere, "permuted within digit": within}
     before, after = train(np.ones(n), seeds), {arm: train(weights, seeds) for arm, weights in arms.items()}
     test = {"8s": partial(mean_loss, first=1400, last=1797, eights=True)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from patterning.errors import PatterningError
 from patterning.experiments.parentheses.config import ParenthesesConfig, load_config
@@ -34,7 +34,7 @@ TOY = {
     },
     "early": {"steps": [20]},
     "sweep": {"seeds": 1, "policies": ["rank"], "alphas": [1.0]},
-    "directions": ["gap", "ood", "runs", "early-covariance", "early-first-order"],
+    "directions": ["gap", "ood", "runs", "early-first-order"],
     "permuted": ["ood"],
     "adaptive": {"marks": [20, 40], "chains": 2, "draws": 8, "burn_in": 4, "policy": "rank", "alpha": 1.0},
     "solution_accuracy": 0.45,
@@ -87,9 +87,8 @@ def test_page_is_self_contained(finished: Path) -> None:
     assert "<link" not in page
 
 
-def test_killed_runs_resume_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
-    folder, config = tmp_path / "killed", tmp_path / "toy.yaml"
-    config.write_text(yaml.safe_dump(TOY))
+def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    folder, config = tmp_path / "killed", finished / "config.yaml"
     done = -1
     for _ in range(3):
         process = subprocess.Popen(
@@ -121,19 +120,19 @@ def test_killed_runs_resume_to_the_same_numbers(finished: Path, tmp_path: Path) 
         done = len(list(units.glob("*.safetensors")))
         assert not (folder / "results.json").exists()
     assert done >= 3
-    run_parentheses(load_config(TOY, "toy"), folder, workers=1)
+    answer = command("run", "--config", str(config), "--out", str(folder), "--workers", "2")
+    assert answer.returncode == 0, answer.stderr
     assert numbers(folder) == numbers(finished)
     assert not list((folder / "units").glob("*.part"))
 
 
-def test_report_renders_again_and_config_replays(finished: Path, tmp_path: Path) -> None:
+def test_report_renders_again_from_the_results(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
     (finished / "report.html").unlink()
     assert command("report", str(finished)).returncode == 0
-    assert (finished / "report.html").exists()
-    replay = tmp_path / "replay"
-    answer = command("run", "--config", str(finished / "config.yaml"), "--out", str(replay), "--workers", "1")
-    assert answer.returncode == 0, answer.stderr
-    assert numbers(replay) == numbers(finished)
+    again = (finished / "report.html").read_text()
+    figures = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")  # plotly names its elements at random
+    assert figures.sub("", again) == figures.sub("", page)
 
 
 @pytest.mark.parametrize(

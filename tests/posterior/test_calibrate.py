@@ -89,6 +89,11 @@ def test_top_curvature_is_the_largest_eigenvalue(seed: int) -> None:
     assert top_curvature(task, anchor, seed=seed) == pytest.approx(9, rel=1e-3)
 
 
+def test_top_curvature_of_an_indefinite_hessian_is_the_largest_not_the_strongest() -> None:
+    forms = Forms(np.stack([np.diag([-10.0, 3, 1])] * 2), np.zeros((2, 3)), np.zeros(2))
+    assert top_curvature(quadratic_task(forms, [1, 1]), torch.zeros(3), iterations=60) == pytest.approx(3, rel=1e-2)
+
+
 def test_top_curvature_is_of_the_weighted_mean_loss() -> None:
     task, x, _ = linear_regression(3, 12, 4)
     q = task.base_weights.numpy()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from patterning.errors import PatterningError
 from patterning.verification.controls import permuted, thinned
 
 
@@ -31,8 +32,15 @@ def test_permuted_weights_are_the_same_weights_elsewhere() -> None:
 def test_with_equal_base_weights_the_multiset_is_exact() -> None:
     rho, _, free = example()
     dealt = permuted(rho, np.full(40, 1 / 40), free, seed=3)
-    scale = np.where(free, 1, 0).sum() / rho[free].sum()
-    np.testing.assert_allclose(np.sort(dealt[free]), scale * np.sort(rho[free]), rtol=1e-12)
+    np.testing.assert_allclose(np.sort(dealt[free]), np.sort(rho[free]), rtol=1e-12)
+
+
+def test_permuting_within_a_class_keeps_what_the_class_weighs() -> None:
+    rho, q, free = example()
+    some = free & (np.arange(40) < 20)
+    dealt = permuted(rho, q, some, seed=3)
+    assert (q * dealt)[some].sum() == pytest.approx((q * rho)[some].sum(), rel=1e-12)
+    assert (q * rho)[some].sum() != pytest.approx(q[some].sum(), rel=1e-2)
 
 
 def test_permutations_are_a_function_of_the_seed() -> None:
@@ -59,3 +67,10 @@ def test_thinned_classes_hold_a_share_of_the_weight_of_the_rest(keep: float) -> 
     thin, rest = rho[classes & free], rho[~classes & free]
     assert np.ptp(rest) == 0
     np.testing.assert_allclose(thin, keep * rest[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_thinning_nothing_or_everything_is_refused(everything: bool) -> None:
+    _, q, free = example()
+    with pytest.raises(PatterningError, match="nothing would move"):
+        thinned(np.full(40, everything), q, free, 0.1)

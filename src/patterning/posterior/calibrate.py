@@ -53,7 +53,6 @@ def calibrate(
     step_fraction: float = 0.1,
     tolerance: float = 1.5,
     localization: tuple[float, float] = (1e2, 1e7),
-    first_localization: float | None = None,
 ) -> Calibration:
     """Settings at which E[L] - L(w*) is `rise` · (constant_loss - L(w*)), within a factor `tolerance`.
 
@@ -68,26 +67,28 @@ def calibrate(
     span = constant_loss - start
     if span <= 0:
         raise PatterningError(f"L(w*) is {start:.4g}, no better than the constant predictor's {constant_loss:.4g}")
-    curvature = max(top_curvature(task, anchor, seed=seed), 0.0)
+    curvature = max(top_curvature(task, anchor, seed=seed), 0.0)  # negative: a maximum in every direction
     tried: list[Pilot] = []
     low, high = (math.log(bound) for bound in localization)
-    log_gamma, fraction = math.log(first_localization or math.sqrt(localization[0] * localization[1])), step_fraction
-    for _ in range(14):
+    log_gamma, fraction = (low + high) / 2, step_fraction
+    for _ in range(20):
         gamma = math.exp(log_gamma)
         kernel = SGLD(n_beta, gamma, fraction / (gamma + n_beta * curvature))
         pilot = _pilot(task, anchor, kernel, steps, chains, batch_size, seed, start, span)
         tried.append(pilot)
-        if pilot.diverged and not pilot.rise <= 4 * rise and fraction > step_fraction / 8:
+        if pilot.diverged and not pilot.rise <= 4 * rise and fraction > step_fraction / 64:
             fraction /= 2
             continue
         if not pilot.diverged and rise / tolerance <= pilot.rise <= rise * tolerance:
             return Calibration(kernel, rise, pilot.rise, tuple(tried))
         too_loose = pilot.diverged or pilot.rise > rise
         low, high = (log_gamma, high) if too_loose else (low, log_gamma)
-        # In flat directions the rise goes as 1/γ: jump there, but stay well inside the bracket.
-        ratio = min(max(pilot.rise / rise, 1e-2), 1e2) if math.isfinite(pilot.rise) else 1e2
-        margin = 0.1 * (high - low)
-        log_gamma = min(max(log_gamma + math.log(ratio), low + margin), high - margin)
+        if pilot.diverged:
+            log_gamma = (low + high) / 2
+        else:  # in flat directions the rise goes as 1/γ: jump there, but stay well inside the bracket
+            margin = 0.1 * (high - low)
+            jump = math.log(min(max(pilot.rise / rise, 1e-2), 1e2))
+            log_gamma = min(max(log_gamma + jump, low + margin), high - margin)
     raise PatterningError(
         f"no localization from {localization[0]:g} to {localization[1]:g} raises the loss by {rise:g} of its range at "
         f"n_beta {n_beta:g}: the last pilot had γ {tried[-1].localization:.3g}, rise {tried[-1].rise:.3g}"
@@ -100,14 +101,22 @@ def top_curvature(task: Task, anchor: Tensor, *, iterations: int = 12, samples: 
     index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None]
     flat = anchor[None].detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(task.losses(flat, index).mean(), flat, create_graph=True)
-    vector = torch.randn(flat.shape, generator=generator)
-    value = 0.0
-    for _ in range(iterations):
-        vector = vector / vector.norm()
-        (product,) = torch.autograd.grad(gradient, flat, vector, retain_graph=True)
-        value = float((vector * product).sum())
-        vector = product
-    return value
+    start = torch.randn(flat.shape, generator=generator)
+
+    def dominant(shift: float) -> float:
+        """The eigenvalue of largest magnitude of H - shift."""
+        vector, value = start, 0.0
+        for _ in range(iterations):
+            vector = vector / vector.norm()
+            (product,) = torch.autograd.grad(gradient, flat, vector, retain_graph=True)
+            product = product - shift * vector
+            value = float((vector * product).sum())
+            vector = product
+        return value
+
+    value = dominant(0.0)
+    # Away from a minimum the most negative curvature may dominate: then the largest is found from there.
+    return value if value >= 0 else value + dominant(value)
 
 
 def _pilot(

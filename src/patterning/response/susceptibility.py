@@ -52,7 +52,11 @@ class Susceptibility:
 
 
 def susceptibility(moments: Moments, observables: Sequence[str], base_weights: Floats, n_beta: float) -> Susceptibility:
-    """χ from the sums of at least two chains. Raises `PatterningError` with fewer."""
+    """χ from the sums of at least two chains. Raises `PatterningError` with fewer.
+
+    Chains are centred one by one, so that an offset between them cannot pass for covariance. The price is a known
+    shrinkage: χ is low by about (autocorrelation time / draws of a chain), which the standard error does not include.
+    """
     chains = len(moments.count)
     if chains < 2:
         raise PatterningError(f"{chains} chain is left: χ needs at least 2 for its error and its reliability")

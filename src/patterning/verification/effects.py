@@ -36,6 +36,8 @@ def paired_effect(arm: Floats, baseline: Floats, *, level: float = 0.95, resampl
     """
     if arm.shape != baseline.shape or arm.ndim != 1:
         raise PatterningError(f"arms of shapes {arm.shape} and {baseline.shape} are not paired")
+    if not (np.isfinite(arm).all() and np.isfinite(baseline).all()):
+        raise PatterningError("an outcome is NaN or infinite: a run that failed has no place in a paired effect")
     if len(arm) < 3:
         raise PatterningError(f"{len(arm)} paired seeds give no interval: use at least 3")
     d = np.asarray(arm - baseline, dtype=np.float64)
