@@ -20,6 +20,7 @@ class Stream(IntEnum):
     NOISE = 6
     CONTROL = 7
     BOOTSTRAP = 8
+    GROUPS = 9
 
 
 def generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:

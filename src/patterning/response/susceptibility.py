@@ -99,5 +99,5 @@ def rank_correlation(a: Floats, b: Floats) -> float:
 
 
 def step_up(correlation: float, factor: float = 2.0) -> float:
-    """Spearman-Brown: the reliability of a measurement `factor` times as long."""
-    return factor * correlation / (1 + (factor - 1) * correlation)
+    """Spearman-Brown: the reliability of a measurement `factor` times as long. Nothing is gained from none (<= 0)."""
+    return correlation if correlation <= 0 else factor * correlation / (1 + (factor - 1) * correlation)

@@ -52,7 +52,7 @@ class SamplingSettings(_Frozen):
     batches: int = Field(default=4, ge=2)
 
 
-DirectionName = Literal["llc", "gap", "ood", "ood-held", "runs", "early-covariance", "early-first-order"]
+DirectionName = Literal["llc", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order"]
 
 
 class EarlySettings(_Frozen):
@@ -62,6 +62,7 @@ class EarlySettings(_Frozen):
     chains: int = Field(default=2, ge=2)
     draws: int = Field(default=12, ge=8)
     burn_in: int = Field(default=60, ge=0)
+    groups: int = Field(default=6, ge=2)
     runs: int = Field(default=4, ge=1)
 
 

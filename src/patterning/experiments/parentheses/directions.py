@@ -16,7 +16,8 @@ from patterning.intervention.solve import Solution, solve
 from patterning.intervention.weights import gaussian_scores
 from patterning.response.ensemble import ensemble_susceptibility
 from patterning.response.free_energy import gap_direction
-from patterning.response.susceptibility import Susceptibility, rank_correlation, susceptibility
+from patterning.response.groups import cluster_samples, group_means
+from patterning.response.susceptibility import Susceptibility, rank_correlation, step_up, susceptibility
 from patterning.store import Arrays, Unit
 from patterning.tasks.base import evaluate
 from patterning.tasks.parentheses import Parentheses
@@ -74,7 +75,12 @@ def invert(
         (
             "runs",
             "free-energy gap over all pilot runs: covariance of OOD accuracy with early loss on each string",
-            lambda: _runs(config, task, pilots, free),
+            lambda: _runs(config, task, pilots, free, grouped=False),
+        ),
+        (
+            "runs-groups",
+            "the same for clusters of strings",
+            lambda: _runs(config, task, pilots, free, grouped=True),
         ),
     ]
     for name in ("early-covariance", "early-first-order"):
@@ -121,17 +127,29 @@ def _gap(a: Susceptibility, b: Susceptibility, free: NDArray[np.bool_]) -> Found
     return s, {"median_z": float(np.median(np.abs(s[free]) / np.maximum(error[free], 1e-300)))}
 
 
-def _runs(config: ParenthesesConfig, task: Parentheses, pilots: Sequence[Arrays], free: NDArray[np.bool_]) -> Found:
-    """χ over the ensemble of pilot runs, at the early steps where there are any, otherwise at the end."""
+def _runs(
+    config: ParenthesesConfig, task: Parentheses, pilots: Sequence[Arrays], free: NDArray[np.bool_], *, grouped: bool
+) -> Found:
+    """χ over the ensemble of pilot runs, of the early steps where there are any, otherwise of the end.
+
+    With `grouped`, averaged within clusters of FALSE strings that the pilot runs found alike (by log loss).
+    """
     outcome = gather(list(pilots))["ood_accuracy"]
     q = task.base_weights.numpy()
     names = ["final"] if config.early is None else [f"at_{step}" for step in config.early.steps]
-    losses = np.mean([_losses(task, np.concatenate([pilot[name] for pilot in pilots])) for name in names], axis=0)
-    response = ensemble_susceptibility("ood_accuracy", outcome, losses, q)
-    reliability = response.reliability(free)["ood_accuracy"]
+    losses = np.stack([_losses(task, np.concatenate([pilot[name] for pilot in pilots])) for name in names])
+    response = ensemble_susceptibility("ood_accuracy", outcome, losses.mean(0), q)
+    chi, halves = response.chi[0], response.halves[:, 0]
+    if grouped:
+        profiles = np.log(losses[:, :, free].reshape(-1, free.sum()).T + 0.01)
+        groups = cluster_samples(profiles - profiles.mean(0), 6 if config.early is None else config.early.groups)
+        chi, halves = chi.copy(), halves.copy()
+        for row in (chi, *halves):
+            row[free] = group_means(row[free], groups, q[free])
+    reliability = step_up(rank_correlation(halves[0, free], halves[1, free]))
     if reliability < config.min_reliability and not config.force:
         raise PatterningError(f"χ over {len(outcome)} runs has reliability {reliability:.2f}")
-    solution = solve(response.chi, q, np.array([1.0]), 1.0, free=free)
+    solution = solve(chi[None], q, np.array([1.0]), 1.0, free=free)
     return solution.s, {"reliability": reliability, "runs": len(outcome)}
 
 

@@ -8,7 +8,7 @@ from patterning.experiments.parentheses.config import ParenthesesConfig, load_co
 _QUICK: dict[str, Any] = {
     "task": {"max_length": 20, "draws": 20_000, "layers": 2, "heads": 4},
     "train": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-3},
-    "seeds": 6,
+    "seeds": 5,
     "pilot_seeds": 8,
     "sampling": {
         "n_beta": 300.0,
@@ -23,8 +23,8 @@ _QUICK: dict[str, Any] = {
     "sweep": {"policies": ("rank",), "alphas": (2.0,)},
     "adaptive": None,
     "solution_accuracy": 0.99,
-    "directions": ("llc", "gap", "ood", "runs"),
-    "permuted": ("runs",),
+    "directions": ("llc", "gap", "ood", "runs-groups"),
+    "permuted": ("runs-groups",),
 }
 
 _STANDARD: dict[str, Any] = _QUICK | {
@@ -35,8 +35,8 @@ _STANDARD: dict[str, Any] = _QUICK | {
     "sweep": {"policies": ("clip", "tilt", "rank"), "alphas": (1.0, 2.0)},
     "adaptive": {"marks": (150, 300, 600, 900)},
     "solution_accuracy": 0.999,
-    "directions": ("llc", "gap", "ood", "ood-held", "runs", "early-covariance", "early-first-order"),
-    "permuted": ("ood", "runs", "early-covariance"),
+    "directions": ("llc", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order"),
+    "permuted": ("ood", "runs-groups", "early-covariance"),
 }
 
 # Full size of Li et al. (LITERATURE.md): 200,000 strings up to length 40, batch 8 at 1e-4, five epochs.
