@@ -140,6 +140,7 @@ def _runs(
     losses = np.stack([_losses(task, np.concatenate([pilot[name] for pilot in pilots])) for name in names])
     response = ensemble_susceptibility("ood_accuracy", outcome, losses.mean(0), q)
     chi, halves = response.chi[0], response.halves[:, 0]
+    groups = None
     if grouped:
         profiles = np.log(losses[:, :, free].reshape(-1, free.sum()).T + 0.01)
         groups = cluster_samples(profiles - profiles.mean(0), 6 if config.early is None else config.early.groups)
@@ -149,8 +150,10 @@ def _runs(
     reliability = step_up(rank_correlation(halves[0, free], halves[1, free]))
     if reliability < config.min_reliability and not config.force:
         raise PatterningError(f"χ over {len(outcome)} runs has reliability {reliability:.2f}")
-    solution = solve(chi[None], q, np.array([1.0]), 1.0, free=free)
-    return solution.s, {"reliability": reliability, "runs": len(outcome)}
+    s = solve(chi[None], q, np.array([1.0]), 1.0, free=free).s
+    if groups is not None:
+        s[free] = group_means(s[free], groups, q[free])  # members tie exactly, so that ranks do not part them
+    return s, {"reliability": reliability, "runs": len(outcome)}
 
 
 def _losses(task: Parentheses, flat: NDArray[np.float32]) -> NDArray[np.float32]:
