@@ -20,11 +20,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; with `mono` its first column is set in a fixed-width face."""
+    """A table; with `folded`, a long one that opens on a click on these words."""
 
     head: Sequence[str]
     rows: Sequence[Row]
-    mono: bool = False
+    folded: str = ""
 
 
 @dataclass(frozen=True)

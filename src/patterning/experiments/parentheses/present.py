@@ -47,7 +47,7 @@ def _mean(values: Sequence[float]) -> float:
 
 HEAD = (
     "arm", "OOD accuracy", "against unweighted", "against permuted", "ID accuracy",
-    "named Nested / Equal-Count / neither", "ESS", "policy, α",
+    "named N / E / neither", "ESS", "policy, α",
 )  # fmt: skip
 
 
@@ -152,6 +152,7 @@ def _sections(results: Results) -> list[Section]:
         Section(
             "Paired effects",
             "Difference to the unweighted arm over paired seeds, with 95 % bootstrap-t intervals; bold rows exclude 0. "
+            "N and E count the runs that agree with Nested or Equal-Count on 90 % of the set. "
             "The permuted control deals the same weights to other FALSE strings.",
             [figures.effect_forest(arms, "change of OOD accuracy")],
             [Table(HEAD, outcome_rows(results)), _side_effects(arms)],
@@ -205,7 +206,8 @@ def _extreme_strings(arms: Sequence[dict[str, Any]]) -> Table:
             rows.append(
                 Row([arm["label"], a["text"], f"{a['rho']:.2f}", b["text"], f"{b['rho']:.2f}"], f"mono {arm['toward']}")
             )
-    return Table(("arm", "most weight", "ρ", "least weight", "ρ"), rows)
+    folded = "the ten most and least weighted strings of each direction"
+    return Table(("arm", "most weight", "ρ", "least weight", "ρ"), rows, folded)
 
 
 def _reliability_text(results: Results) -> str:
