@@ -51,6 +51,14 @@ class Workers:
         pending = [unit for unit in units if self.run.load(unit) is None]
         if self.progress is not None:
             self.progress.start(stage, len(units), len(units) - len(pending))
+        try:
+            self._compute(pending)
+        finally:
+            if self.progress is not None:
+                self.progress.finish()
+        return [self.run.compute(unit) for unit in units]
+
+    def _compute(self, pending: Sequence[Unit]) -> None:
         if self.count == 1:
             for unit in pending:
                 self.run.compute(unit)
@@ -67,9 +75,6 @@ class Workers:
                 for future in done:
                     future.result()
                     self._advance()
-        if self.progress is not None:
-            self.progress.finish()
-        return [self.run.compute(unit) for unit in units]
 
     def _advance(self) -> None:
         if self.progress is not None:
