@@ -71,4 +71,5 @@ def test_stream_numbers_are_fixed() -> None:
         "NOISE": 6,
         "CONTROL": 7,
         "BOOTSTRAP": 8,
+        "GROUPS": 9,
     }

@@ -19,6 +19,8 @@ app = typer.Typer(
     help="Which training data makes a neural network grow the internal structure you want?",
 )
 _out, _err = Console(), Console(stderr=True)
+if not _out.is_terminal:
+    _out = Console(width=140)  # a log is not a narrow terminal
 
 
 class _BarProgress(Progress):

@@ -16,11 +16,9 @@ from patterning.training.weighted import (
     TrainConfig,
     TrainState,
     advance,
-    effective_sample_size,
     epoch_minibatches,
     init_state,
     normalise_weights,
-    ranks,
     uniform_weights,
 )
 
@@ -256,17 +254,3 @@ def test_a_batch_larger_than_the_data_is_refused(regression: QuadraticTask) -> N
     count = len(regression.draws)
     with pytest.raises(PatterningError, match=f"batch_size {count + 1} is larger than the {count}"):
         epoch_minibatches(regression, 0, count + 1)
-
-
-def test_effective_sample_size_is_one_for_uniform_and_q_for_a_single_sample(regression: QuadraticTask) -> None:
-    q = regression.base_weights
-    assert effective_sample_size(uniform_weights(regression) * 3, q) == pytest.approx(1)
-    single = torch.zeros(12, dtype=torch.float64)
-    single[4] = 5
-    assert effective_sample_size(single, q) == pytest.approx(float(q[4]))
-    half = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    assert effective_sample_size(half, torch.tensor([0.5, 0.5], dtype=torch.float64)) == pytest.approx(0.5)
-
-
-def test_ranks_count_from_zero_with_ties_in_order() -> None:
-    assert ranks(np.array([0.3, -1, 0.3, 7])).tolist() == [1, 0, 2, 3]

@@ -81,12 +81,16 @@ def headline(results: Results) -> list[str]:
             lines.append(f"Asked for {figures.NAMES[toward]}: no direction was reliable enough to invert.")
             continue
         best = max(steered, key=lambda arm: sign * arm["effect"]["ood_accuracy"]["difference"])
+        against = (best["effect_against_permuted"] or {}).get("ood_accuracy")
         effect = best["effect"]["ood_accuracy"]
         moved = sign * effect["difference"] > 0 and _sure(effect)
+        beyond = against is not None and sign * against["difference"] > 0 and _sure(against)
+        verdict = "steered" if moved and beyond else "moved, not shown to be steered" if moved else "no clear steering"
+        control = f"; against its permuted control {_interval(against)}" if against else "; it has no permuted control"
         lines.append(
-            f"Asked for {figures.NAMES[toward]}: {'steered' if moved else 'no clear steering'}. The best of "
-            f"{len(steered)} directions, {best['label']}, changes OOD accuracy by {_interval(effect)} over "
-            f"{effect['pairs']} paired seeds."
+            f"Asked for {figures.NAMES[toward]}: {verdict}. The largest of {len(steered)} directions, {best['label']}, "
+            f"changes OOD accuracy by {_interval(effect)} over {effect['pairs']} paired seeds{control}. It was picked "
+            "as the largest: its interval does not allow for that."
         )
     return lines
 
@@ -97,7 +101,7 @@ def print_table(results: Results, console: Console) -> None:
         title=f"parentheses, preset {results['config']['preset']}: OOD accuracy is 1 for Nested, 0 for Equal-Count"
     )
     for i, name in enumerate(HEAD[:6]):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in outcome_rows(results):
         table.add_row(*row.cells[:6], style="bold" if "sure" in row.kind else "")
     console.print(table)
