@@ -7,7 +7,7 @@ from patterning.experiments.parentheses.config import ParenthesesConfig, load_co
 
 _QUICK: dict[str, Any] = {
     "task": {"max_length": 20, "draws": 20_000, "layers": 2, "heads": 4},
-    "train": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-3},
+    "train": {"steps": 400, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-3},
     "seeds": 5,
     "pilot_seeds": 8,
     "sampling": {
