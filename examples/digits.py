@@ -52,8 +52,8 @@ def main(*, pairs: int = 8, steps: int = 400, chains: int = 8, draws: int = 150,
     sampled = sample_response(task, anchor, observables, kernel, config)
     chi, reliability = sampled.susceptibility, sampled.susceptibility.reliability()["8s"]
     # 2. Weights for less loss on the 8s
-    noise = (chi.halves[0] - chi.halves[1]) / 2
-    rho = make_weights(solve(chi.chi, q, np.array([-1.0]), chi.n_beta, noise=noise).s, q, policy="clip", alpha=alpha)
+    less = solve(chi.chi, q, np.array([-1.0]), chi.n_beta, noise=chi.half_difference())
+    rho = make_weights(less.s, q, policy="clip", alpha=alpha)
     predicted = float(chi.n_beta * (q * (rho - 1)) @ chi.row("8s"))
     by_digit = np.array([rho[labels == digit].mean() for digit in range(10)])
     # 3. Retraining under ρ, under ρ dealt out at random, and under ρ dealt out among the images of each digit

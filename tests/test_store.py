@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patterning import store
 from patterning.errors import PatterningError
 from patterning.store import RunFolder, Unit, fingerprint, open_run, write_json, write_whole
 
@@ -192,3 +193,11 @@ def test_only_a_run_folder_is_opened(tmp_path: Path) -> None:
         open_run(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert open_run(tmp_path).path == tmp_path
+
+
+def test_a_result_of_other_code_is_not_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = store.Unit("work", store.write_json, {"x": 1})
+    before = unit.key
+    assert unit.key == before
+    monkeypatch.setattr(store, "code_version", lambda: "other")
+    assert unit.key != before

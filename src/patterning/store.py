@@ -5,6 +5,8 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,20 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def code_version() -> str:
+    """A hash of what numbers come from: the source of this package but for pages and command line, and torch's version.
+
+    A result of other code is not found again; a change of the report does not cost a run.
+    """
+    package = Path(__file__).parent
+    sources = [
+        path for path in sorted(package.rglob("*.py")) if path.name not in ("cli.py", "present.py", "figures.py")
+    ]
+    code = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in sources}
+    return fingerprint(code, version("torch"))
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work: `function(**arguments, scratch=Path)` returns named arrays.
@@ -61,9 +77,9 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """`name-hash`: the file name of the result."""
+        """`name-hash`: the file name of the result; the hash covers the arguments, the code and the torch version."""
         function = f"{self.function.__module__}.{self.function.__qualname__}"
-        return f"{self.name}-{fingerprint(function, self.arguments)}"
+        return f"{self.name}-{fingerprint(function, self.arguments, code_version())}"
 
 
 @dataclass(frozen=True)

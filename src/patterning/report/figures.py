@@ -139,6 +139,7 @@ def alpha_sweep(sweep: Sequence[Mapping[str, Any]]) -> go.Figure:
         figure.add_scatter(
             x=[row["alpha"] for row in rows],
             y=[row["difference"] for row in rows],
+            error_y={"type": "data", "array": [row["standard_error"] or 0 for row in rows], "thickness": 1, "width": 2},
             mode="lines+markers",
             line={"color": TOWARD[toward], "dash": dash, "width": 1.2},
             marker={"symbol": [("circle" if row["chosen"] else "circle-open") for row in rows], "size": 9},

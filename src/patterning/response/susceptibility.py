@@ -39,6 +39,10 @@ class Susceptibility:
         """χ of one observable (n,)."""
         return self.chi[self.observables.index(observable)]
 
+    def half_difference(self) -> Floats:
+        """An error sample of χ (k, n): half the difference of the two independent halves; the `noise` of `solve`."""
+        return (self.halves[0] - self.halves[1]) / 2
+
     def reliability(self, free: NDArray[np.bool_] | None = None) -> dict[str, float]:
         """Split-half reliability of each row over the (free) samples, stepped up to all chains (Spearman-Brown).
 

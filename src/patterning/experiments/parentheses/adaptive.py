@@ -18,15 +18,9 @@ from patterning.errors import PatterningError
 from patterning.experiments.parentheses.units import OBSERVABLES, build_task, sample_chains
 from patterning.intervention.solve import Solution, solve
 from patterning.intervention.weights import Policy, make_weights
-from patterning.response.susceptibility import Susceptibility, susceptibility
+from patterning.response.susceptibility import susceptibility
 from patterning.store import Arrays, write_whole
 from patterning.training.weighted import TrainConfig, TrainState, advance, init_state, uniform_weights
-
-
-def half_difference(response: Susceptibility) -> NDArray[np.float64]:
-    """An error sample of χ (k, n): half the difference of the two independent halves."""
-    return (response.halves[0] - response.halves[1]) / 2
-
 
 HELD = ("ood_loss", "true_loss", "false_loss")
 """Observables of the constrained target: move the first, hold the others."""
@@ -85,7 +79,7 @@ def adaptive_unit(
             response = susceptibility(found.moments, OBSERVABLES, q, kernel["n_beta"])
             reliability.append(response.reliability(free)["ood_loss"])
             rows = [OBSERVABLES.index(name) for name in HELD]
-            solution = held_direction(response.chi[rows], q, kernel["n_beta"], free, half_difference(response)[rows])
+            solution = held_direction(response.chi[rows], q, kernel["n_beta"], free, response.half_difference()[rows])
             s = solution.s if toward == "nested" else -solution.s
             weights = torch.from_numpy(make_weights(s, q, policy=policy, alpha=alpha, free=free))
         except PatterningError:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from patterning.errors import PatterningError
 from patterning.experiments.parentheses import units
-from patterning.experiments.parentheses.adaptive import HELD, half_difference, held_direction
+from patterning.experiments.parentheses.adaptive import HELD, held_direction
 from patterning.experiments.parentheses.config import ParenthesesConfig
 from patterning.experiments.parentheses.stages import chain_settings, chain_work, gather, join_chains
 from patterning.intervention.solve import Solution, solve
@@ -79,7 +80,7 @@ def invert(
         ),
         (
             "runs-groups",
-            "the same for clusters of strings",
+            "free-energy gap over all pilot runs, averaged within clusters of strings",
             lambda: _runs(config, task, pilots, free, grouped=True),
         ),
     ]
@@ -114,7 +115,7 @@ def _by_rows(
         raise PatterningError(f"χ is not reliable enough: {', '.join(missing)}")
     rows = [(response, response.observables.index(name)) for response, name in picks]
     chi = np.stack([response.chi[i] for response, i in rows])
-    noise = np.stack([half_difference(response)[i] for response, i in rows])
+    noise = np.stack([response.half_difference()[i] for response, i in rows])
     first = picks[0][0]
     size = np.sqrt((np.where(free, first.base_weights, 0.0) * chi**2).sum(1))
     solution = solve(chi, first.base_weights, np.array(target) * size, first.n_beta, noise=noise, free=free)
@@ -157,8 +158,6 @@ def _runs(
 
 
 def _losses(task: Parentheses, flat: NDArray[np.float32]) -> NDArray[np.float32]:
-    import torch
-
     return evaluate(task.losses, torch.from_numpy(flat), len(task.base_weights)).numpy()
 
 
@@ -202,7 +201,7 @@ def _early(
             solutions.append(error)
             continue
         response = susceptibility(moments, units.OBSERVABLES, q, kernel["n_beta"])
-        solutions.append(_attempt(response.chi[rows], q, kernel["n_beta"], free, half_difference(response)[rows]))
+        solutions.append(_attempt(response.chi[rows], q, kernel["n_beta"], free, response.half_difference()[rows]))
     return solutions
 
 

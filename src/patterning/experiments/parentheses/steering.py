@@ -83,7 +83,9 @@ def sweep_strength(
     for i, row in enumerate(rows):
         measures = gather(found[i * len(seeds) : (i + 1) * len(seeds)])
         row["id_accuracy"] = float(measures["id_accuracy"].mean())
-        row["difference"] = float((measures["ood_accuracy"] - base["ood_accuracy"]).mean())
+        change = measures["ood_accuracy"] - base["ood_accuracy"]
+        row["difference"] = float(change.mean())
+        row["standard_error"] = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else None
         row["chosen"] = False
     chosen = {}
     for direction, toward in product(directions, TOWARD):
