@@ -172,7 +172,8 @@ def _sections(results: Results) -> list[Section]:
         sections.append(
             Section(
                 "Strength, chosen on pilot seeds",
-                "Every policy and α was tried on seeds that are not used above; filled markers were chosen. Bars: one standard error.",
+                "Every policy and α was tried on seeds that are not used above; filled markers were chosen. "
+                "Bars: one standard error.",
                 [figures.alpha_sweep(results["sweep"])],
             )
         )
