@@ -52,7 +52,9 @@ class SamplingSettings(_Frozen):
     batches: int = Field(default=4, ge=2)
 
 
-DirectionName = Literal["llc", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order"]
+DirectionName = Literal[
+    "llc", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order", "retraining"
+]
 
 
 class EarlySettings(_Frozen):
@@ -64,6 +66,13 @@ class EarlySettings(_Frozen):
     burn_in: int = Field(default=60, ge=0)
     groups: int = Field(default=6, ge=2)
     runs: int = Field(default=4, ge=1)
+
+
+class RetrainingSettings(_Frozen):
+    """Pilot pairs for the direction `retraining`: each split of the FALSE classes in halves, by log weights ±`step`."""
+
+    seeds_per_split: int = Field(default=4, ge=1)
+    step: float = Field(default=0.85, gt=0, le=3)
 
 
 class SweepSettings(_Frozen):
@@ -102,6 +111,7 @@ class ParenthesesConfig(_Frozen):
     pilot_seeds: int = Field(ge=3)
     sampling: SamplingSettings
     early: EarlySettings | None
+    retraining: RetrainingSettings = RetrainingSettings()
     sweep: SweepSettings
     adaptive: AdaptiveSettings | None
     directions: tuple[DirectionName, ...]

@@ -12,12 +12,13 @@ from patterning.errors import PatterningError
 from patterning.experiments.parentheses import units
 from patterning.experiments.parentheses.adaptive import HELD, held_direction
 from patterning.experiments.parentheses.config import ParenthesesConfig
-from patterning.experiments.parentheses.stages import chain_settings, chain_work, gather, join_chains
+from patterning.experiments.parentheses.stages import chain_settings, chain_work, gather, join_chains, train_unit
 from patterning.intervention.solve import Solution, solve
 from patterning.intervention.weights import gaussian_scores
 from patterning.response.ensemble import ensemble_susceptibility
 from patterning.response.free_energy import gap_direction
 from patterning.response.groups import cluster_samples, group_means
+from patterning.response.retraining import half_splits, split_weights, training_response
 from patterning.response.susceptibility import Susceptibility, rank_correlation, step_up, susceptibility
 from patterning.store import Arrays, Unit
 from patterning.tasks.base import evaluate
@@ -26,6 +27,8 @@ from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 TOWARD = ("nested", "equal_count")
+RETRAINING_SEED = 1500
+"""Seeds of the pilot pairs count from here: above the pilots', below the claim's."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,21 @@ def invert(
             found = _early(config, task, pool, pilots, kernels["nested"], name)
             what = f"{held}, mean over unfinished pilot runs at steps {', '.join(map(str, config.early.steps))}"
             recipes.append((name, what, lambda found=found: _mean(found, task, free)))
-    return [_direction(*recipe) for recipe in recipes if recipe[0] in config.directions]
+    what = (
+        "OOD accuracy of pilot runs retrained with classes of FALSE strings up- and down-weighted, a finite difference"
+    )
+    recipes.append(("retraining", what, lambda: _retraining(config, task, pool)))
+    found = [_direction(*recipe) for recipe in recipes if recipe[0] in config.directions]
+    q = task.base_weights.numpy()
+    for direction in found:
+        if direction.s is not None:
+            scores = gaussian_scores(direction.s, q, free)
+            direction.summary["score_by_class"] = {
+                name: float((q * scores)[mask].sum() / q[mask].sum())
+                for name, mask in task.classes.items()
+                if name != "TRUE"
+            }
+    return found
 
 
 Found = tuple[Floats, dict[str, Any]]
@@ -155,6 +172,41 @@ def _runs(
     if groups is not None:
         s[free] = group_means(s[free], groups, q[free])  # members tie exactly, so that ranks do not part them
     return s, {"reliability": reliability, "runs": len(outcome)}
+
+
+def _retraining(config: ParenthesesConfig, task: Parentheses, pool: Workers) -> Found:
+    """χ of training itself for the classes of FALSE strings, on pairs of pilot seeds."""
+    q, free = task.base_weights.numpy(), ~task.train.labels
+    names = [name for name in task.classes if name != "TRUE"]
+    groups = np.full(len(q), -1, dtype=np.int64)
+    for g, name in enumerate(names):
+        groups[task.classes[name]] = g
+    signs = np.repeat(half_splits(len(names)), config.retraining.seeds_per_split, axis=0)
+    weights = np.array(
+        [[split_weights(side * row, groups, q, config.retraining.step) for side in (1, -1)] for row in signs]
+    )
+    work = [
+        train_unit(config, "retraining", RETRAINING_SEED + i, rho[None])
+        for i, pair in enumerate(weights)
+        for rho in pair
+    ]
+    found = gather(pool.compute(work, "response of training, pilot pairs"))
+    outcomes = found["ood_accuracy"].reshape(-1, 2)
+    response = training_response(outcomes, weights, groups, q)
+    if response.reliability < config.min_reliability and not config.force:
+        raise PatterningError(
+            f"the response of training has reliability {response.reliability:.2f} over {response.pairs} pairs of runs"
+        )
+    chi = np.where(free, response.chi[np.maximum(groups, 0)], 0.0)
+    s = solve(chi[None], q, np.array([1.0]), 1.0, free=free).s
+    return s, {
+        "reliability": response.reliability,
+        "runs": 2 * response.pairs,
+        "classes": names,
+        "chi": response.chi.tolist(),
+        "standard_error": response.standard_error.tolist(),
+        "id_accuracy": float(found["id_accuracy"].mean()),
+    }
 
 
 def _losses(task: Parentheses, flat: NDArray[np.float32]) -> NDArray[np.float32]:

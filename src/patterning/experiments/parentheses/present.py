@@ -180,6 +180,14 @@ def _sections(results: Results) -> list[Section]:
     sections += [
         Section("Is χ reliable?", _reliability_text(results), (), [_reliability(results), _directions(results)]),
         Section(
+            "What each direction asks for, by class",
+            "Mean rank score of the direction to Nested (standard normal over the FALSE strings): positive classes "
+            "gain weight. The last column is the response of OOD accuracy that pilot runs showed when retrained, ± one "
+            "standard error: a direction that foretells retraining has its signs.",
+            (),
+            [_by_class(results["directions"])],
+        ),
+        Section(
             "Chains",
             "Mean loss at each draw; dotted: L(w*). R-hat near 1 and flat traces mean that the chains agree.",
             [figures.loss_traces(chains) for chains in results["chains"]],
@@ -256,6 +264,20 @@ def _directions(results: Results) -> Table:
         for direction in results["directions"]
     ]
     return Table(("direction", "what it asks", "rank", "condition", "noise floor", "refused because"), rows)
+
+
+def _by_class(directions: Sequence[dict[str, Any]]) -> Table:
+    scored = [direction for direction in directions if "score_by_class" in direction]
+    measured = next((direction for direction in directions if "chi" in direction), None)
+    rows = []
+    for name in scored[0]["score_by_class"] if scored else ():
+        cells = [name, *(f"{direction['score_by_class'][name]:+.2f}" for direction in scored)]
+        if measured is not None:
+            i = measured["classes"].index(name)
+            cells.append(f"{measured['chi'][i]:+.3f} ± {measured['standard_error'][i]:.3f}")
+        rows.append(Row(cells))
+    head = ["class", *(direction["name"] for direction in scored)]
+    return Table((*head, "measured by retraining") if measured is not None else tuple(head), rows)
 
 
 def _chain_table(results: Results) -> Table:
