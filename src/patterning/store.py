@@ -35,10 +35,15 @@ def write_json(path: Path, value: object) -> None:
 
 
 def fingerprint(*parts: object) -> str:
-    """Sixteen hex digits that change when any part does; parts are JSON values, arrays, or mappings of these."""
+    """Sixteen hex digits that change when any part does.
+
+    Parts are JSON values, arrays, mappings of these, and objects with a `fingerprint` of their own.
+    """
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, np.ndarray):
+        if isinstance(own := getattr(part, "fingerprint", None), str):
+            digest.update(own.encode())
+        elif isinstance(part, np.ndarray):
             digest.update(f"{part.dtype}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).tobytes())
         elif isinstance(part, Mapping):

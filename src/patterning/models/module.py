@@ -1,8 +1,11 @@
 """Any `torch.nn.Module` with any per-sample loss as a `Task`: the way in for a user's own model and checkpoint."""
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning.errors import PatterningError
 from patterning.rng import Stream, generator
+from patterning.store import fingerprint
 from patterning.tasks.base import LossesFn
 
+Batch = Any
+"""A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis."""
+Call = Callable[..., Any]
+"""The module at some parameters: call it as you would call the module."""
+BatchLoss = Callable[[Call, Batch], Tensor]
+"""(call, batch) → losses in nats: (b,), one a row, or (b, t), one for each of the t samples that a row holds."""
 LossFn = Callable[[Tensor, Tensor], Tensor]
 """(outputs (b, ...), targets (b, ...)) → losses (b,) in nats, e.g. `cross_entropy` with `reduction="none"`."""
 
@@ -21,38 +31,47 @@ DRAWS_PER_SAMPLE = 16
 """Most draws for each sample in an epoch, on average: how finely `draws` follows uneven base weights."""
 
 
-class ModuleTask:
-    """Samples (inputs[j], targets[j]), j < n, a copy of `module` and `loss_fn`; `base_weights` (n,) default to 1/n.
+class LossTask:
+    """Rows of `data` (a `Batch` of n rows), a copy of `module` and a `BatchLoss`; `base_weights` (n,) default to 1/n.
 
-    A row (P,) holds the parameters that require a gradient, in the order of `named_parameters`; frozen parameters and
-    buffers stay at the module's values (the clamped coordinates of SPEC §2). The module runs in evaluation mode, in
-    float32, under `torch.func.vmap` over replicas. A NaN loss is refused here, at the module's own parameters; later it
-    is passed on, so that a diverged chain can be named. Raises `PatterningError` for data, losses or modules of the
-    wrong kind, before anything is trained.
+    A parameter row (P,) holds the parameters that require a gradient, in the order of `named_parameters`; frozen ones
+    and buffers stay at the module's values (the clamped coordinates of SPEC §2). The module runs in evaluation mode, in
+    float32, under `torch.func.vmap` over replicas; what is the same for all of them (`index` expanded from one row,
+    layers below the parameters that differ) is computed once. `samples_per_row` is t where `loss_fn` returns (b, t):
+    each token of a text, say. A NaN loss is refused here, at the module's own parameters; later it is passed on, so
+    that a diverged chain can be named. Raises `PatterningError` for data, losses or modules of the wrong kind.
     """
 
-    def __init__(
-        self, module: nn.Module, loss_fn: LossFn, inputs: Tensor, targets: Tensor, base_weights: Tensor | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, loss_fn: BatchLoss, data: Batch, base_weights: Tensor | None = None) -> None:
         self.module = deepcopy(module).float().eval()
         self.loss_fn = loss_fn
         free = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.shapes = {name: p.shape for name, p in free.items()}
         if not free:
             raise PatterningError("no parameter of the module requires a gradient: nothing can be trained or sampled")
-        self._losses = self.losses_on(inputs, targets)
-        n = len(inputs)
+        self.data = _as_float(data)
+        n = count_rows(self.data)
         weights = torch.ones(n) if base_weights is None else base_weights.detach().cpu()
         if weights.shape != (n,) or not bool(torch.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
             raise PatterningError(f"base_weights must be {n} finite numbers >= 0, not all 0 (got {_shape(weights)})")
         self.base_weights = weights.double() / weights.double().sum()
         self.draws = _draws(self.base_weights)
-        self._try(min(n, 64))
+        self.samples_per_row = self._try(min(n, 64))
 
     @property
     def num_parameters(self) -> int:
         """P."""
         return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights, buffers, data, base weights, the module's structure and the loss function."""
+        state = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
+        data = [leaf.cpu().numpy() for leaf in _leaves(self.data)]
+        structure = [repr(self.module), sorted({describe_code(type(part)) for part in self.module.modules()})]
+        return fingerprint(
+            state, *data, self.base_weights.numpy(), list(self.shapes), structure, describe_code(self.loss_fn)
+        )
 
     def init(self, seeds: Sequence[int]) -> Tensor:
         """Fresh parameters (r, P) float32 from each module's `reset_parameters`, children before their parents.
@@ -87,59 +106,70 @@ class ModuleTask:
         """Write a row (P,) into a module of the same architecture, in place, and return it."""
         if row.shape != (self.num_parameters,):
             raise PatterningError(f"the row has shape {_shape(row)}: it must be ({self.num_parameters},)")
-        for p, value in zip(self._matching(module), self._named(row.detach()).values(), strict=True):
-            p.detach().copy_(value)
+        for p, value in zip(self._matching(module), self.named(row.detach()[None]).values(), strict=True):
+            p.detach().copy_(value[0])
         return module
 
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
-        """Loss in nats of samples `index` (r, b) under parameters `flat` (r, P): (r, b)."""
-        return self._losses(flat, index)
+        """Loss in nats of rows `index` (r, b) under parameters `flat` (r, P): (r, b), the mean where a row holds t."""
+        found = self.sample_losses(flat, index)
+        return found if self.samples_per_row == 1 else found.unflatten(1, (index.shape[1], -1)).mean(2)
 
-    def losses_on(self, inputs: Tensor, targets: Tensor) -> LossesFn:
-        """Per-sample losses `(flat (r, P), index (r, b)) → (r, b)` on any data: `losses` of a probe set."""
-        if inputs.ndim == 0 or targets.ndim == 0 or not 0 < len(inputs) == len(targets):
-            raise PatterningError(f"inputs {_shape(inputs)} and targets {_shape(targets)} are not n > 0 samples each")
-        x = inputs.detach().float() if inputs.is_floating_point() else inputs
-        y = targets.detach().float() if targets.is_floating_point() else targets
+    def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
+        """Loss of every sample in rows `index` (r, b) under parameters `flat` (r, P): (r, b·t), row by row."""
+        return self.run(self._checked(flat, index), {}, self.data, index)
 
-        def losses(flat: Tensor, index: Tensor) -> Tensor:
-            if flat.ndim != 2 or flat.shape[1] != self.num_parameters or index.ndim != 2 or len(index) != len(flat):
+    def run(self, varied: Mapping[str, Tensor], fixed: Mapping[str, Tensor], data: Batch, index: Tensor) -> Tensor:
+        """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) differ by replica, `fixed` not."""
+        shared = len(index) == 1 or index.stride(0) == 0  # one minibatch for all replicas: computed unbatched
+        rows = index[0] if shared else index
+        batch = take_rows(data, rows)
+
+        def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return functional_call(self.module, {**fixed, **parameters}, args, kwargs)
+
+            loss = self.loss_fn(call, own)
+            if loss.ndim not in (1, 2) or len(loss) != index.shape[1] or loss.numel() == 0:
                 raise PatterningError(
-                    f"parameters {_shape(flat)} and sample numbers {_shape(index)} are not "
-                    f"(r, {self.num_parameters}) and (r, b)"
+                    f"loss_fn gave shape {_shape(loss)} for {index.shape[1]} samples: it must return one loss a "
+                    "sample, shape (b,), or one for each of the t samples a row holds, shape (b, t) (reduction='none')"
                 )
-            with _plain_attention(), sdpa_kernel(SDPBackend.MATH):
-                return vmap(self._one)(flat, x[index], y[index])
+            return loss.flatten()
 
-        return losses
+        with _plain_attention(), sdpa_kernel(SDPBackend.MATH):
+            return vmap(one, in_dims=(0, None if shared else 0))(dict(varied), batch)
 
-    def _one(self, row: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """One replica: (P,), (b, ...), (b, ...) → (b,)."""
-        loss = self.loss_fn(functional_call(self.module, self._named(row), (x,)), y)
-        if loss.shape != (len(x),):
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views (r, *shape) of rows (r, P)."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def _checked(self, flat: Tensor, index: Tensor) -> dict[str, Tensor]:
+        if flat.ndim != 2 or flat.shape[1] != self.num_parameters or index.ndim != 2 or len(index) != len(flat):
             raise PatterningError(
-                f"loss_fn gave shape {_shape(loss)} for {len(x)} samples: it must return one loss a sample, "
-                "shape (b,) (reduction='none', then a mean over what a sample holds)"
+                f"parameters {_shape(flat)} and sample numbers {_shape(index)} are not "
+                f"(r, {self.num_parameters}) and (r, b)"
             )
-        return loss
+        return self.named(flat)
 
-    def _named(self, row: Tensor) -> dict[str, Tensor]:
-        parts = row.split([shape.numel() for shape in self.shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-
-    def _try(self, count: int) -> None:
-        """Run two replicas on the first samples, so that a wrong shape or a NaN is found now."""
-        flat, index = self.flatten(self.module).expand(2, -1), torch.arange(count).expand(2, -1)
+    def _try(self, count: int) -> int:
+        """Run two replicas on the first rows, to find a wrong shape or a NaN now; returns the samples in a row."""
+        flat, index = self.flatten(self.module).expand(2, -1), torch.arange(count).expand(2, -1).contiguous()
         try:
             with torch.no_grad():
-                bad = ~self.losses(flat, index)[0].isfinite()
+                found = self.sample_losses(flat, index)[0]
         except PatterningError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise PatterningError(f"the module or loss_fn cannot run on the data under vmap: {reason}") from error
-        if bool(bad.any()):
-            raise PatterningError(f"the loss of sample {int(bad.nonzero()[0])} is NaN or infinite at these parameters")
+        samples = len(found) // count
+        if bool((bad := ~found.isfinite()).any()):
+            first = int(bad.nonzero()[0])
+            where = f"sample {first}" if samples == 1 else f"row {first // samples}, position {first % samples},"
+            raise PatterningError(f"the loss of {where} is NaN or infinite at these parameters")
+        return samples
 
     def _matching(self, module: nn.Module) -> list[nn.Parameter]:
         found = dict(module.named_parameters())
@@ -148,6 +178,80 @@ class ModuleTask:
                 there = _shape(found[name]) if name in found else "missing"
                 raise PatterningError(f"parameter {name} is {there} where this task's module has {tuple(shape)}")
         return [found[name] for name in self.shapes]
+
+
+class ModuleTask(LossTask):
+    """A `LossTask` of samples (inputs[j], targets[j]) and a loss of outputs and targets: supervised learning."""
+
+    def __init__(
+        self, module: nn.Module, loss_fn: LossFn, inputs: Tensor, targets: Tensor, base_weights: Tensor | None = None
+    ) -> None:
+        _check_pairs(inputs, targets)
+        super().__init__(module, lambda call, batch: loss_fn(call(batch[0]), batch[1]), (inputs, targets), base_weights)
+        if self.samples_per_row != 1:
+            raise PatterningError(
+                f"loss_fn gave {self.samples_per_row} losses for a sample: it must return one loss a sample, shape "
+                "(b,) (reduction='none', then a mean over what a sample holds)"
+            )
+
+    def losses_on(self, inputs: Tensor, targets: Tensor) -> LossesFn:
+        """Per-sample losses `(flat (r, P), index (r, b)) → (r, b)` on any data: `losses` of a probe set."""
+        _check_pairs(inputs, targets)
+        data = _as_float((inputs, targets))
+        return lambda flat, index: self.run(self._checked(flat, index), {}, data, index)
+
+
+def describe_code(what: Any) -> str:
+    """Source text of a function or class with what a closure or `partial` holds, as far as Python can tell."""
+    if isinstance(what, partial):
+        return describe_code(what.func) + repr((what.args, sorted(what.keywords.items())))
+    try:
+        text = inspect.getsource(what)
+    except (OSError, TypeError):  # built in, or typed into a prompt
+        code = getattr(what, "__code__", None)
+        text = f"{getattr(what, '__qualname__', type(what))} {code.co_code.hex() if code else ''}"
+    held = [cell.cell_contents for cell in getattr(what, "__closure__", None) or ()]
+    return text + "".join(describe_code(value) if callable(value) else repr(value) for value in held)
+
+
+def count_rows(data: Batch) -> int:
+    """Length of the leading axis, the same in every tensor; raises `PatterningError` where it is not, or is 0."""
+    sizes = {len(values) if values.ndim else 0 for values in _leaves(data)}
+    if len(sizes) != 1 or not min(sizes):
+        raise PatterningError(f"the data must be tensors with one leading axis of n > 0 rows (found {sorted(sizes)})")
+    return sizes.pop()
+
+
+def take_rows(data: Batch, rows: Tensor) -> Batch:
+    """Rows of every tensor in `data`: each (n, ...) becomes (*rows.shape, ...)."""
+    return _map(lambda values: values[rows.to(values.device)], data)
+
+
+def _leaves(data: Batch) -> list[Tensor]:
+    if isinstance(data, Tensor):
+        return [data]
+    if not isinstance(data, Mapping | tuple | list):
+        raise PatterningError(f"data must be tensors, or tuples, lists and dicts of them (found {type(data).__name__})")
+    parts = data.values() if isinstance(data, Mapping) else data
+    return [leaf for part in parts for leaf in _leaves(part)]
+
+
+def _map(function: Callable[[Tensor], Tensor], data: Batch) -> Batch:
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, Mapping):
+        return {key: _map(function, part) for key, part in data.items()}
+    return tuple(_map(function, part) for part in data)
+
+
+def _as_float(data: Batch) -> Batch:
+    _leaves(data)
+    return _map(lambda x: x.detach().float() if x.is_floating_point() else x.detach(), data)
+
+
+def _check_pairs(inputs: Tensor, targets: Tensor) -> None:
+    if inputs.ndim == 0 or targets.ndim == 0 or not 0 < len(inputs) == len(targets):
+        raise PatterningError(f"inputs {_shape(inputs)} and targets {_shape(targets)} are not n > 0 samples each")
 
 
 @contextmanager

@@ -12,14 +12,20 @@ import torch
 from torch import Tensor
 
 from patterning.errors import PatterningError
-from patterning.posterior import sgld
+from patterning.posterior import preconditioned, sgld
 from patterning.rng import Stream, generator
 from patterning.tasks.base import Task
+
+Kernel = sgld.SGLD | preconditioned.RMSPropSGLD
+State = sgld.State | preconditioned.State
 
 
 @dataclass(frozen=True)
 class ChainConfig:
-    """How long to sample. A draw follows every `steps_between_draws` steps after `burn_in` steps."""
+    """How long to sample. A draw follows every `steps_between_draws` steps after `burn_in` steps.
+
+    `matched`: all chains see the same minibatches (their noise differs), so that what they share is computed once.
+    """
 
     chains: int
     draws: int
@@ -27,6 +33,7 @@ class ChainConfig:
     steps_between_draws: int
     batch_size: int
     seed: int = 0
+    matched: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave nothing to average."""
@@ -46,7 +53,7 @@ class ChainTrace:
 def run_chains(
     task: Task,
     anchor: Tensor,
-    kernel: sgld.SGLD,
+    kernel: Kernel,
     config: ChainConfig,
     on_draw: Callable[[int, Tensor], None],
     *,
@@ -59,30 +66,47 @@ def run_chains(
     `ChainTrace.diverged`; it stays in the batch, reset to the anchor, so that the others keep their numbers. The caller
     must leave it out of every average. `first_chain` numbers the chains for the random streams.
     """
-    state = sgld.init(anchor, config.chains)
+    state = init(kernel, anchor, config.chains)
     steps = config.burn_in + config.draws * config.steps_between_draws
     cumulative = np.cumsum(task.base_weights.numpy())
     losses = torch.empty(steps, config.chains)
     trace = ChainTrace(losses)
     for step in range(steps):
-        index = torch.from_numpy(
-            np.stack(
-                [
-                    minibatch(cumulative, config.seed, first_chain + c, step, config.batch_size)
-                    for c in range(config.chains)
-                ]
-            )
-        )
+        index = minibatches(cumulative, config, first_chain, step).to(anchor.device)
         flat = state.position.detach().requires_grad_()
         loss = task.losses(flat, index).mean(1)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
         losses[step] = loss.detach()
-        state = sgld.update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
+        state = update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
         if step % 50 == 49 or step == steps - 1:
             _exclude(trace, state, step, loss_band, first_chain)
         if step >= config.burn_in and (step - config.burn_in + 1) % config.steps_between_draws == 0:
             on_draw((step - config.burn_in) // config.steps_between_draws, state.position)
     return trace
+
+
+def init(kernel: Kernel, anchor: Tensor, chains: int) -> State:
+    """`chains` copies of w* (P,) as the kernel's method wants them."""
+    return (sgld if isinstance(kernel, sgld.SGLD) else preconditioned).init(anchor, chains)
+
+
+def update(state: State, gradient: Tensor, noise: Tensor, kernel: Kernel) -> State:
+    """One step of the kernel's method."""
+    if isinstance(kernel, sgld.SGLD):
+        assert isinstance(state, sgld.State)
+        return sgld.update(state, gradient, noise, kernel)
+    assert isinstance(state, preconditioned.State)
+    return preconditioned.update(state, gradient, noise, kernel)
+
+
+def minibatches(cumulative: np.ndarray, config: ChainConfig, first_chain: int, step: int) -> Tensor:
+    """Row numbers (chains, b) of one step; one row of numbers, expanded, where minibatches are matched."""
+    if config.matched:
+        return torch.from_numpy(minibatch(cumulative, config.seed, 0, step, config.batch_size)).expand(
+            config.chains, -1
+        )
+    rows = [minibatch(cumulative, config.seed, first_chain + c, step, config.batch_size) for c in range(config.chains)]
+    return torch.from_numpy(np.stack(rows))
 
 
 def minibatch(cumulative: np.ndarray, seed: int, chain: int, step: int, size: int) -> np.ndarray:
@@ -104,7 +128,7 @@ def gaussian(like: Tensor, seed: int, first_chain: int, step: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)).to(like)
 
 
-def _exclude(trace: ChainTrace, state: sgld.State, step: int, loss_band: float, first_chain: int) -> None:
+def _exclude(trace: ChainTrace, state: State, step: int, loss_band: float, first_chain: int) -> None:
     first = max(0, step - 49)  # the last window of a run reaches back into the one before it
     window = trace.losses[first : step + 1].mean(0)
     window[~torch.isfinite(state.position).all(1)] = math.nan

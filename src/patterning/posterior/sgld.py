@@ -14,6 +14,19 @@ from torch import Tensor
 from patterning.errors import PatterningError
 
 
+def check_settings(n_beta: float, localization: float, step_size: float) -> None:
+    """Raise `PatterningError` for values that define no localized posterior."""
+    for name, value, low in (
+        ("n_beta", n_beta, 0.0),
+        ("localization", localization, 0.0),
+        ("step_size", step_size, None),
+    ):
+        if not math.isfinite(value) or (value <= 0 if low is None else value < low):
+            raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if low is None else '>= 0'}")
+    if localization == 0:
+        raise PatterningError("localization is 0: nothing keeps the chain near w*; state a positive value")
+
+
 @dataclass(frozen=True)
 class SGLD:
     """Settings of the kernel. `n_beta` nβ, `localization` γ and `step_size` ε have no default (SPEC §2)."""
@@ -24,15 +37,7 @@ class SGLD:
 
     def __post_init__(self) -> None:
         """Refuse settings that define no chain."""
-        for name, value, low in (
-            ("n_beta", self.n_beta, 0.0),
-            ("localization", self.localization, 0.0),
-            ("step_size", self.step_size, None),
-        ):
-            if not math.isfinite(value) or (value <= 0 if low is None else value < low):
-                raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if low is None else '>= 0'}")
-        if self.localization == 0:
-            raise PatterningError("localization is 0: nothing keeps the chain near w*; state a positive value")
+        check_settings(self.n_beta, self.localization, self.step_size)
 
 
 @dataclass(frozen=True)

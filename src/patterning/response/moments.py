@@ -98,3 +98,20 @@ def batch_covariances(moments: Moments) -> Floats:
         + (phi_mean[:, :, None] * loss_mean[:, None, :])[:, None]
     )
     return centred * (draws / (draws - 1))[:, :, None, None]
+
+
+def unbiased_covariances(moments: Moments) -> Floats:
+    """Contributions to Cov(φ, ℓ) without what centring takes from correlated draws: (c, b, k, n).
+
+    Centred chains lack Cov(φ̄_c, ℓ̄_c), a share (autocorrelation time / draws) of the covariance. The batch means of the
+    same chain know it: Σ_b (φ̄_b - φ̄_c)(ℓ̄_b - ℓ̄_c) / b(b - 1). An offset between chains still does not count.
+    Raises `PatterningError` with one batch a chain.
+    """
+    count, batches = moments.count[:, :, None], moments.count.shape[1]
+    if batches < 2:
+        raise PatterningError("one batch a chain says nothing about the covariance of its means: use at least 2")
+    draws = moments.count.sum(1)[:, None, None]
+    phi = moments.phi / count - moments.phi.sum(1, keepdims=True) / draws  # (c, b, k)
+    losses = moments.losses / count - moments.losses.sum(1, keepdims=True) / draws  # (c, b, n)
+    of_means = phi[..., None] * losses[:, :, None, :] / (batches - 1)
+    return batch_covariances(moments) * (1 - 1 / draws[..., None]) + of_means

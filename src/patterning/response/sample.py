@@ -1,7 +1,7 @@
 """From a checkpoint to χ in one call: sample the localized posterior and measure any observables (SPEC §2-4)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.errors import PatterningError
-from patterning.posterior.chains import ChainConfig, run_chains
+from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import Diagnostics, diagnose
-from patterning.posterior.sgld import SGLD
-from patterning.response.moments import Moments
+from patterning.response.moments import Moments, join
 from patterning.response.susceptibility import Susceptibility, susceptibility
 from patterning.tasks.base import Task, evaluate
 
@@ -30,6 +29,20 @@ class OfLosses:
 
 
 Observable = DifferentiableObservable | OfLosses
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What is read at every draw: `losses` maps parameters (r, P) to (r, n); `weights` q (n,) sum to 1."""
+
+    losses: Callable[[Tensor], Tensor]
+    weights: Floats
+
+    @classmethod
+    def of(cls, task: Task) -> "Readout":
+        """Every sample of the task."""
+        q = task.base_weights.cpu().numpy().astype(np.float64)
+        return cls(lambda flat: evaluate(task.losses, flat, len(q)), q)
 
 
 @dataclass(frozen=True)
@@ -53,31 +66,52 @@ class SampledResponse:
     """χ with what it was made of.
 
     `traces` φ(w) at each draw, (draws, kept chains), by observable; `diagnostics` of each; `sample_diagnostics` of ℓ_j
-    for a few samples j; `excluded` chain number → why: those chains are in none of the other fields. `rise` is
-    E[L] - L(w*) in nats.
+    for a few samples j, whose traces are `watched_traces` (draws, kept chains, watched); `excluded` chain number → why:
+    those chains are in none of the other fields. `rise` is E[L] - L(w*) in nats. `moments` are the sums that χ was made
+    of, None where another estimator made it; `note` says why sampling stopped where that was left open.
     """
 
     susceptibility: Susceptibility
     traces: dict[str, Floats]
     diagnostics: dict[str, Diagnostics]
     sample_diagnostics: dict[int, Diagnostics]
+    watched_traces: Floats
     excluded: dict[int, str]
     rise: float
+    moments: Moments | None = None
+    estimator: str = "covariance"
+    note: str = ""
+
+
+def join_draws(parts: Sequence[Draws]) -> Draws:
+    """The chains of several calls around the same w*."""
+    return Draws(
+        moments=join([part.moments for part in parts]),
+        phi_trace=np.concatenate([part.phi_trace for part in parts], axis=1),
+        loss_trace=np.concatenate([part.loss_trace for part in parts], axis=1),
+        watched=parts[0].watched,
+        step_losses=np.concatenate([part.step_losses for part in parts], axis=1),
+        excluded={chain: why for part in parts for chain, why in part.excluded.items()},
+    )
 
 
 def sample_draws(
     task: Task,
     anchor: Tensor,
     observables: Mapping[str, Observable],
-    kernel: SGLD,
+    kernel: Kernel,
     chains: ChainConfig,
     *,
     batches: int = 4,
     loss_band: float = math.inf,
     watched: int = 8,
     first_chain: int = 0,
+    readout: Readout | None = None,
 ) -> Draws:
-    """Run chains around `anchor` w* (P,) and sum what χ needs; arguments as in `sample_response`."""
+    """Run chains around `anchor` w* (P,) and sum what χ needs; arguments as in `sample_response`.
+
+    `readout` says which samples χ has columns for: every row of the task, unless stated.
+    """
     if not observables:
         raise PatterningError("there is no observable: χ has a row for each")
     if batches < 2 or chains.draws < max(4, batches):
@@ -85,12 +119,12 @@ def sample_draws(
             f"{chains.draws} draws in {batches} batches give no standard error: use at least 2 batches, and 4 draws or "
             "as many as batches"
         )
-    q = task.base_weights.cpu().numpy()
-    origin = anchor.detach()
+    readout = readout or Readout.of(task)
+    n, origin = len(readout.weights), anchor.detach()
 
     def read(flat: Tensor) -> tuple[Floats, Floats]:
         with torch.no_grad():
-            losses = evaluate(task.losses, flat, len(q)).double()
+            losses = readout.losses(flat).double()
             phi = {
                 name: observable.function(losses) if isinstance(observable, OfLosses) else observable(flat)
                 for name, observable in observables.items()
@@ -111,7 +145,7 @@ def sample_draws(
 
     moments = Moments.empty(chains.chains, batches, at_anchor, phi_anchor)
     phi_trace = np.empty((chains.draws, chains.chains, len(observables)))
-    some = np.unique(np.linspace(0, len(q) - 1, min(watched, len(q))).astype(int))
+    some = np.unique(np.linspace(0, n - 1, min(watched, n)).astype(int))
     loss_trace = np.empty((chains.draws, chains.chains, len(some)))
     undefined: dict[int, str] = {}
 
@@ -142,7 +176,7 @@ def sample_response(
     task: Task,
     anchor: Tensor,
     observables: Mapping[str, Observable],
-    kernel: SGLD,
+    kernel: Kernel,
     chains: ChainConfig,
     *,
     batches: int = 4,
@@ -161,21 +195,28 @@ def sample_response(
     found = sample_draws(
         task, anchor, observables, kernel, chains, batches=batches, loss_band=loss_band, watched=watched
     )
-    if len(found.moments.count) < 2:
+    return summarise(found, tuple(observables), Readout.of(task).weights, kernel.n_beta)
+
+
+def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_beta: float) -> SampledResponse:
+    """χ and its diagnostics from what chains left behind; raises `PatterningError` with fewer than 2 chains."""
+    kept = len(found.moments.count)
+    if kept < 2:
         raise PatterningError(
-            f"{len(found.excluded)} of {chains.chains} chains diverged and χ needs 2 "
+            f"{len(found.excluded)} of {kept + len(found.excluded)} chains diverged and χ needs 2 "
             f"({'; '.join(found.excluded.values())}): lower step_size or raise localization"
         )
-    q = task.base_weights.cpu().numpy().astype(np.float64)
-    result = susceptibility(found.moments, list(observables), q, kernel.n_beta)
+    result = susceptibility(found.moments, observables, weights, n_beta)
     traces = {name: found.phi_trace[:, :, i] for i, name in enumerate(observables)}
     return SampledResponse(
         susceptibility=result,
         traces=traces,
         diagnostics={name: diagnose(values) for name, values in traces.items()},
         sample_diagnostics={int(j): diagnose(found.loss_trace[:, :, i]) for i, j in enumerate(found.watched)},
+        watched_traces=found.loss_trace,
         excluded=found.excluded,
-        rise=float((result.mean_losses - found.moments.at_anchor) @ q),
+        rise=float((result.mean_losses - found.moments.at_anchor) @ weights),
+        moments=found.moments,
     )
 
 

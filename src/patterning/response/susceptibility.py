@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from patterning.errors import PatterningError
-from patterning.response.moments import Moments, batch_covariances
+from patterning.response.moments import Moments, batch_covariances, unbiased_covariances
 
 Floats = NDArray[np.float64]
 
@@ -55,22 +55,29 @@ class Susceptibility:
         }
 
 
-def susceptibility(moments: Moments, observables: Sequence[str], base_weights: Floats, n_beta: float) -> Susceptibility:
+def susceptibility(
+    moments: Moments, observables: Sequence[str], base_weights: Floats, n_beta: float, *, unbiased: bool = False
+) -> Susceptibility:
     """χ from the sums of at least two chains. Raises `PatterningError` with fewer.
 
     Chains are centred one by one, so that an offset between them cannot pass for covariance. The price is a known
     shrinkage: χ is low by about (autocorrelation time / draws of a chain), which the standard error does not include.
+    `unbiased` puts it back from the batch means (two batches at least, each several autocorrelation times long).
+
+    A 95 % interval is χ ± t · standard error, with Student's t of (chains · batches - 1) degrees of freedom. It falls
+    short where a chain is worth fewer than some 300 independent draws of φ (docs/results/zoo.md).
     """
     chains = len(moments.count)
     if chains < 2:
         raise PatterningError(f"{chains} chain is left: χ needs at least 2 for its error and its reliability")
+    covariances = unbiased_covariances(moments) if unbiased else batch_covariances(moments)
     q = np.asarray(base_weights, dtype=np.float64)
 
     def centre(covariance: Floats) -> Floats:
         # Cov(φ, ℓ_j - L) = Cov(φ, ℓ_j) - Σ_i q_i Cov(φ, ℓ_i): the sums of φL are sums of φℓ.
         return covariance - (covariance @ q)[..., None]
 
-    parts = -centre(batch_covariances(moments))  # (c, b, k, n)
+    parts = -centre(covariances)  # (c, b, k, n)
     weight = moments.count / moments.count.sum()
     chi = np.einsum("cb,cbkn->kn", weight, parts)
     batches = weight.size

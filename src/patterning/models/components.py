@@ -1,0 +1,216 @@
+"""Parts of a model by name: which coordinates are free while all others stay clamped at w* (SPEC §2, "component")."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patterning.errors import PatterningError
+
+Masks = Mapping[str, Tensor | None]
+"""Parameter name → which of its entries are free, bool of its shape; None: all of them."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A named set of coordinates."""
+
+    name: str
+    masks: Masks
+
+
+ComponentLike = str | Component
+
+
+def find_component(module: nn.Module, what: ComponentLike) -> Component:
+    """The component called `what` of a module, checked against its parameters that require a gradient.
+
+    `full`; `l1h3` (queries, keys, values and output of a head), `l1 attn`, `l1 mlp`, `embed`, `unembed` for the
+    architectures known here (`LanguageModel`, Hugging Face GPT-2, TransformerLens); for every module a parameter name
+    or a pattern of them (`blocks.1.*`); or a ready `Component`. Raises `PatterningError` for what selects nothing,
+    masks of another shape, and a tied weight that is stored under another name.
+    """
+    if isinstance(what, Component):
+        return _checked(module, what)
+    free = [name for name, p in module.named_parameters() if p.requires_grad]
+    if what == "full":
+        return _checked(module, Component(what, dict.fromkeys(free)))
+    for know in _ARCHITECTURES:
+        if (masks := know(module, what)) is not None:
+            return _checked(module, Component(what, masks))
+    if names := [name for name in free if fnmatchcase(name, what)]:
+        return Component(what, dict.fromkeys(names))
+    _say_if_tied(module, what)
+    raise PatterningError(
+        f"{what!r} is no component of {type(module).__name__}: use full, a parameter name, a pattern such as "
+        f"{free[0].rpartition('.')[0] or free[0]}.*, or a Component with masks (parameters: {', '.join(free[:4])}, …)"
+    )
+
+
+def list_components(module: nn.Module) -> list[str]:
+    """The heads, MLPs, embedding and unembedding of a module of a known architecture; empty for any other."""
+    for layout in (_own_layout, _gpt2_layout, _lens_layout):
+        if (found := layout(module)) is not None:
+            break
+    else:
+        return []
+    names = ["embed"]
+    for layer in range(found.layers):
+        names += [f"l{layer}h{head}" for head in range(found.heads)]
+        names += [f"l{layer} mlp"] if found.mlp else []
+    tied = "unembed" in found.parts and _tied_to(module, found.parts["unembed"][0])
+    return names + ([] if tied else ["unembed"])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where an architecture keeps its parts. `head(layer, i)` gives masks; `parts` lists of parameter names."""
+
+    layers: int
+    heads: int
+    mlp: bool
+    head: Callable[[int, int], dict[str, Tensor | None]]
+    attention: str
+    mlp_prefix: str
+    parts: dict[str, list[str]]
+
+
+def _known(
+    layout: Callable[[nn.Module], _Layout | None],
+) -> Callable[[nn.Module, str], dict[str, Tensor | None] | None]:
+    def masks(module: nn.Module, what: str) -> dict[str, Tensor | None] | None:
+        found = layout(module)
+        if found is None:
+            return None
+        names = [name for name, _ in module.named_parameters()]
+        if what in found.parts:
+            for name in found.parts[what]:
+                _say_if_tied(module, name)
+            return dict.fromkeys(name for name in found.parts[what] if name in names)
+        match = re.fullmatch(r"l(\d+)(?:h(\d+)| (attn|mlp))", what)
+        if match is None:
+            return None
+        layer = int(match[1])
+        if layer >= found.layers or (match[2] and int(match[2]) >= found.heads):
+            raise PatterningError(f"{what!r}: the model has {found.layers} layers of {found.heads} heads, from 0")
+        if match[2]:
+            return found.head(layer, int(match[2]))
+        prefix = (found.attention if match[3] == "attn" else found.mlp_prefix).format(layer)
+        return dict.fromkeys(name for name in names if name.startswith(prefix))
+
+    return masks
+
+
+def _rows(module: nn.Module, name: str, rows: Sequence[slice], axis: int = 0) -> dict[str, Tensor | None]:
+    """Mask of slices along an axis of a parameter, if the module has it."""
+    parameter = dict(module.named_parameters()).get(name)
+    if parameter is None:
+        return {}
+    mask = torch.zeros(parameter.shape, dtype=torch.bool)
+    for part in rows:
+        mask.transpose(0, axis)[part] = True
+    return {name: mask}
+
+
+def _own_layout(module: nn.Module) -> _Layout | None:
+    from patterning.models.language import LanguageModel
+
+    if not isinstance(module, LanguageModel):
+        return None
+    config = module.config
+    size = config.width // config.heads
+
+    def head(layer: int, i: int) -> dict[str, Tensor | None]:
+        name, own = f"blocks.{layer}.attention", slice(i * size, (i + 1) * size)
+        thirds = [slice(k * config.width + own.start, k * config.width + own.stop) for k in range(3)]
+        return {
+            **_rows(module, f"{name}.qkv.weight", thirds),
+            **_rows(module, f"{name}.qkv.bias", thirds),
+            **_rows(module, f"{name}.out.weight", [own], axis=1),
+        }
+
+    parts = {"embed": ["embed.weight"], "positions": ["positions.weight"], "unembed": ["unembed.weight"]}
+    return _Layout(
+        config.layers, config.heads, config.mlp_ratio > 0, head, "blocks.{}.attention.", "blocks.{}.mlp.", parts
+    )
+
+
+def _gpt2_layout(module: nn.Module) -> _Layout | None:
+    config: Any = getattr(module, "config", None)
+    if getattr(config, "model_type", None) != "gpt2" or not hasattr(module, "transformer"):
+        return None
+    width, size = config.n_embd, config.n_embd // config.n_head
+
+    def head(layer: int, i: int) -> dict[str, Tensor | None]:
+        name, own = f"transformer.h.{layer}.attn", slice(i * size, (i + 1) * size)
+        thirds = [slice(k * width + own.start, k * width + own.stop) for k in range(3)]
+        return {  # Conv1D keeps (in, out)
+            **_rows(module, f"{name}.c_attn.weight", thirds, axis=1),
+            **_rows(module, f"{name}.c_attn.bias", thirds),
+            **_rows(module, f"{name}.c_proj.weight", [own]),
+        }
+
+    parts = {
+        "embed": ["transformer.wte.weight"],
+        "positions": ["transformer.wpe.weight"],
+        "unembed": ["lm_head.weight"],
+    }
+    return _Layout(config.n_layer, config.n_head, True, head, "transformer.h.{}.attn.", "transformer.h.{}.mlp.", parts)
+
+
+def _lens_layout(module: nn.Module) -> _Layout | None:
+    config: Any = getattr(module, "cfg", None)
+    if config is None or not hasattr(config, "n_heads") or not hasattr(module, "blocks"):
+        return None
+
+    def head(layer: int, i: int) -> dict[str, Tensor | None]:
+        own: dict[str, Tensor | None] = {}
+        for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V"):
+            own |= _rows(module, f"blocks.{layer}.attn.{name}", [slice(i, i + 1)])
+        return own
+
+    parts = {"embed": ["embed.W_E"], "positions": ["pos_embed.W_pos"], "unembed": ["unembed.W_U", "unembed.b_U"]}
+    mlp = not getattr(config, "attn_only", False)
+    return _Layout(config.n_layers, config.n_heads, mlp, head, "blocks.{}.attn.", "blocks.{}.mlp.", parts)
+
+
+_ARCHITECTURES = tuple(_known(layout) for layout in (_own_layout, _gpt2_layout, _lens_layout))
+
+
+def _tied_to(module: nn.Module, name: str) -> str | None:
+    """The name under which a tied parameter is listed, if `name` is a second name of it."""
+    every = dict(module.named_parameters(remove_duplicate=False))
+    listed = dict(module.named_parameters())
+    if name not in every or name in listed:
+        return None
+    return next(other for other, p in listed.items() if p is every[name])
+
+
+def _say_if_tied(module: nn.Module, name: str) -> None:
+    if (other := _tied_to(module, name)) is not None:
+        raise PatterningError(
+            f"{name} is tied: it is the same tensor as {other}, and freeing it frees both uses. Name {other} instead"
+        )
+
+
+def _checked(module: nn.Module, component: Component) -> Component:
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    count = 0
+    for name, mask in component.masks.items():
+        if name not in parameters:
+            _say_if_tied(module, name)
+            raise PatterningError(f"component {component.name!r}: {name} is no parameter that requires a gradient")
+        shape = parameters[name].shape
+        if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
+            raise PatterningError(
+                f"component {component.name!r}: the mask of {name} is {mask.dtype} {tuple(mask.shape)}: it must be "
+                f"bool {tuple(shape)}"
+            )
+        count += shape.numel() if mask is None else int(mask.sum())
+    if not count:
+        raise PatterningError(f"component {component.name!r} selects no parameter: there is nothing to sample")
+    return component

@@ -1,0 +1,150 @@
+"""A small causal language model as a plain module: the reference for components, response and tests.
+
+Pre-LayerNorm, GELU (tanh), optional MLP blocks, untied unembedding. `positions="shortformer"` adds the position vectors
+to the inputs of queries and keys only (Press et al., arXiv 2012.15832), as in the paper's attention-only model.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patterning.errors import PatterningError
+from patterning.models.module import Batch, Call
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Shape of the model. `mlp_ratio` 0: attention only."""
+
+    vocabulary: int
+    context: int
+    layers: int
+    heads: int
+    width: int
+    mlp_ratio: int = 4
+    positions: Literal["added", "shortformer"] = "added"
+
+    def __post_init__(self) -> None:
+        """Refuse a width that the heads cannot share."""
+        if self.width % self.heads:
+            raise PatterningError(f"width {self.width} is not a multiple of {self.heads} heads")
+
+
+class Table(nn.Module):
+    """Learned vectors (rows, width), N(0, 0.02)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh values from the global generator, as PyTorch's own modules do."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Vectors of `index` (...,): (..., width)."""
+        return F.embedding(index, self.weight)
+
+
+class Projection(nn.Linear):
+    """A linear map, N(0, `std`), bias 0."""
+
+    def __init__(self, inputs: int, outputs: int, std: float = 0.02, bias: bool = True) -> None:
+        self.std = std
+        super().__init__(inputs, outputs, bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Fresh values."""
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; head i owns rows i·d/h to (i+1)·d/h of each third of `qkv` and those columns of `out`."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = Projection(config.width, 3 * config.width)
+        self.out = Projection(config.width, config.width, std=0.02 / math.sqrt(2 * config.layers))
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(b, t, d) → (b, t, d); `positions` (t, d) are added to what queries and keys read."""
+        b, t, d = x.shape
+        if positions is None:
+            q, k, v = self.qkv(x).split(d, dim=2)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q, k = F.linear(x + positions, weight[: 2 * d], bias[: 2 * d]).split(d, dim=2)
+            v = F.linear(x, weight[2 * d :], bias[2 * d :])
+        q, k, v = (part.reshape(b, t, self.heads, d // self.heads).transpose(1, 2) for part in (q, k, v))
+        scores = q @ k.transpose(2, 3) * (self.heads / d) ** 0.5
+        later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
+        attention = scores.masked_fill(later, -math.inf).softmax(-1)
+        return self.out((attention @ v).transpose(1, 2).reshape(b, t, d))
+
+
+class MLP(nn.Module):
+    """Two projections and a GELU."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        hidden = config.mlp_ratio * config.width
+        self.read = Projection(config.width, hidden)
+        self.write = Projection(hidden, config.width, std=0.02 / math.sqrt(2 * config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, d) → (b, t, d)."""
+        return self.write(F.gelu(self.read(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention, then an MLP if there is one, each read through a LayerNorm and added."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.ln2 = nn.LayerNorm(config.width) if config.mlp_ratio else None
+        self.mlp = MLP(config) if config.mlp_ratio else None
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(b, t, d) → (b, t, d)."""
+        x = x + self.attention(self.ln1(x), positions)
+        return x if self.mlp is None or self.ln2 is None else x + self.mlp(self.ln2(x))
+
+
+class LanguageModel(nn.Module):
+    """Token numbers (b, t) → logits (b, t, vocabulary)."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Table(config.vocabulary, config.width)
+        self.positions = Table(config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_final = nn.LayerNorm(config.width)
+        self.unembed = Projection(config.width, config.vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(b, t) int64 → (b, t, vocabulary)."""
+        positions = self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.embed(tokens)
+        if self.config.positions == "added":
+            x, positions = x + positions, None
+        for block in self.blocks:
+            x = block(x, positions)
+        return self.unembed(self.ln_final(x))
+
+
+def next_token_losses(call: Call, batch: Batch) -> Tensor:
+    """Cross-entropy in nats of every next token of `batch` (b, t) int64: (b, t - 1). A `BatchLoss`."""
+    logits = call(batch)
+    logits = getattr(logits, "logits", logits)
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), batch[:, 1:], reduction="none")

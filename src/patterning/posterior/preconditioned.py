@@ -1,0 +1,63 @@
+r"""RMSProp-preconditioned SGLD (Li et al., arXiv 1512.07666, without the Γ term; SPEC §2, "preconditioned variant").
+
+.. math:: v \leftarrow a v + (1 - a) g^2, \qquad G = \frac{1}{\sqrt{\hat v} + \delta}
+.. math:: w \leftarrow w - \tfrac{\epsilon G}{2}\,[\,n\beta\, g + \gamma\,(w - w^*)\,] + \sqrt{\epsilon G}\,\xi
+
+with g = ∇L_B and v̂ = v / (1 - aᵗ). Leaving out Γ = Σ ∂G/∂w biases the stationary law where v̂ changes over the
+posterior; with δ well above √v̂ the sampler is SGLD with step ε/δ.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning.errors import PatterningError
+from patterning.posterior.sgld import check_settings
+
+
+@dataclass(frozen=True)
+class RMSPropSGLD:
+    """Settings of the kernel: nβ, γ and ε as in `SGLD`, the decay a of the second moment, and δ (`damping`)."""
+
+    n_beta: float
+    localization: float
+    step_size: float
+    decay: float = 0.99
+    damping: float = 0.1
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse settings that define no chain."""
+        check_settings(self.n_beta, self.localization, self.step_size)
+        if not 0 <= self.decay < 1:
+            raise PatterningError(f"decay is {self.decay}: it must be in [0, 1)")
+        if not (math.isfinite(self.damping) and self.damping > 0):
+            raise PatterningError(f"damping is {self.damping}: it must be finite and > 0")
+
+
+@dataclass(frozen=True)
+class State:
+    """`position`, `anchor` and `second_moment` v, each (r, P) float32 or wider, after `step` steps."""
+
+    position: Tensor
+    anchor: Tensor
+    second_moment: Tensor
+    step: int
+
+
+def init(anchor: Tensor, chains: int) -> State:
+    """`chains` copies of one checkpoint w* (P,)."""
+    rows = anchor.expand(chains, -1)
+    return State(rows.clone(), rows, torch.zeros_like(rows, memory_format=torch.contiguous_format), 0)
+
+
+def update(state: State, gradient: Tensor, noise: Tensor, kernel: RMSPropSGLD) -> State:
+    """One step; `gradient` is ∇L_B (r, P) of the mean minibatch loss, `noise` standard normal (r, P)."""
+    second = kernel.decay * state.second_moment + (1 - kernel.decay) * gradient**2
+    corrected = second / (1 - kernel.decay ** (state.step + 1)) if kernel.bias_correction else second
+    step = kernel.step_size / (corrected.sqrt() + kernel.damping)
+    drift = kernel.n_beta * gradient + kernel.localization * (state.position - state.anchor)
+    position = state.position - (step / 2) * drift + step.sqrt() * noise
+    return State(torch.as_tensor(position), state.anchor, torch.as_tensor(second), state.step + 1)

@@ -1,0 +1,173 @@
+"""χ by component as labelled arrays on disk: xarray on Zarr, in groups that ArviZ opens; and as units of work.
+
+Group `susceptibility`: chi, standard_error (component, observable, sample), halves (half, component, observable,
+sample), reliability, r_hat, ess, autocorrelation_time (component, observable), mean_loss (component, sample), rise
+(component); coordinates row and position say where a sample lies in the data. Group `posterior`: phi (chain, draw,
+component, observable), NaN where a chain was excluded or not run. Attributes carry sign, units and settings.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patterning.errors import PatterningError
+from patterning.posterior.diagnostics import diagnose
+from patterning.response.moments import Moments
+from patterning.response.sample import SampledResponse
+from patterning.response.susceptibility import Susceptibility
+from patterning.store import Arrays, code_version
+
+if TYPE_CHECKING:
+    import xarray
+
+    from patterning.response.components import ComponentResponse
+
+ARRAYS = ("base_weights", "chi", "standard_error", "halves", "mean_losses", "mean_losses_error")
+SIGN = "chi = -Cov[phi, loss_j - L]: chi_j > 0 means that weight moved onto sample j raises <phi>"
+
+
+def pack(found: SampledResponse) -> Arrays:
+    """A `SampledResponse` as arrays, for a unit of work."""
+    response = found.susceptibility
+    facts = {
+        "observables": response.observables,
+        "n_beta": response.n_beta,
+        "excluded": {str(chain): why for chain, why in found.excluded.items()},
+        "watched": list(found.sample_diagnostics),
+        "rise": found.rise,
+        "estimator": found.estimator,
+        "note": found.note,
+    }
+    return {
+        "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
+        **{key: getattr(response, key) for key in ARRAYS},
+        "traces": np.stack(list(found.traces.values())),
+        "watched_traces": found.watched_traces,
+        **({f"moments.{key}": value for key, value in found.moments.as_arrays().items()} if found.moments else {}),
+    }
+
+
+def unpack(arrays: Arrays) -> SampledResponse:
+    """The inverse of `pack`."""
+    facts = json.loads(arrays["facts"].tobytes())
+    names = tuple(facts["observables"])
+    traces = dict(zip(names, arrays["traces"], strict=True))
+    watched = arrays["watched_traces"]
+    sums = {key.removeprefix("moments."): value for key, value in arrays.items() if key.startswith("moments.")}
+    return SampledResponse(
+        susceptibility=Susceptibility(
+            observables=names,
+            n_beta=facts["n_beta"],
+            **{key: arrays[key] for key in ARRAYS},
+        ),
+        traces=traces,
+        diagnostics={name: diagnose(values) for name, values in traces.items()},
+        sample_diagnostics={j: diagnose(watched[:, :, i]) for i, j in enumerate(facts["watched"])},
+        watched_traces=watched,
+        excluded={int(chain): why for chain, why in facts["excluded"].items()},
+        rise=facts["rise"],
+        estimator=facts["estimator"],
+        note=facts["note"],
+        moments=Moments(**sums) if sums else None,
+    )
+
+
+def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
+    """Labelled arrays of a `ComponentResponse`."""
+    import xarray
+
+    found = response.by_component
+    names, observables = list(found), list(next(iter(found.values())).susceptibility.observables)
+    draws = response.chains.draws
+    chains = max(item.traces[observables[0]].shape[1] + len(item.excluded) for item in found.values())
+
+    def stack(field: str) -> np.ndarray:
+        return np.stack([getattr(item.susceptibility, field) for item in found.values()])
+
+    def diagnostic(field: str) -> np.ndarray:
+        return np.array([[getattr(item.diagnostics[name], field) for name in observables] for item in found.values()])
+
+    phi = np.full((chains, draws, len(names), len(observables)), np.nan)
+    for c, item in enumerate(found.values()):
+        kept = [chain for chain in range(chains) if chain not in item.excluded][: item.traces[observables[0]].shape[1]]
+        for o, name in enumerate(observables):
+            phi[kept, :, c, o] = item.traces[name].T
+    both = ("component", "observable")
+    reliability = [list(item.susceptibility.reliability().values()) for item in found.values()]
+    coordinates = {
+        "component": names,
+        "observable": observables,
+        "row": ("sample", response.rows),
+        "position": ("sample", response.positions),
+    }
+    susceptibility = xarray.Dataset(
+        {
+            "chi": ((*both, "sample"), stack("chi")),
+            "standard_error": ((*both, "sample"), stack("standard_error")),
+            "halves": (("component", "half", "observable", "sample"), stack("halves")),
+            "mean_loss": (("component", "sample"), stack("mean_losses")),
+            "base_weight": ("sample", next(iter(found.values())).susceptibility.base_weights),
+            "reliability": (both, np.array(reliability)),
+            "r_hat": (both, diagnostic("r_hat")),
+            "ess": (both, diagnostic("ess")),
+            "autocorrelation_time": (both, diagnostic("autocorrelation_time")),
+            "rise": ("component", np.array([item.rise for item in found.values()])),
+            "estimator": ("component", [item.estimator for item in found.values()]),
+            "note": ("component", [item.note for item in found.values()]),
+            "free_coordinates": ("component", np.array([response.n_free[name] for name in names])),
+        },
+        coordinates,
+        attributes(response),
+    )
+    posterior = xarray.Dataset(
+        {"phi": (("chain", "draw", *both), phi)},
+        {"component": names, "observable": observables, "chain": np.arange(chains), "draw": np.arange(draws)},
+    )
+    return xarray.DataTree.from_dict({"/susceptibility": susceptibility, "/posterior": posterior})
+
+
+def attributes(response: "ComponentResponse") -> dict[str, Any]:
+    """Sign, units, settings and versions, as plain values."""
+    import torch
+
+    excluded = {name: list(item.excluded.values()) for name, item in response.by_component.items() if item.excluded}
+    return {
+        "sign": SIGN,
+        "units": "units of phi times nats; the response is d<phi>/dalpha = n_beta * sum_j q_j s_j chi_j",
+        "estimator": response.estimator,
+        "sampler": type(response.kernel).__name__,
+        **asdict(response.kernel),
+        **{f"chains_{key}": int(value) for key, value in asdict(response.chains).items()},
+        "excluded_chains": json.dumps(excluded),
+        "task": response.fingerprint,
+        "code": code_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def save_response(response: "ComponentResponse", path: Path) -> None:
+    """Write a Zarr folder, whole: a folder of another name is filled and then renamed.
+
+    Raises `PatterningError` when `path` exists.
+    """
+    if path.exists():
+        raise PatterningError(f"{path} exists: name another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    to_tree(response).to_zarr(part, mode="w", zarr_format=2)  # version 3 has no settled form for strings
+    part.rename(path)
+
+
+def open_response(path: Path) -> "xarray.DataTree":
+    """The labelled arrays that `save_response` wrote; raises `PatterningError` when `path` holds none."""
+    import xarray
+
+    try:
+        tree = xarray.open_datatree(path, engine="zarr")
+        tree["susceptibility"]["chi"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PatterningError(f"{path} holds no susceptibilities: {error}") from None
+    return tree

@@ -1,0 +1,151 @@
+"""Components by name, clamped tasks, and probes that keep what lies below a component."""
+
+import pytest
+import torch
+from torch import nn
+
+from patterning.errors import PatterningError
+from patterning.models.components import Component, find_component, list_components
+from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+from patterning.models.module import LossTask
+from patterning.models.restricted import Probe, Restricted
+
+CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, heads=2, width=8)
+TOKENS = torch.randint(11, (12, 8), generator=torch.Generator().manual_seed(0))
+
+
+def language_task(config: LanguageConfig = CONFIG) -> LossTask:
+    task = LossTask(LanguageModel(config), next_token_losses, TOKENS)
+    return LossTask(task.load(LanguageModel(config), 10 * task.init([0])[0]), next_token_losses, TOKENS)
+
+
+TASK = language_task()
+ANCHOR = TASK.flatten(TASK.module)
+
+
+def moved(free: Restricted, replicas: int = 3, size: float = 0.3) -> torch.Tensor:
+    noise = torch.randn(replicas, free.num_parameters, generator=torch.Generator().manual_seed(1))
+    return free.anchor + size * noise
+
+
+@pytest.mark.parametrize(
+    "name", ["full", "blocks.1.*", "blocks.0.ln1.weight", "l0 attn", *list_components(TASK.module)]
+)
+def test_a_clamped_task_is_the_task_at_the_expanded_parameters(name: str) -> None:
+    free = Restricted(TASK, ANCHOR, name)
+    flat = moved(free).requires_grad_()
+    whole = free.expand(flat.detach()).requires_grad_()
+    own = torch.tensor([[0, 1, 2], [5, 4, 3], [9, 9, 0]])
+    for index in (own, own[:1].expand(3, -1)):
+        clamped, full = free.losses(flat, index), TASK.losses(whole, index)
+        torch.testing.assert_close(clamped, full)
+        (gradient,) = torch.autograd.grad(clamped.sum(), flat)
+        (expected,) = torch.autograd.grad(full.sum(), whole)
+        changed = (whole != ANCHOR).any(0)
+        assert int(changed.sum()) == free.num_parameters
+        # The free coordinates keep the order of the parameters, so the gradients are the same list of numbers.
+        torch.testing.assert_close(gradient, expected[:, changed], rtol=1e-3, atol=1e-4)
+
+
+def test_heads_share_nothing_and_make_up_their_attention_block() -> None:
+    every = sum(Restricted(TASK, ANCHOR, f"l1h{i}").num_parameters for i in range(2))
+    attention = Restricted(TASK, ANCHOR, "l1 attn").num_parameters
+    assert attention - every == CONFIG.width  # the output bias belongs to no head
+    a, b = (find_component(TASK.module, f"l1h{i}").masks for i in range(2))
+    assert all(not (a[name] & b[name]).any() for name in a)
+
+
+def test_moving_a_head_moves_that_head_only() -> None:
+    free = Restricted(TASK, ANCHOR, "l1h1")
+    model = TASK.load(LanguageModel(CONFIG), free.expand(moved(free, 1))[0])
+    seen = {}
+    for part, source in (("here", TASK.module), ("moved", model)):
+        source.blocks[1].attention.out.register_forward_pre_hook(
+            lambda _m, args, part=part: seen.update({part: args[0].detach()})
+        )
+        source(TOKENS)
+    changed = (seen["here"] != seen["moved"]).any(0).any(0)
+    assert changed.tolist() == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("name", ["full", "l0h0", "l0 mlp", "l1h1", "l1 mlp", "unembed", "positions"])
+def test_a_probe_gives_every_loss_and_keeps_what_the_component_cannot_reach(name: str) -> None:
+    free = Restricted(TASK, ANCHOR, name)
+    rows = torch.tensor([7, 0, 3, 11, 5])
+    probe = Probe(free, rows, replicas=3)
+    flat = moved(free)
+    truth = TASK.sample_losses(free.expand(flat), rows.expand(3, -1))
+    for _ in range(2):
+        torch.testing.assert_close(probe(flat), truth)
+    assert len(probe) == truth.shape[1] == 5 * 7
+    kept = set(probe._constants[0])
+    assert ("blocks.0" in kept) == (name in ("l1h1", "l1 mlp", "unembed"))
+    assert ("blocks.1.attention" in kept) == (name == "l1 mlp")
+    assert name != "full" or not kept
+    tangent = probe.along(flat, torch.ones_like(flat))
+    step = 1e-3
+    torch.testing.assert_close(tangent, (probe(flat + step) - probe(flat - step)) / (2 * step), rtol=0.02, atol=0.02)
+
+
+class InPlace(nn.Module):
+    """Adds to what a submodule returned: a kept output would grow at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y += 1
+        return self.b(y)[:, 0]
+
+
+def test_a_module_that_works_in_place_is_computed_as_usual() -> None:
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    task = LossTask(InPlace(), lambda call, batch: call(batch) ** 2, x)
+    free = Restricted(task, task.flatten(task.module), "b.*")
+    probe, flat = Probe(free, torch.arange(6)), moved(free)
+    assert probe._constants == [{}]
+    truth = task.losses(free.expand(flat), torch.arange(6).expand(3, -1))
+    for _ in range(3):
+        torch.testing.assert_close(probe(flat), truth)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.write = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.write.weight = self.read.weight
+
+
+@pytest.mark.parametrize(
+    ("module", "what", "says"),
+    [
+        (TASK.module, "l2h0", "2 layers of 2 heads"),
+        (TASK.module, "l0h2", "2 layers of 2 heads"),
+        (TASK.module, "head 3", "is no component of LanguageModel"),
+        (Tied(), "write.weight", "is tied: it is the same tensor as read.weight"),
+        (
+            TASK.module,
+            Component("none", {"embed.weight": torch.zeros(11, 8, dtype=torch.bool)}),
+            "selects no parameter",
+        ),
+        (TASK.module, Component("odd", {"embed.weight": torch.ones(3, dtype=torch.bool)}), r"must be bool \(11, 8\)"),
+        (TASK.module, Component("odd", {"embedding": None}), "embedding is no parameter"),
+        (Tied(), Component("second", {"write.weight": None}), "is tied"),
+    ],
+)
+def test_what_selects_nothing_or_the_wrong_thing_is_named(module: nn.Module, what: str, says: str) -> None:
+    with pytest.raises(PatterningError, match=says):
+        find_component(module, what)
+
+
+@pytest.mark.parametrize("positions", ["added", "shortformer"])
+def test_attention_is_causal_and_attention_only_models_list_no_mlp(positions) -> None:
+    model = LanguageModel(LanguageConfig(11, 8, 2, 2, 8, mlp_ratio=0, positions=positions))
+    changed = TOKENS.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 11
+    same = model(TOKENS) == model(changed)
+    assert same[:, :5].all()
+    assert not same[:, 5:].all()
+    assert list_components(model) == ["embed", "l0h0", "l0h1", "l1h0", "l1h1", "unembed"]
