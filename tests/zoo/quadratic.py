@@ -1,14 +1,14 @@
 """Tasks whose losses are quadratic in w: every localized posterior is a Gaussian, every moment has a closed form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float64]
+from patterning.posterior.sgld import SGLD
+from zoo.known import Floats, Known
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,56 @@ class Bowl:
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
         value = (self.curvature * (flat - self.centre) ** 2).sum(1) / 2 + self.floor
         return value[:, None].expand(index.shape)
+
+
+def discretised(law: Gaussian, step_size: float) -> Gaussian:
+    """The stationary law of the chain (gradients without noise) whose ε → 0 limit is `law`: S (1 - ε S⁻¹/4)⁻¹."""
+    precision = np.linalg.inv(law.covariance)
+    covariance = np.linalg.inv(precision - step_size / 4 * precision @ precision)
+    return Gaussian(law.mean, covariance.astype(np.float64))
+
+
+def susceptibilities(task: QuadraticTask, phi: Forms, law: Gaussian) -> Floats:
+    """χ_j(φ) (k, n) of quadratics φ = ½wᵀAw + bᵀw + c under N(m, S), with ΔA_j = A_j - Ā, Δb_j = b_j - b̄ of the losses:
+
+    -½ tr(A S ΔA_j S) - (A m + b)ᵀ S (ΔA_j m + Δb_j).
+    """
+    covariance = phi.covariance(task.forms, law)
+    return (covariance @ task.base_weights.numpy())[:, None] - covariance
+
+
+def quadratic_known(
+    name: str, task: QuadraticTask, anchor: Floats, kernel: SGLD, phi: Forms, labels: Sequence[str]
+) -> Known:
+    """φ: nβ (L - L(w*)), and the quadratics `phi` under their `labels`."""
+    q = task.base_weights.numpy()
+    loss = task.forms.mix(q)
+    start = float(loss.values(anchor)[0])
+    n_beta = kernel.n_beta
+    own = Forms(n_beta * loss.matrices, n_beta * loss.vectors, n_beta * (loss.constants - start))
+    every = Forms(*(np.concatenate([a, b]) for a, b in zip(vars(own).values(), vars(phi).values(), strict=True)))
+
+    def llc(_: Tensor, losses: Tensor) -> Tensor:
+        return n_beta * (losses @ task.base_weights - start)
+
+    def quadratic(number: int) -> Callable[[Tensor, Tensor], Tensor]:
+        one = Forms(*(part[number : number + 1] for part in vars(phi).values()))
+        return lambda w, _: torch.from_numpy(one.values(w.numpy())[:, 0])
+
+    law = task.posterior(q, n_beta, kernel.localization, anchor)
+    chain = discretised(law, kernel.step_size)
+    return Known(
+        name=name,
+        task=task,
+        anchor=torch.from_numpy(anchor.astype(np.float32)),
+        kernel=kernel,
+        observables={"nβ(L-L*)": llc} | {label: quadratic(i) for i, label in enumerate(labels)},
+        means=every.means(chain),
+        chi=susceptibilities(task, every, chain),
+        means_without_step=every.means(law),
+        chi_without_step=susceptibilities(task, every, law),
+        learning_coefficient=float(np.linalg.matrix_rank(loss.matrices[0])) / 2,
+    )
 
 
 def chain_variance(total_curvature: Floats | float, step_size: float) -> Floats | float:
