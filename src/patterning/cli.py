@@ -100,6 +100,86 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     _out.print(f"page: {folder / 'report.html'}", highlight=False)
 
 
+Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a LossTask.")]
+Components = Annotated[str, typer.Option(help="Names separated by commas; empty: all heads and MLPs, or full.")]
+NBeta = Annotated[float, typer.Option(help="nβ, the inverse temperature times n.")]
+Localization = Annotated[float, typer.Option(help="γ, the pull to w*.")]
+StepSize = Annotated[float, typer.Option(help="ε, the step size of SGLD.")]
+Chains = Annotated[int, typer.Option(help="Chains in a round.")]
+Draws = Annotated[int, typer.Option(help="Draws of each chain.")]
+BurnIn = Annotated[int, typer.Option(help="Steps before the first draw.")]
+Between = Annotated[int, typer.Option(help="Steps from draw to draw.")]
+BatchSize = Annotated[int, typer.Option(help="Rows in a minibatch.")]
+Probes = Annotated[int, typer.Option(help="Rows that χ gets columns for, evenly spaced; 0: all.")]
+Seed = Annotated[int, typer.Option(help="Of minibatches and noise.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")]
+
+
+@app.command()
+def response(
+    task: Task,
+    n_beta: NBeta,
+    localization: Localization,
+    step_size: StepSize,
+    out: Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")],
+    components: Components = "",
+    chains: Chains = 4,
+    draws: Draws = 40,
+    burn_in: BurnIn = 40,
+    steps_between_draws: Between = 4,
+    batch_size: BatchSize = 32,
+    probes: Probes = 0,
+    estimator: Annotated[str, typer.Option(help="auto, covariance or pathwise.")] = "auto",
+    reliability: Annotated[float, typer.Option(help="Go on until this split-half reliability.")] = 0.9,
+    rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component.")] = 4,
+    seed: Seed = 0,
+    workers: Jobs = 0,
+    dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
+) -> None:
+    """χ of every component of a model for every probed sample, with errors: OUT/chi.zarr and OUT/report.html."""
+    from patterning.response.command import Request, dry, sample_to
+
+    request = Request(
+        task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
+        probes, estimator, reliability, rounds, seed,
+    )  # fmt: skip
+    if dry_run:
+        dry(request, _out)
+    else:
+        sample_to(request, out, workers or default_workers(), _BarProgress(), _out)
+
+
+@app.command()
+def llc(
+    task: Task,
+    n_beta: NBeta,
+    localization: Localization,
+    step_size: StepSize,
+    out: Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")],
+    components: Components = "full",
+    chains: Chains = 4,
+    draws: Draws = 100,
+    burn_in: BurnIn = 100,
+    steps_between_draws: Between = 4,
+    batch_size: BatchSize = 32,
+    probes: Probes = 0,
+    seed: Seed = 0,
+    workers: Jobs = 0,
+    dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
+) -> None:
+    """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) of a model or its components, with its standard error."""
+    from patterning.response.command import Request, dry, sample_to
+
+    request = Request(
+        task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
+        probes, "covariance", None, 1, seed,
+    )  # fmt: skip
+    if dry_run:
+        dry(request, _out)
+    else:
+        sample_to(request, out, workers or default_workers(), _BarProgress(), _out)
+
+
 def main() -> None:
     """Entry point of the `patterning` command."""
     try:

@@ -62,7 +62,9 @@ def code_version() -> str:
     """
     package = Path(__file__).parent
     sources = [
-        path for path in sorted(package.rglob("*.py")) if path.name not in ("cli.py", "present.py", "figures.py")
+        path
+        for path in sorted(package.rglob("*.py"))
+        if path.name not in ("cli.py", "present.py") and path.parent.name != "report"
     ]
     code = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in sources}
     return fingerprint(code, version("torch"))

@@ -103,6 +103,11 @@ class Probe:
         """How many samples."""
         return sum(len(part) for part in self.chunks) * self.restricted.samples_per_row
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the kept outputs take."""
+        return sum(value.nbytes for part in self._constants for value in part.values())
+
     def __call__(self, flat: Tensor) -> Tensor:
         """(r, P_C) → (r, n), rows in order."""
         task, r = self.restricted.task, self.restricted

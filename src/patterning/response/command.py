@@ -1,0 +1,133 @@
+"""What `patterning response` and `patterning llc` do: load the user's task, sample its components, write the result."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from patterning.errors import PatterningError
+from patterning.models.components import find_component, list_components
+from patterning.models.module import LossTask
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import ComponentResponse, Estimator, component_response
+from patterning.response.estimate import estimate_cost
+from patterning.response.store import save_response
+from patterning.store import RunFolder, write_json, write_whole
+from patterning.workers import Progress, Workers
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of the command line."""
+
+    task: str
+    components: str
+    n_beta: float
+    localization: float
+    step_size: float
+    chains: int
+    draws: int
+    burn_in: int
+    steps_between_draws: int
+    batch_size: int
+    probes: int
+    estimator: str
+    reliability: float | None
+    rounds: int
+    seed: int
+
+    @property
+    def chain_config(self) -> ChainConfig:
+        """Chains that share their minibatches."""
+        return ChainConfig(
+            self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True
+        )
+
+
+def load_task(where: str) -> LossTask:
+    """The task that `FILE.py:NAME()` returns; `PatterningError` says what is wrong."""
+    file, _, name = where.rpartition(":")
+    path = Path(file)
+    if not name or path.suffix != ".py" or not path.is_file():
+        raise PatterningError(f"{where} does not name a function: write FILE.py:NAME, with a file that exists")
+    sys.path.insert(0, str(path.resolve().parent))  # worker processes get this path too
+    try:
+        module = importlib.import_module(path.stem)
+    except ImportError as error:
+        raise PatterningError(f"{path} cannot be imported: {error}") from None
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise PatterningError(f"{path} has no function {name}")
+    task = build()
+    if not isinstance(task, LossTask):
+        raise PatterningError(f"{where}() returned a {type(task).__name__}: it must return a LossTask")
+    return task
+
+
+def _prepare(request: Request) -> tuple[LossTask, list[str], torch.Tensor]:
+    task = load_task(request.task)
+    names = [name.strip() for name in request.components.split(",") if name.strip()]
+    names = names or list_components(task.module) or ["full"]
+    for name in names:
+        find_component(task.module, name)
+    n = len(task.base_weights)
+    if not 0 <= request.probes <= n:
+        raise PatterningError(f"probes is {request.probes}: there are {n} rows")
+    count = request.probes or n
+    return task, names, torch.arange(count) * n // count
+
+
+def dry(request: Request, console: Console) -> None:
+    """Print time and memory of one round of chains for each component."""
+    task, names, probes = _prepare(request)
+    costs = estimate_cost(
+        task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator
+    )
+    table = Table(title=f"one round of {request.chains} chains, {len(probes)} of {len(task.base_weights)} rows probed")
+    for head in ("component", "free coordinates", "seconds", "MB"):
+        table.add_column(head, justify="left" if head == "component" else "right")
+    for cost in costs:
+        table.add_row(cost.component, f"{cost.free_coordinates:,}", f"{cost.seconds:.1f}", f"{cost.megabytes:.0f}")
+    console.print(table)
+    total = sum(cost.seconds for cost in costs)
+    console.print(f"all components: {total:.0f} s on one worker, up to {total * request.rounds:.0f} s in all rounds")
+
+
+def sample_to(request: Request, out: Path, workers: int, progress: Progress, console: Console) -> ComponentResponse:
+    """Sample, write `chi.zarr`, `results.json` and `report.html` into `out`, print the table."""
+    from patterning.report.response_page import HEAD, component_rows, response_page
+
+    kernel = SGLD(request.n_beta, request.localization, request.step_size)
+    task, names, probes = _prepare(request)
+    if (out / "chi.zarr").exists():
+        raise PatterningError(f"{out / 'chi.zarr'} exists: name another folder with --out")
+    run = RunFolder(out)
+    run.create()
+    with Workers(run, workers, progress) as pool:
+        found = component_response(
+            task, task.flatten(task.module), names, kernel, request.chain_config, probes=probes,
+            estimator=cast("Estimator", request.estimator), reliability=request.reliability, rounds=request.rounds,
+            pool=pool,
+        )  # fmt: skip
+    save_response(found, out / "chi.zarr")
+    rows = component_rows(found)
+    facts: dict[str, Any] = {
+        "request": vars(request),
+        "table": [dict(zip(HEAD, row.cells, strict=True)) for row in rows],
+    }
+    write_json(out / "results.json", facts)
+    write_whole(out / "report.html", response_page(found, f"Susceptibilities of {request.task}").encode())
+    table = Table()
+    for head in HEAD:
+        table.add_column(head, justify="left" if head == "component" else "right")
+    for row in rows:
+        table.add_row(*row.cells)
+    console.print(table)
+    console.print(f"page: {out / 'report.html'}", highlight=False)
+    return found
