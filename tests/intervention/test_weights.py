@@ -91,6 +91,18 @@ def test_tilt_is_the_exponential(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", [-2.0, 0.1, 1.0, 5.0])
+def test_rank_tilt_is_the_tilt_of_the_scores() -> None:
+    s = np.array([1e9, 0.1, -0.2, 0.3, 5.0, -7.0])  # one sample would hold all the weight of a plain tilt
+    q, free = weighted(np.array([1, 2, 3, 4, 5, 6])), np.array([True, True, True, True, True, False])
+    scores = gaussian_scores(s, q, free)
+    np.testing.assert_allclose(
+        make_weights(s, q, policy="rank-tilt", alpha=0.7, free=free),
+        make_weights(scores, q, policy="tilt", alpha=0.7, free=free),
+        rtol=1e-12,
+    )
+    assert summarise(make_weights(s, q, policy="rank-tilt", alpha=1, free=free), q, free).effective_sample_size > 0.3
+
+
 @pytest.mark.parametrize("policy", ["clip", "rank"])
 def test_clip_is_linear_above_zero(alpha: float, policy: Policy) -> None:
     s, q, free = example()

@@ -1,7 +1,8 @@
 """From a direction s to relative weights ρ ≥ 0 that a training run can use (SPEC §6, "negative ρ policies").
 
 `clip`: max(0, 1 + α s).  `tilt`: exp(α s), positive by construction.  `rank`: s is first replaced by Gaussian scores of
-its ranks, then clipped: χ is heavy-tailed, and a few strings would otherwise hold the whole change.
+its ranks, then clipped: χ is heavy-tailed, and a few strings would otherwise hold the whole change. `rank-tilt`: the
+exponential of those scores (a plain tilt of heavy tails leaves all weight on a handful of samples).
 s enters with unit root mean square over the free samples, so α means the same for every direction.
 """
 
@@ -16,7 +17,7 @@ from patterning.errors import PatterningError
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Policy = Literal["clip", "tilt", "rank"]
+Policy = Literal["clip", "tilt", "rank", "rank-tilt"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
@@ -61,10 +62,10 @@ def make_weights(s: Floats, base_weights: Floats, *, policy: Policy, alpha: floa
     if not np.isfinite(s[moving]).all():
         raise PatterningError("the direction holds NaN or infinite entries")
     s = np.where(moving, s, 0.0)  # what is not known of frozen samples must not spread
-    if policy == "rank":
+    if policy.startswith("rank"):
         s = gaussian_scores(s, base_weights, moving)
     z = alpha * standardise(s, base_weights, moving)
-    rho = np.exp(z - z.max()) if policy == "tilt" else np.maximum(0.0, 1 + z)
+    rho = np.exp(z - z.max()) if policy.endswith("tilt") else np.maximum(0.0, 1 + z)
     total = (base_weights * rho)[moving].sum()
     if not total > 0:
         raise PatterningError(f"policy {policy} at alpha {alpha} leaves no weight on the free samples")

@@ -135,7 +135,7 @@ def alpha_sweep(sweep: Sequence[Mapping[str, Any]]) -> go.Figure:
     for row in sweep:
         lines.setdefault((row["direction"], row["toward"], row["policy"]), []).append(row)
     for (direction, toward, policy), rows in lines.items():
-        dash = {"clip": "solid", "tilt": "dash", "rank": "dot"}[policy]
+        dash = {"clip": "solid", "tilt": "dash", "rank": "dot", "rank-tilt": "dashdot"}[policy]
         figure.add_scatter(
             x=[row["alpha"] for row in rows],
             y=[row["difference"] for row in rows],

@@ -32,7 +32,7 @@ _STANDARD: dict[str, Any] = _QUICK | {
     "seeds": 16,
     "pilot_seeds": 24,
     "sampling": _QUICK["sampling"] | {"draws": 48, "steps_between_draws": 10},
-    "sweep": {"policies": ("clip", "tilt", "rank"), "alphas": (1.0, 3.0), "seeds": 2},
+    "sweep": {"policies": ("clip", "rank", "rank-tilt"), "alphas": (1.0, 2.0), "seeds": 2},
     "solution_accuracy": 0.999,
     "directions": ("llc", "gap", "ood", "retraining"),
     "permuted": ("ood", "retraining"),

@@ -60,10 +60,11 @@ def sweep_strength(
     pilots: Sequence[Arrays],
     directions: Sequence[Direction],
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str], Strength]]:
-    """Try every policy and α on pilot seeds, and choose one of each for every direction and target.
+    """Try every policy and α on pilot seeds, and choose one for every direction, the same for both targets.
 
-    The choice is the largest wanted change of OOD accuracy among the candidates that keep the ID accuracy, or the best
-    ID accuracy if none does. A single candidate is taken as it is, without training.
+    The choice parts the two targets most in OOD accuracy, among the candidates that keep the ID accuracy under both, or
+    has the best ID accuracy if none does. Parting the targets compares weighted runs of the same seeds with each other:
+    a few unweighted runs that happened to end high or low do not enter. A single candidate is taken without training.
     """
     q, free = task.base_weights.numpy(), ~task.train.labels
     candidates = [Strength(policy, alpha) for policy in config.sweep.policies for alpha in config.sweep.alphas]
@@ -88,14 +89,24 @@ def sweep_strength(
         row["standard_error"] = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else None
         row["chosen"] = False
     chosen = {}
-    for direction, toward in product(directions, TOWARD):
-        mine = [row for row in rows if (row["direction"], row["toward"]) == (direction.name, toward)]
-        kept = [row for row in mine if row["id_accuracy"] >= config.sweep.id_floor]
-        gains = [row["difference"] if toward == "nested" else -row["difference"] for row in kept]
-        best = kept[int(np.argmax(gains))] if kept else max(mine, key=lambda row: row["id_accuracy"])
-        best["chosen"] = True
-        chosen[direction.name, toward] = Strength(best["policy"], best["alpha"])
+    for direction in directions:
+        best = max(candidates, key=lambda candidate: _merit(rows, direction.name, candidate, config.sweep.id_floor))
+        for toward in TOWARD:
+            _row(rows, direction.name, toward, best)["chosen"] = True
+            chosen[direction.name, toward] = best
     return rows, chosen
+
+
+def _row(rows: Sequence[dict[str, Any]], direction: str, toward: str, strength: Strength) -> dict[str, Any]:
+    wanted = {"direction": direction, "toward": toward} | asdict(strength)
+    return next(row for row in rows if wanted.items() <= row.items())
+
+
+def _merit(rows: Sequence[dict[str, Any]], direction: str, strength: Strength, floor: float) -> tuple[bool, float]:
+    """Candidates that keep the ID accuracy first, by how far the targets part; then the others, by ID accuracy."""
+    nested, equal = (_row(rows, direction, toward, strength) for toward in TOWARD)
+    lowest = min(nested["id_accuracy"], equal["id_accuracy"])
+    return (True, nested["difference"] - equal["difference"]) if lowest >= floor else (False, lowest)
 
 
 def retrain(
