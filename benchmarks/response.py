@@ -1,0 +1,160 @@
+"""χ side by side with devinterp 2.0.1, same process, same model, same batches of data, one thread, CPU seconds.
+
+Needs the extra `peer`. Prints a markdown table of draws per CPU-second, and of the CPU time to a split-half reliability
+of 0.9 for every component, extrapolated by Spearman-Brown from the reliability of the chains that were run: for ours
+pathwise; for devinterp's loop from the covariance of as many draws.
+
+    python benchmarks/response.py [--quick]
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from patterning.models.components import find_component
+from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+from patterning.models.module import LossTask
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import component_response
+
+SETTINGS = {"n_beta": 30.0, "localization": 300.0}
+STEP = 1e-3
+
+
+def sequences(rng: np.random.Generator, count: int, vocabulary: int, length: int) -> torch.Tensor:
+    """Markov text (b, t); half of the rows repeat a random segment, which rewards induction."""
+    law = rng.dirichlet(np.full(vocabulary, 0.05), size=vocabulary).cumsum(1)
+    rows = np.empty((count, length), dtype=np.int64)
+    rows[:, 0] = rng.integers(vocabulary, size=count)
+    for t in range(1, length):
+        draws = rng.random(count)[:, None]
+        rows[:, t] = np.minimum((law[rows[:, t - 1]] < draws).sum(1), vocabulary - 1)
+    for row in rows[::2]:
+        size = int(rng.integers(length // 8, length // 3))
+        first = int(rng.integers(0, length - 2 * size + 1))
+        second = int(rng.integers(first + size, length - size + 1))
+        row[second : second + size] = row[first : first + size] = rng.integers(vocabulary, size=size)
+    return torch.from_numpy(rows)
+
+
+def trained(config: LanguageConfig, data: torch.Tensor, steps: int) -> LanguageModel:
+    """A model trained by AdamW at 3e-3, decayed linearly to 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LanguageModel(config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, s / 100) * (1 - s / steps))
+        for _ in range(steps):
+            loss = next_token_losses(model, data[torch.randint(len(data), (32,))]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"trained {steps} steps, loss {float(loss.detach()):.3f}", file=sys.stderr)
+    return model
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """CPU time of this process."""
+    begun = time.process_time()
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call()
+    return time.process_time() - begun
+
+
+def ours(task: LossTask, name: str, chains: ChainConfig, probes: int, estimator: str = "covariance"):
+    """χ of one component by this library."""
+    return component_response(
+        task, task.flatten(task.module), [name], SGLD(step_size=STEP, **SETTINGS), chains,
+        probes=torch.arange(probes), estimator=estimator,
+    )  # fmt: skip
+
+
+def theirs(task: LossTask, data: torch.Tensor, name: str, chains: ChainConfig, probes: int) -> None:
+    """The same chains and readings by devinterp: half of the probed rows as each of its two observables."""
+    from datasets import Dataset
+    from devinterp.slt.sampling import sample
+
+    rows = Dataset.from_dict({"input_ids": data.tolist()}).with_format("torch")
+    per_draw = max(1, probes // 2 // chains.batch_size)
+    sample(
+        task.load(LanguageModel(task.module.config), task.flatten(task.module)), rows,
+        {"train": (rows, per_draw), "probe": (rows, per_draw)}, lr=STEP,
+        param_masks=dict(find_component(task.module, name).masks), num_chains=chains.chains, num_draws=chains.draws,
+        batch_size=chains.batch_size, num_burnin_steps=chains.burn_in, num_steps_bw_draws=chains.steps_between_draws,
+        num_init_loss_batches=per_draw, shuffle=True, device="cpu", **SETTINGS,
+    )  # fmt: skip
+
+
+def speed(label: str, task: LossTask, data: torch.Tensor, names: list[str], chains: ChainConfig, probes: int) -> None:
+    """Draws per CPU-second at equal settings."""
+    total = {"ours": 0.0, "theirs": 0.0}
+    for name in names:
+        mine = cpu_seconds(lambda name=name: ours(task, name, chains, probes))
+        peer = cpu_seconds(lambda name=name: theirs(task, data, name, chains, probes))
+        total["ours"] += mine
+        total["theirs"] += peer
+        draws = chains.chains * chains.draws
+        print(f"| {label} | {name} | {draws / mine:.1f} | {draws / peer:.1f} | {peer / mine:.2f} |", flush=True)
+    print(f"| {label} | all of these | | | {total['theirs'] / total['ours']:.2f} |", flush=True)
+
+
+def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: bool) -> None:
+    """CPU time to a split-half reliability of 0.9."""
+    few = ChainConfig(4, 10 if quick else 20, 20, 4, 16, matched=True)
+    many = ChainConfig(4, 20 if quick else 40, 20, 1, 16, matched=True)
+    print(
+        "\n| component | pathwise reliability | CPU s | covariance reliability of the peer's draws | peer CPU s to 0.9 |"
+    )
+    print("|---|---|---|---|---|")
+    sums = np.zeros(2)
+    for name in names:
+        box: list = []
+        mine = cpu_seconds(lambda name=name, box=box: box.append(ours(task, name, few, 64, "pathwise")))
+        own = next(iter(box[0].reliability().values()))
+        peer = cpu_seconds(lambda name=name: theirs(task, data, name, many, 64))
+        plain = next(iter(ours(task, name, many, 64).reliability().values()))
+        # Spearman-Brown: how many times as long until 0.9
+        longer = (0.9 / 0.1) * (1 - plain) / plain if plain > 0 else float("inf")
+        own_longer = max(1.0, (0.9 / 0.1) * (1 - own) / own) if own > 0 else float("inf")
+        sums += [mine * own_longer, peer * longer]
+        print(f"| {name} | {own:.2f} | {mine:.1f} | {plain:.2f} | {peer * longer:.0f} |", flush=True)
+    print(f"| all: to 0.9 | | {sums[0]:.0f} | | {sums[1]:.0f}, {sums[1] / sums[0]:.0f} times ours |")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="fewer draws and components")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    data = sequences(rng, 1024, 64, 64)
+    model = trained(LanguageConfig(64, 64, 2, 4, 64), data, 300 if quick else 1400)
+    task = LossTask(model, next_token_losses, data)
+    tiny = sequences(rng, 256, 64, 16)
+    small = LossTask(LanguageModel(LanguageConfig(64, 16, 2, 4, 16)), next_token_losses, tiny)
+    print("| model | component | ours, draws/s | devinterp, draws/s | ratio |\n|---|---|---|---|---|")
+    chains = ChainConfig(4, 4 if quick else 10, 2, 1, 32, matched=True)
+    speed("2 layers, width 64, 192 probes", task, data, ["full", "l0h0", "l1h0", "l1 mlp"], chains, 192)
+    chains = ChainConfig(8, 20 if quick else 40, 4, 1, 8, matched=True)
+    speed("2 layers, width 16, context 16", small, tiny, ["full", "l1h0"], chains, 16)
+    heads = (
+        ["l1h0", "l1 mlp"]
+        if quick
+        else ["l0h0", "l0h1", "l0h2", "l0h3", "l0 mlp", "l1h0", "l1h1", "l1h2", "l1h3", "l1 mlp"]
+    )
+    reliability(task, data, heads, quick)
+
+
+if __name__ == "__main__":
+    main()
