@@ -112,9 +112,7 @@ def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: boo
     """CPU time to a split-half reliability of 0.9."""
     few = ChainConfig(4, 10 if quick else 20, 20, 4, 16, matched=True)
     many = ChainConfig(4, 20 if quick else 40, 20, 1, 16, matched=True)
-    print(
-        "\n| component | pathwise reliability | CPU s | covariance reliability of the peer's draws | peer CPU s to 0.9 |"
-    )
+    print("\n| component | pathwise reliability | CPU s | reliability of the peer's draws | peer CPU s to 0.9 |")
     print("|---|---|---|---|---|")
     sums = np.zeros(2)
     for name in names:
