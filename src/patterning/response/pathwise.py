@@ -70,8 +70,8 @@ def pathwise_chains(
 ) -> Pathwise:
     """Run the chains, keep their positions, and go back through them. Memory: steps × chains × P_C floats.
 
-    φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*. Probe derivatives are taken
-    at one step in `steps_between_draws`, which stands for its neighbours.
+    φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*. Derivatives of the probe are
+    taken once in `steps_between_draws` steps, at the middle one, along the sum of their λ (which steps at every draw).
     """
     q = torch.from_numpy(weights).to(free.anchor.device)
     steps = chains.burn_in + chains.draws * chains.steps_between_draws
@@ -95,6 +95,7 @@ def pathwise_chains(
             diverged[first_chain + c] = f"chain {first_chain + c}: mean minibatch loss {worst:.4g} over its draws"
     half, every = kernel.step_size / 2, chains.steps_between_draws
     adjoint = torch.zeros_like(state.position)
+    span, count = torch.zeros_like(state.position), 0  # Σ λ since the last derivative of the probe
     chi = torch.zeros(chains.chains, len(weights), dtype=torch.float64, device=device)
     sums = torch.zeros_like(chi)
     phi: list[Tensor] = []
@@ -110,9 +111,12 @@ def pathwise_chains(
             phi.append(mean.detach())
             sums += values.detach().double()
         at = positions[k - 1]
-        if k % every == every // 2 or every == 1:
-            tangent = probe.along(at, adjoint).detach().double()
-            chi -= half * every * (tangent - (tangent * q).sum(1, keepdim=True))
+        span, count = span + adjoint, count + 1
+        if count == every or k == 1:
+            middle = positions[k - 1 + count // 2]
+            tangent = probe.along(middle, span).detach().double()
+            chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
+            span, count = torch.zeros_like(span), 0
         expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
         index = minibatches(cumulative, chains, first_chain, k - 1).to(device)
         bend = kernel.n_beta * _curvature(free, at, index, adjoint) + kernel.localization * adjoint
