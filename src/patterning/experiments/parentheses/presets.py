@@ -20,11 +20,12 @@ _QUICK: dict[str, Any] = {
         "batch_size": 128,
     },
     "early": {"steps": (100, 300)},
-    "sweep": {"policies": ("rank",), "alphas": (2.0,)},
+    "retraining": {"seeds_per_split": 1},
+    "sweep": {"policies": ("rank-tilt",), "alphas": (1.0,)},
     "adaptive": None,
     "solution_accuracy": 0.99,
-    "directions": ("llc", "gap", "ood", "runs-groups"),
-    "permuted": ("runs-groups",),
+    "directions": ("llc", "gap", "ood", "retraining"),
+    "permuted": ("retraining",),
 }
 
 _STANDARD: dict[str, Any] = _QUICK | {
@@ -32,6 +33,7 @@ _STANDARD: dict[str, Any] = _QUICK | {
     "seeds": 16,
     "pilot_seeds": 24,
     "sampling": _QUICK["sampling"] | {"draws": 48, "steps_between_draws": 10},
+    "retraining": {"seeds_per_split": 4},
     "sweep": {"policies": ("clip", "rank", "rank-tilt"), "alphas": (1.0, 2.0), "seeds": 2},
     "solution_accuracy": 0.999,
     "directions": ("llc", "gap", "ood", "retraining"),
