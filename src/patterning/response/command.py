@@ -115,7 +115,6 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress, con
             estimator=cast("Estimator", request.estimator), reliability=request.reliability, rounds=request.rounds,
             pool=pool,
         )  # fmt: skip
-    save_response(found, out / "chi.zarr")
     rows = component_rows(found)
     facts: dict[str, Any] = {
         "request": vars(request),
@@ -123,6 +122,7 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress, con
     }
     write_json(out / "results.json", facts)
     write_whole(out / "report.html", response_page(found, f"Susceptibilities of {request.task}").encode())
+    save_response(found, out / "chi.zarr")  # last: it marks a finished run
     table = Table()
     for head in HEAD:
         table.add_column(head, justify="left" if head == "component" else "right")
