@@ -28,6 +28,8 @@ def read_results(run: RunFolder) -> Results:
         results = json.loads(path.read_text(encoding="utf-8"))
         if results["experiment"] != "parentheses":
             raise PatterningError(f"{path} is of another experiment: {results['experiment']}")
+        if any("simultaneous" not in arm for arm in results["arms"]):
+            raise PatterningError(f"{path} was written by an older version: run the experiment again, it resumes")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise PatterningError(f"{path} is damaged ({error}): run the experiment again, it resumes") from None
     return results
@@ -81,16 +83,15 @@ def headline(results: Results) -> list[str]:
             lines.append(f"Asked for {figures.NAMES[toward]}: no direction was reliable enough to invert.")
             continue
         best = max(steered, key=lambda arm: sign * arm["effect"]["ood_accuracy"]["difference"])
-        against = (best["effect_against_permuted"] or {}).get("ood_accuracy")
-        effect = best["effect"]["ood_accuracy"]
+        effect, against = best["simultaneous"]["unweighted"], best["simultaneous"]["permuted"]
         moved = sign * effect["difference"] > 0 and _sure(effect)
         beyond = against is not None and sign * against["difference"] > 0 and _sure(against)
         verdict = "steered" if moved and beyond else "moved, not shown to be steered" if moved else "no clear steering"
         control = f"; against its permuted control {_interval(against)}" if against else "; it has no permuted control"
         lines.append(
             f"Asked for {figures.NAMES[toward]}: {verdict}. The largest of {len(steered)} directions, {best['label']}, "
-            f"changes OOD accuracy by {_interval(effect)} over {effect['pairs']} paired seeds{control}. It was picked "
-            "as the largest: its interval does not allow for that."
+            f"changes OOD accuracy by {_interval(effect)} over {effect['pairs']} paired seeds{control}. The intervals "
+            f"allow for picking one of {len(steered)} ({100 * effect['level']:.4g} % each)."
         )
     return lines
 

@@ -220,6 +220,7 @@ def verify(config: ParenthesesConfig, task: Parentheses, arms: Sequence[Arm]) ->
         for i in range(len(arm.runs)):
             counts[name_rule({key: float(value[i]) for key, value in mine.items()})] += 1
         rho = arm.rho if arm.rho is not None else _mean_rho(arm)
+        rivals = sum(other.kind == "steered" and other.toward == arm.toward for other in arms)
         rows.append(
             {
                 "name": arm.name,
@@ -231,6 +232,7 @@ def verify(config: ParenthesesConfig, task: Parentheses, arms: Sequence[Arm]) ->
                 "rules": counts,
                 "effect": _effects(mine, base) if arm.name != "unweighted" else None,
                 "effect_against_permuted": _effects(mine, control) if control is not None else None,
+                "simultaneous": _simultaneous(mine, base, control, rivals) if arm.kind == "steered" else None,
                 "notes": arm.notes | _adaptive_notes(arm),
                 "weight_by_class": None if rho is None else _by_class(task, rho),
                 "extreme_strings": None if arm.rho is None else _extremes(task, arm.rho),
@@ -241,6 +243,15 @@ def verify(config: ParenthesesConfig, task: Parentheses, arms: Sequence[Arm]) ->
 
 def _effects(mine: Measures, other: Measures) -> dict[str, Any]:
     return {key: asdict(paired_effect(mine[key], other[key])) for key in mine}
+
+
+def _simultaneous(mine: Measures, base: Measures, control: Measures | None, rivals: int) -> dict[str, Any]:
+    """Effects on OOD accuracy at the level that allows for picking the largest of `rivals` directions (Bonferroni)."""
+
+    def effect(other: Measures) -> dict[str, Any]:
+        return asdict(paired_effect(mine["ood_accuracy"], other["ood_accuracy"], level=1 - 0.05 / rivals))
+
+    return {"unweighted": effect(base), "permuted": effect(control) if control is not None else None}
 
 
 def _mean_rho(arm: Arm) -> Floats | None:
