@@ -12,6 +12,7 @@ HEAD = (
     "component", "free coordinates", "estimator", "E[L] - L(w*), nats", "LLC ± se", "R-hat", "ESS", "reliability",
     "median |χ| / se", "why it stopped",
 )  # fmt: skip
+PLAIN = {"margin": {"l": 60, "r": 20, "t": 16, "b": 50}, "plot_bgcolor": "white"}
 
 
 def component_rows(response: ComponentResponse) -> list[Row]:
@@ -75,7 +76,12 @@ def response_page(response: ComponentResponse, title: str) -> str:
                 "Reliability: rank correlation of χ between halves of the chains, stepped up to all of them. R-hat and "
                 "ESS are of the component loss. The LLC is that of the probed samples.",
                 (),
-                [Table(HEAD, component_rows(response))],
+                [
+                    Table(HEAD[:-1], [Row(row.cells[:-1]) for row in component_rows(response)]),
+                    Table(
+                        (HEAD[0], HEAD[-1]), [Row([row.cells[0], row.cells[-1]]) for row in component_rows(response)]
+                    ),
+                ],
             ),
             Section(
                 "How alike are the rows?",
@@ -99,7 +105,7 @@ def _correlations(response: ComponentResponse) -> go.Figure:
     chi, names = response.chi(), list(response.by_component)
     matrix = [[rank_correlation(a, b) for b in chi] for a in chi]
     figure = go.Figure(go.Heatmap(z=matrix, x=names, y=names, zmin=-1, zmax=1, colorscale="RdBu", reversescale=True))
-    figure.update_layout(height=max(280, 34 * len(names) + 120), yaxis={"autorange": "reversed"})
+    figure.update_layout(**PLAIN, height=max(280, 34 * len(names) + 120), yaxis={"autorange": "reversed"})
     return figure
 
 
@@ -108,7 +114,7 @@ def _spectrum(response: ComponentResponse) -> go.Figure:
     figure = go.Figure()
     figure.add_scatter(y=values, mode="lines+markers", name="χ")
     figure.add_scatter(y=floor, mode="lines", line={"dash": "dash"}, name="noise")
-    figure.update_layout(height=320, xaxis_title="mode", yaxis_title="singular value", yaxis_type="log")
+    figure.update_layout(**PLAIN, height=320, xaxis_title="mode", yaxis_title="singular value", yaxis_type="log")
     return figure
 
 
@@ -120,5 +126,5 @@ def _traces(response: ComponentResponse) -> go.Figure:
             figure.add_scatter(
                 y=trace, mode="lines", line={"width": 1, "color": color}, name=name, legendgroup=name, showlegend=c == 0
             )
-    figure.update_layout(height=420, xaxis_title="draw", yaxis_title="component loss, nats")
+    figure.update_layout(**PLAIN, height=420, xaxis_title="draw", yaxis_title="component loss, nats")
     return figure
