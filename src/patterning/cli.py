@@ -112,6 +112,8 @@ Between = Annotated[int, typer.Option(help="Steps from draw to draw.")]
 BatchSize = Annotated[int, typer.Option(help="Rows in a minibatch.")]
 Probes = Annotated[int, typer.Option(help="Rows that χ gets columns for, evenly spaced; 0: all.")]
 Seed = Annotated[int, typer.Option(help="Of minibatches and noise.")]
+Out = Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")]
+DryRun = Annotated[bool, typer.Option(help="Say what it would cost, and stop.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")]
 
 
@@ -121,7 +123,7 @@ def response(
     n_beta: NBeta,
     localization: Localization,
     step_size: StepSize,
-    out: Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")],
+    out: Out,
     components: Components = "",
     chains: Chains = 4,
     draws: Draws = 40,
@@ -134,19 +136,16 @@ def response(
     rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component.")] = 4,
     seed: Seed = 0,
     workers: Jobs = 0,
-    dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """χ of every component of a model for every probed sample, with errors: OUT/chi.zarr and OUT/report.html."""
-    from patterning.response.command import Request, dry, sample_to
+    from patterning.experiments.response import Request, answer
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
         probes, estimator, reliability, rounds, seed,
     )  # fmt: skip
-    if dry_run:
-        dry(request, _out)
-    else:
-        sample_to(request, out, workers or default_workers(), _BarProgress(), _out)
+    answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
 
 
 @app.command()
@@ -155,7 +154,7 @@ def llc(
     n_beta: NBeta,
     localization: Localization,
     step_size: StepSize,
-    out: Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")],
+    out: Out,
     components: Components = "full",
     chains: Chains = 4,
     draws: Draws = 100,
@@ -165,19 +164,16 @@ def llc(
     probes: Probes = 0,
     seed: Seed = 0,
     workers: Jobs = 0,
-    dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) of a model or its components, with its standard error."""
-    from patterning.response.command import Request, dry, sample_to
+    from patterning.experiments.response import Request, answer
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
         probes, "covariance", None, 1, seed,
     )  # fmt: skip
-    if dry_run:
-        dry(request, _out)
-    else:
-        sample_to(request, out, workers or default_workers(), _BarProgress(), _out)
+    answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
 
 
 def main() -> None:

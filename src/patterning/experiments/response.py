@@ -15,6 +15,7 @@ from patterning.models.components import find_component, list_components
 from patterning.models.module import LossTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
+from patterning.report.response_page import HEAD, component_rows, response_page
 from patterning.response.components import ComponentResponse, Estimator, component_response
 from patterning.response.estimate import estimate_cost
 from patterning.response.store import save_response
@@ -83,6 +84,14 @@ def _prepare(request: Request) -> tuple[LossTask, list[str], torch.Tensor]:
     return task, names, torch.arange(count) * n // count
 
 
+def answer(request: Request, out: Path, workers: int, progress: Progress, console: Console, *, dry_run: bool) -> None:
+    """What the commands do: sample into `out`, or with `dry_run` say what it would cost."""
+    if dry_run:
+        dry(request, console)
+    else:
+        sample_to(request, out, workers, progress, console)
+
+
 def dry(request: Request, console: Console) -> None:
     """Print time and memory of one round of chains for each component."""
     task, names, probes = _prepare(request)
@@ -101,8 +110,6 @@ def dry(request: Request, console: Console) -> None:
 
 def sample_to(request: Request, out: Path, workers: int, progress: Progress, console: Console) -> ComponentResponse:
     """Sample, write `chi.zarr`, `results.json` and `report.html` into `out`, print the table."""
-    from patterning.report.response_page import HEAD, component_rows, response_page
-
     kernel = SGLD(request.n_beta, request.localization, request.step_size)
     task, names, probes = _prepare(request)
     if (out / "chi.zarr").exists():
