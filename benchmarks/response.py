@@ -1,15 +1,19 @@
 """χ side by side with devinterp 2.0.1, same process, same model, same batches of data, one thread, CPU seconds.
 
-Needs the extra `peer`. Prints a markdown table of draws per CPU-second, and of the CPU time to a split-half reliability
-of 0.9 for every component, extrapolated by Spearman-Brown from the reliability of the chains that were run: for ours
-pathwise; for devinterp's loop from the covariance of as many draws.
+Needs the extra `peer`. Prints markdown tables: draws per CPU-second with the floor (the floating-point operations of
+our matrix products, at the rate of a 512 × 512 float32 product in this process); peak memory of either side in its own
+process; and the CPU time to a split-half reliability of 0.9 for every component, extrapolated by Spearman-Brown from the
+reliability of the chains that were run: for ours pathwise; for devinterp's loop from the covariance of as many draws.
 
     python benchmarks/response.py [--quick]
 """
 
 import argparse
 import contextlib
+import importlib
 import io
+import resource
+import subprocess
 import sys
 import time
 import warnings
@@ -17,6 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from patterning.models.components import find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
@@ -104,8 +109,40 @@ def speed(label: str, task: LossTask, data: torch.Tensor, names: list[str], chai
         total["ours"] += mine
         total["theirs"] += peer
         draws = chains.chains * chains.draws
-        print(f"| {label} | {name} | {draws / mine:.1f} | {draws / peer:.1f} | {peer / mine:.2f} |", flush=True)
-    print(f"| {label} | all of these | | | {total['theirs'] / total['ours']:.2f} |", flush=True)
+        with FlopCounterMode(display=False) as counted:
+            ours(task, name, chains, probes)
+        floor = counted.get_total_flops() / matrix_rate()
+        cells = f"{draws / mine:.1f} | {draws / peer:.1f} | {peer / mine:.2f} | {floor / mine:.2f}"
+        print(f"| {label} | {name} | {cells} |", flush=True)
+    print(f"| {label} | all of these | | | {total['theirs'] / total['ours']:.2f} | |", flush=True)
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a float32 matrix product, the best of 5."""
+    a = torch.ones(512, 512)
+    return max(2 * 512**3 * 10 / cpu_seconds(lambda: [a @ a for _ in range(10)]) for _ in range(5))
+
+
+def memory(side: str, name: str) -> None:
+    """Print by how many MB sampling raises this process's peak memory, over what the imports and the model take."""
+    task, data = wide(trained_steps=0)
+    importlib.import_module("devinterp.slt.sampling")  # both sides carry both libraries
+
+    chains = ChainConfig(4, 4, 2, 1, 32, matched=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if side == "ours":
+        ours(task, name, chains, 192)
+    else:
+        theirs(task, data, name, chains, 192)
+    print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000:.0f}")
+
+
+def wide(trained_steps: int) -> tuple[LossTask, torch.Tensor]:
+    """The compute-bound case: 2 layers, width 64, context 64."""
+    data = sequences(np.random.default_rng(0), 1024, 64, 64)
+    config = LanguageConfig(64, 64, 2, 4, 64)
+    model = trained(config, data, trained_steps) if trained_steps else LanguageModel(config)
+    return LossTask(model, next_token_losses, data), data
 
 
 def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: bool) -> None:
@@ -133,25 +170,43 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer draws and components")
-    quick = parser.parse_args().quick
+    parser.add_argument("--memory", nargs=2, metavar=("SIDE", "COMPONENT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    data = sequences(rng, 1024, 64, 64)
-    model = trained(LanguageConfig(64, 64, 2, 4, 64), data, 300 if quick else 1400)
-    task = LossTask(model, next_token_losses, data)
-    tiny = sequences(rng, 256, 64, 16)
+    if arguments.memory:
+        memory(*arguments.memory)
+        return
+    quick = arguments.quick
+    task, data = wide(300 if quick else 1400)
+    tiny = sequences(np.random.default_rng(1), 256, 64, 16)
     small = LossTask(LanguageModel(LanguageConfig(64, 16, 2, 4, 16)), next_token_losses, tiny)
-    print("| model | component | ours, draws/s | devinterp, draws/s | ratio |\n|---|---|---|---|---|")
-    chains = ChainConfig(4, 4 if quick else 10, 2, 1, 32, matched=True)
-    speed("2 layers, width 64, 192 probes", task, data, ["full", "l0h0", "l1h0", "l1 mlp"], chains, 192)
-    chains = ChainConfig(8, 20 if quick else 40, 4, 1, 8, matched=True)
-    speed("2 layers, width 16, context 16", small, tiny, ["full", "l1h0"], chains, 16)
-    heads = (
-        ["l1h0", "l1 mlp"]
-        if quick
-        else ["l0h0", "l0h1", "l0h2", "l0h3", "l0 mlp", "l1h0", "l1h1", "l1h2", "l1h3", "l1 mlp"]
+    heads = [f"l{layer} mlp" if i == 4 else f"l{layer}h{i}" for layer in range(2) for i in range(5)]
+    print(
+        "| model | component | ours, draws/s | devinterp, draws/s | ratio | floor / ours |\n|---|---|---|---|---|---|"
     )
-    reliability(task, data, heads, quick)
+    chains = ChainConfig(4, 4 if quick else 10, 2, 1, 32, matched=True)
+    speed(
+        "2 layers, width 64, 192 probes",
+        task,
+        data,
+        ["full", "l0h0", "l1h0", "l1 mlp"] if quick else heads,
+        chains,
+        192,
+    )
+    if not quick:
+        speed("the same, the whole model free", task, data, ["full"], chains, 192)
+    chains = ChainConfig(8, 20 if quick else 40, 4, 1, 8, matched=True)
+    speed("2 layers, width 16, context 16", small, tiny, ["full", "l0h0", "l1h0", "l1 mlp"], chains, 16)
+    print("\n| component, 2 layers of width 64 | ours, MB | devinterp, MB |\n|---|---|---|")
+    for name in ("full", "l1h0"):
+        rise = [
+            subprocess.run(
+                [sys.executable, __file__, "--memory", side, name], capture_output=True, text=True, check=True
+            )
+            for side in ("ours", "theirs")
+        ]
+        print(f"| {name} | " + " | ".join(done.stdout.split()[-1] for done in rise) + " |", flush=True)
+    reliability(task, data, ["l1h0", "l1 mlp"] if quick else heads, quick)
 
 
 if __name__ == "__main__":

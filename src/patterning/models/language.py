@@ -76,18 +76,26 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → (b, t, d); `positions` (t, d) are added to what queries and keys read."""
-        b, t, d = x.shape
-        if positions is None:
-            q, k, v = self.qkv(x).split(d, dim=2)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q, k = F.linear(x + positions, weight[: 2 * d], bias[: 2 * d]).split(d, dim=2)
-            v = F.linear(x, weight[2 * d :], bias[2 * d :])
-        q, k, v = (part.reshape(b, t, self.heads, d // self.heads).transpose(1, 2) for part in (q, k, v))
-        scores = q @ k.transpose(2, 3) * (self.heads / d) ** 0.5
-        later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
-        attention = scores.masked_fill(later, -math.inf).softmax(-1)
-        return self.out((attention @ v).transpose(1, 2).reshape(b, t, d))
+        return self.out(attend(x, positions, self.qkv.weight, self.qkv.bias, self.heads))
+
+
+def attend(x: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """Causal attention of `heads` heads, before the output projection: (b, t, d) → (b, t, heads · size).
+
+    `weight` (3 · heads · size, d), `bias` (3 · heads · size,): queries, keys, values, each by head.
+    """
+    b, t, _ = x.shape
+    own = len(weight) // 3
+    if positions is None:
+        q, k, v = F.linear(x, weight, bias).split(own, dim=2)
+    else:
+        q, k = F.linear(x + positions, weight[: 2 * own], bias[: 2 * own]).split(own, dim=2)
+        v = F.linear(x, weight[2 * own :], bias[2 * own :])
+    q, k, v = (part.reshape(b, t, heads, own // heads).transpose(1, 2) for part in (q, k, v))
+    scores = q @ k.transpose(2, 3) * (heads / own) ** 0.5
+    later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
+    attention = scores.masked_fill(later, -math.inf).softmax(-1)
+    return (attention @ v).transpose(1, 2).reshape(b, t, own)
 
 
 class MLP(nn.Module):

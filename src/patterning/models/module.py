@@ -119,15 +119,26 @@ class LossTask:
         """Loss of every sample in rows `index` (r, b) under parameters `flat` (r, P): (r, b·t), row by row."""
         return self.run(self._checked(flat, index), {}, self.data, index)
 
-    def run(self, varied: Mapping[str, Tensor], fixed: Mapping[str, Tensor], data: Batch, index: Tensor) -> Tensor:
-        """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) differ by replica, `fixed` not."""
+    def run(
+        self,
+        varied: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
+        data: Batch,
+        index: Tensor,
+        module: nn.Module | None = None,
+    ) -> Tensor:
+        """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) differ by replica, `fixed` not.
+
+        `module` stands in for the task's own, with its own names of parameters.
+        """
+        called = self.module if module is None else module
         shared = len(index) == 1 or index.stride(0) == 0  # one minibatch for all replicas: computed unbatched
         rows = index[0] if shared else index
         batch = take_rows(data, rows)
 
         def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
             def call(*args: Any, **kwargs: Any) -> Any:
-                return functional_call(self.module, {**fixed, **parameters}, args, kwargs)
+                return functional_call(called, {**fixed, **parameters}, args, kwargs)
 
             loss = self.loss_fn(call, own)
             if loss.ndim not in (1, 2) or len(loss) != index.shape[1] or loss.numel() == 0:

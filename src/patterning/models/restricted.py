@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from patterning.errors import PatterningError
-from patterning.models.components import ComponentLike, find_component
-from patterning.models.module import LossTask, take_rows
+from patterning.models.components import Component, ComponentLike, find_component
+from patterning.models.module import Batch, LossTask, take_rows
+from patterning.models.split import split_head
 from patterning.rng import Stream, generator
 
-CELLS_AT_ONCE = 16_384
-"""Samples × replicas that a probe evaluates in one call: enough for a GPU, and not too much for a CPU's cache."""
+CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
+"""Samples × replicas that a probe evaluates in one call: what a CPU's cache holds, and enough to fill a GPU."""
 
 
 class Restricted:
@@ -23,6 +25,7 @@ class Restricted:
 
     Parameters outside of the component are shared by all replicas and carry no gradient, so that the layers below it
     are computed once for a shared minibatch, and never for a `Probe`. `anchor` (P_C,) is w* in the free coordinates.
+    `module` is what is run: the task's, or for a head of our `LanguageModel` the same function with that head apart.
     """
 
     def __init__(self, task: LossTask, anchor: Tensor, component: ComponentLike) -> None:
@@ -42,6 +45,11 @@ class Restricted:
                 for name, pick in self._picks.items()
             ]
         )
+        self.module, self._alone = task.module, ""
+        if _is_head(task.module, self.component):
+            loaded = task.load(deepcopy(task.module), anchor).requires_grad_(False)
+            if (split := split_head(loaded, self.component.name)) is not None:
+                self.module, self._alone = split
         self.base_weights, self.draws, self.samples_per_row = task.base_weights, task.draws, task.samples_per_row
 
     @property
@@ -53,6 +61,11 @@ class Restricted:
         """w* for every seed: a clamped model starts nowhere else."""
         return self.anchor.expand(len(seeds), -1).clone()
 
+    def rows_at_once(self, replicas: int) -> int:
+        """Rows of data that `replicas` evaluate in one call."""
+        cells = CELLS_AT_ONCE.get(self.anchor.device.type, CELLS_AT_ONCE["other"])
+        return max(1, cells // (self.samples_per_row * replicas))
+
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss in nats of rows `index` (r, b): (r, b), the mean where a row holds several samples."""
         found = self.sample_losses(flat, index)
@@ -60,14 +73,25 @@ class Restricted:
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
-        return self.task.run(self.varied(flat), self.fixed, self.task.data, index)
+        return self.run(flat, self.task.data, index)
+
+    def run(self, flat: Tensor, data: Batch, index: Tensor) -> Tensor:
+        """Losses (r, b·t) of rows `index` (r, b) of `data` under free coordinates `flat` (r, P_C)."""
+        return self.task.run(*self.parameters(flat), data, index, module=self.module)
+
+    def parameters(self, flat: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What `module` is called with: parameters that differ by replica (r, *shape), and those that do not."""
+        if not self._alone:
+            return self.varied(flat), self.fixed
+        own = {name: p.shape for name, p in self.module.named_parameters() if name.startswith(self._alone)}
+        parts = self._checked(flat).split([shape.numel() for shape in own.values()], dim=1)
+        return {name: part.view(-1, *own[name]) for name, part in zip(own, parts, strict=True)}, {}
 
     def varied(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters that the component touches, (r, *shape), at free coordinates `flat` (r, P_C)."""
-        if flat.ndim != 2 or flat.shape[1] != self.num_parameters:
-            raise PatterningError(f"parameters {tuple(flat.shape)} are not (r, {self.num_parameters})")
         result = {}
-        for (name, pick), part in zip(self._picks.items(), flat.split(self._sizes, dim=1), strict=True):
+        parts = self._checked(flat).split(self._sizes, dim=1)
+        for (name, pick), part in zip(self._picks.items(), parts, strict=True):
             whole = self._whole[name]
             rows = part if pick is None else whole.flatten().expand(len(flat), -1).index_copy(1, pick, part)
             result[name] = rows.reshape(-1, *whole.shape)
@@ -84,6 +108,11 @@ class Restricted:
             dim=1,
         )
 
+    def _checked(self, flat: Tensor) -> Tensor:
+        if flat.ndim != 2 or flat.shape[1] != self.num_parameters:
+            raise PatterningError(f"parameters {tuple(flat.shape)} are not (r, {self.num_parameters})")
+        return flat
+
 
 class Probe:
     """Losses of fixed rows of the data, with what lies below the component computed once and kept.
@@ -95,8 +124,7 @@ class Probe:
 
     def __init__(self, restricted: Restricted, rows: Tensor, replicas: int = 1) -> None:
         self.restricted = restricted
-        chunk = max(1, CELLS_AT_ONCE // (restricted.samples_per_row * replicas))
-        self.chunks = rows.split(chunk)
+        self.chunks = rows.split(restricted.rows_at_once(replicas))
         self._constants = [_constant_calls(restricted, part) for part in self.chunks]
 
     def __len__(self) -> int:
@@ -110,12 +138,25 @@ class Probe:
 
     def __call__(self, flat: Tensor) -> Tensor:
         """(r, P_C) → (r, n), rows in order."""
-        task, r = self.restricted.task, self.restricted
-        found = []
-        for part, constants in zip(self.chunks, self._constants, strict=True):
-            with _replayed(task.module, constants):
-                found.append(task.run(r.varied(flat), r.fixed, task.data, part.expand(len(flat), -1)))
-        return torch.cat(found, dim=1)
+        parts = zip(self.chunks, self._constants, strict=True)
+        return torch.cat([self._part(flat, part, constants) for part, constants in parts], dim=1)
+
+    def _part(self, flat: Tensor, rows: Tensor, constants: Mapping[str, Any]) -> Tensor:
+        r = self.restricted
+        with _replayed(r.module, constants):
+            return r.run(flat, r.task.data, rows.expand(len(flat), -1))
+
+    def slope(self, flat: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (r, n), their mean under `weights` (n,), both float64, and the gradient (r, P_C) of that mean."""
+        state, found, slope = flat.detach().requires_grad_(), [], torch.zeros_like(flat)
+        t = self.restricted.samples_per_row
+        parts = weights.split([len(part) * t for part in self.chunks])
+        for part, constants, own in zip(self.chunks, self._constants, parts, strict=True):
+            losses = self._part(state, part, constants).double()
+            slope += torch.autograd.grad((losses * own).sum(), state)[0]
+            found.append(losses.detach())
+        values = torch.cat(found, dim=1)
+        return values, (values * weights).sum(1), slope
 
     def along(self, flat: Tensor, tangent: Tensor) -> Tensor:
         """Derivative of every loss at `flat` along `tangent`, both (r, P_C): (r, n), by forward differentiation."""
@@ -124,17 +165,27 @@ class Probe:
             return torch.func.jvp(self, (flat,), (tangent,))[1]
 
 
+def _is_head(module: nn.Module, component: Component) -> bool:
+    """Whether a component called like a head is that head, and not a mask of the user's own."""
+    try:
+        known = find_component(module, component.name).masks
+    except PatterningError:
+        return False
+    return list(known) == list(component.masks) and all(
+        own is not None and mask is not None and torch.equal(own, mask)
+        for own, mask in zip(known.values(), component.masks.values(), strict=True)
+    )
+
+
 def _constant_calls(restricted: Restricted, rows: Tensor) -> dict[str, Any]:
     """Submodule name → its output on `rows`, for the outermost calls that the component cannot reach."""
-    module, batch = restricted.task.module, take_rows(restricted.task.data, rows)
+    module, batch = restricted.module, take_rows(restricted.task.data, rows)
     rng = generator(0, Stream.NOISE)
 
     def run(shift: float) -> Tensor:
         noise = torch.from_numpy(rng.standard_normal(restricted.num_parameters)).to(restricted.anchor)
-        varied = {
-            name: value[0] for name, value in restricted.varied((restricted.anchor + shift * noise)[None]).items()
-        }
-        parameters = {**restricted.fixed, **varied}
+        varied, fixed = restricted.parameters((restricted.anchor + shift * noise)[None])
+        parameters = {**fixed, **{name: value[0] for name, value in varied.items()}}
         return restricted.task.loss_fn(lambda *a, **k: functional_call(module, parameters, a, k), batch)
 
     with torch.no_grad():

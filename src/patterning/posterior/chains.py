@@ -73,16 +73,28 @@ def run_chains(
     trace = ChainTrace(losses)
     for step in range(steps):
         index = minibatches(cumulative, config, first_chain, step).to(anchor.device)
-        flat = state.position.detach().requires_grad_()
-        loss = task.losses(flat, index).mean(1)
-        (gradient,) = torch.autograd.grad(loss.sum(), flat)
-        losses[step] = loss.detach()
+        losses[step], gradient = loss_and_gradient(task, state.position, index)
         state = update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
         if step % 50 == 49 or step == steps - 1:
             _exclude(trace, state, step, loss_band, first_chain)
         if step >= config.burn_in and (step - config.burn_in + 1) % config.steps_between_draws == 0:
             on_draw((step - config.burn_in) // config.steps_between_draws, state.position)
     return trace
+
+
+def loss_and_gradient(task: Task, position: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean loss (r,) of rows `index` (r, b) and its gradient (r, P) at `position` (r, P).
+
+    A task with `rows_at_once` gets the minibatch in such parts: as long as a part stays in a CPU's cache it is faster.
+    """
+    size = getattr(task, "rows_at_once", lambda _replicas: index.shape[1])(len(position))
+    flat = position.detach().requires_grad_()
+    total, gradient = torch.zeros(len(flat), device=flat.device), torch.zeros_like(position)
+    for part in index.split(size, dim=1):
+        loss = task.losses(flat, part).sum(1) / index.shape[1]
+        gradient += torch.autograd.grad(loss.sum(), flat)[0]
+        total += loss.detach()
+    return total, gradient
 
 
 def init(kernel: Kernel, anchor: Tensor, chains: int) -> State:

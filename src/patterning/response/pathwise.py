@@ -24,7 +24,7 @@ from torch import Tensor
 from patterning.errors import PatterningError
 from patterning.models.restricted import Probe, Restricted
 from patterning.posterior import sgld
-from patterning.posterior.chains import ChainConfig, gaussian, minibatches
+from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient, minibatches
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
@@ -82,10 +82,8 @@ def pathwise_chains(
     positions[0] = state.position
     losses = torch.empty(steps, chains.chains, device=device)
     for step in range(steps):
-        flat = state.position.detach().requires_grad_()
-        loss = free.losses(flat, minibatches(cumulative, chains, first_chain, step).to(device)).mean(1)
-        (gradient,) = torch.autograd.grad(loss.sum(), flat)
-        losses[step] = loss.detach()
+        index = minibatches(cumulative, chains, first_chain, step).to(device)
+        losses[step], gradient = loss_and_gradient(free, state.position, index)
         state = sgld.update(state, gradient, gaussian(state.position, chains.seed, first_chain, step), kernel)
         positions[step + 1] = state.position
     diverged = {}
@@ -102,14 +100,11 @@ def pathwise_chains(
     bound, expansion = torch.zeros(chains.chains, device=device), torch.zeros(chains.chains, device=device)
     for k in range(steps, 0, -1):
         if k > chains.burn_in and (k - chains.burn_in) % every == 0:
-            flat = positions[k].detach().requires_grad_()
-            values = probe(flat)
-            mean = (values.double() * q).sum(1)
-            (slope,) = torch.autograd.grad(mean.sum(), flat)
+            values, mean, slope = probe.slope(positions[k], q)
             adjoint = adjoint + slope / chains.draws
             bound = bound + slope.norm(dim=1) / chains.draws
-            phi.append(mean.detach())
-            sums += values.detach().double()
+            phi.append(mean)
+            sums += values
         at = positions[k - 1]
         span, count = span + adjoint, count + 1
         if count == every or k == 1:
@@ -135,10 +130,12 @@ def pathwise_chains(
 
 def _curvature(free: Restricted, at: Tensor, index: Tensor, vector: Tensor) -> Tensor:
     """H_B λ (r, P_C): curvature of the mean loss of rows `index` (r, b) at `at` (r, P_C), along `vector`."""
-    flat = at.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(free.losses(flat, index).mean(1).sum(), flat, create_graph=True)
-    (product,) = torch.autograd.grad(gradient, flat, vector)
-    return product
+    flat, result = at.detach().requires_grad_(), torch.zeros_like(at)
+    for part in index.split(free.rows_at_once(len(at)), dim=1):
+        loss = free.losses(flat, part).sum() / index.shape[1]
+        (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
+        result += torch.autograd.grad(gradient, flat, vector)[0]
+    return result
 
 
 def summarise_pathwise(found: Pathwise, name: str, weights: Floats, n_beta: float) -> SampledResponse:

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from patterning.models.components import Component, find_component
+from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+from patterning.models.module import LossTask
+from patterning.models.restricted import Probe, Restricted
+from patterning.models.split import split_head
+
+CONFIGS = [
+    LanguageConfig(11, 7, 2, 4, 8),
+    LanguageConfig(11, 7, 2, 2, 8, mlp_ratio=0, positions="shortformer"),
+]
+
+
+def make_task(config: LanguageConfig) -> LossTask:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LanguageModel(config)
+        for p in model.parameters():
+            p.data = p + 0.3 * torch.randn(p.shape)  # biases and LayerNorms that matter
+        tokens = torch.randint(11, (12, 7))
+    return LossTask(model, next_token_losses, tokens)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("name", ["l0h1", "l1h0"])
+def test_a_head_apart_is_the_same_function_with_the_same_gradient(config: LanguageConfig, name: str) -> None:
+    task = make_task(config)
+    anchor = 1.1 * task.flatten(task.module)  # not the module's own values
+    free = Restricted(task, anchor, name)
+    assert free.module is not task.module
+    noise = torch.randn(3, free.num_parameters, generator=torch.Generator().manual_seed(1))
+    flat = (free.anchor + 0.2 * noise).requires_grad_()
+    index = torch.arange(5).expand(3, -1)
+    apart, whole = free.sample_losses(flat, index), task.sample_losses(free.expand(flat), index)
+    torch.testing.assert_close(apart, whole, rtol=1e-5, atol=1e-6)
+    slopes = [torch.autograd.grad((found**2).sum(), flat)[0] for found in (apart, whole)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+    probe = Probe(free, torch.arange(5), 3)
+    assert any("attention.rest" in constant for constant in probe._constants[0])  # the other heads are kept
+    torch.testing.assert_close(probe(flat), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_head_itself_is_set_apart() -> None:
+    task = make_task(CONFIGS[0])
+    masks = dict(find_component(task.module, "l0h1").masks)
+    mask = masks["blocks.0.attention.qkv.weight"]
+    assert mask is not None
+    fewer = masks | {"blocks.0.attention.qkv.weight": mask & (torch.arange(len(mask)) < 16)[:, None]}
+    own = Restricted(task, task.flatten(task.module), Component("l0h1", fewer))
+    assert own.module is task.module
+    for name in ("l0 attn", "embed", "full"):
+        assert Restricted(task, task.flatten(task.module), name).module is task.module
+    assert split_head(torch.nn.Linear(2, 2), "l0h1") is None
