@@ -2,8 +2,9 @@
 
 Needs the extra `peer`. Prints markdown tables: draws per CPU-second with the floor (the floating-point operations of
 our matrix products, at the rate of a 512 × 512 float32 product in this process); peak memory of either side in its own
-process; and the CPU time to a split-half reliability of 0.9 for every component, extrapolated by Spearman-Brown from the
-reliability of the chains that were run: for ours pathwise; for devinterp's loop from the covariance of as many draws.
+process; and the CPU time to a split-half reliability of 0.9 for every component, extrapolated by Spearman-Brown from
+the reliability of the chains that were run: for ours pathwise; for devinterp's loop from the covariance of as many
+draws.
 
     python benchmarks/response.py [--quick]
 """

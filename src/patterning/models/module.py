@@ -38,11 +38,21 @@ class LossTask:
     and buffers stay at the module's values (the clamped coordinates of SPEC §2). The module runs in evaluation mode, in
     float32, under `torch.func.vmap` over replicas; what is the same for all of them (`index` expanded from one row,
     layers below the parameters that differ) is computed once. `samples_per_row` is t where `loss_fn` returns (b, t):
-    each token of a text, say. A NaN loss is refused here, at the module's own parameters; later it is passed on, so
+    each token of a text, say. `bfloat16` computes matrix products in that type (weights, sums and losses stay float32):
+    for GPUs and wide models. A NaN loss is refused here, at the module's own parameters; later it is passed on, so
     that a diverged chain can be named. Raises `PatterningError` for data, losses or modules of the wrong kind.
     """
 
-    def __init__(self, module: nn.Module, loss_fn: BatchLoss, data: Batch, base_weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: BatchLoss,
+        data: Batch,
+        base_weights: Tensor | None = None,
+        *,
+        bfloat16: bool = False,
+    ) -> None:
+        self.bfloat16 = bfloat16
         self.module = deepcopy(module).float().eval()
         self.loss_fn = loss_fn
         free = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -70,8 +80,9 @@ class LossTask:
         data = [leaf.cpu().numpy() for leaf in _leaves(self.data)]
         structure = [repr(self.module), sorted({describe_code(type(part)) for part in self.module.modules()})]
         return fingerprint(
-            state, *data, self.base_weights.numpy(), list(self.shapes), structure, describe_code(self.loss_fn)
-        )
+            state, *data, self.base_weights.numpy(), list(self.shapes), structure, describe_code(self.loss_fn),
+            self.bfloat16,
+        )  # fmt: skip
 
     def init(self, seeds: Sequence[int]) -> Tensor:
         """Fresh parameters (r, P) float32 from each module's `reset_parameters`, children before their parents.
@@ -126,10 +137,12 @@ class LossTask:
         data: Batch,
         index: Tensor,
         module: nn.Module | None = None,
+        one_by_one: bool = False,
     ) -> Tensor:
         """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) differ by replica, `fixed` not.
 
-        `module` stands in for the task's own, with its own names of parameters.
+        `module` stands in for the task's own, with its own names of parameters. `one_by_one`: replicas take turns,
+        which is faster where one alone fills the device and they share no work.
         """
         called = self.module if module is None else module
         shared = len(index) == 1 or index.stride(0) == 0  # one minibatch for all replicas: computed unbatched
@@ -140,7 +153,8 @@ class LossTask:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return functional_call(called, {**fixed, **parameters}, args, kwargs)
 
-            loss = self.loss_fn(call, own)
+            with torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+                loss = self.loss_fn(call, own)
             if loss.ndim not in (1, 2) or len(loss) != index.shape[1] or loss.numel() == 0:
                 raise PatterningError(
                     f"loss_fn gave shape {_shape(loss)} for {index.shape[1]} samples: it must return one loss a "
@@ -149,6 +163,10 @@ class LossTask:
             return loss.flatten()
 
         with _plain_attention(), sdpa_kernel(SDPBackend.MATH):
+            if one_by_one:
+                count = len(next(iter(varied.values())))
+                own = [{name: values[c] for name, values in varied.items()} for c in range(count)]
+                return torch.stack([one(own[c], batch if shared else take_rows(data, rows[c])) for c in range(count)])
             return vmap(one, in_dims=(0, None if shared else 0))(dict(varied), batch)
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,9 @@ from patterning.rng import Stream, generator
 CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 """Samples × replicas that a probe evaluates in one call: what a CPU's cache holds, and enough to fill a GPU."""
 
+ENOUGH_CELLS = 1_024
+"""Samples of one replica that fill a CPU core: from there on the replicas of a probe take turns."""
+
 
 class Restricted:
     """`task` around `anchor` w* (P,) with the coordinates of `component` free: parameter rows are (r, P_C).
@@ -75,9 +78,9 @@ class Restricted:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
         return self.run(flat, self.task.data, index)
 
-    def run(self, flat: Tensor, data: Batch, index: Tensor) -> Tensor:
+    def run(self, flat: Tensor, data: Batch, index: Tensor, *, one_by_one: bool = False) -> Tensor:
         """Losses (r, b·t) of rows `index` (r, b) of `data` under free coordinates `flat` (r, P_C)."""
-        return self.task.run(*self.parameters(flat), data, index, module=self.module)
+        return self.task.run(*self.parameters(flat), data, index, module=self.module, one_by_one=one_by_one)
 
     def parameters(self, flat: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What `module` is called with: parameters that differ by replica (r, *shape), and those that do not."""
@@ -124,7 +127,10 @@ class Probe:
 
     def __init__(self, restricted: Restricted, rows: Tensor, replicas: int = 1) -> None:
         self.restricted = restricted
-        self.chunks = rows.split(restricted.rows_at_once(replicas))
+        # Below the component nothing is computed, so replicas share no work: batched, they only fill the device.
+        cells = len(rows) * restricted.samples_per_row
+        self.one_by_one = restricted.anchor.device.type == "cpu" and cells >= ENOUGH_CELLS
+        self.chunks = rows.split(restricted.rows_at_once(1 if self.one_by_one else replicas))
         self._constants = [_constant_calls(restricted, part) for part in self.chunks]
 
     def __len__(self) -> int:
@@ -144,7 +150,7 @@ class Probe:
     def _part(self, flat: Tensor, rows: Tensor, constants: Mapping[str, Any]) -> Tensor:
         r = self.restricted
         with _replayed(r.module, constants):
-            return r.run(flat, r.task.data, rows.expand(len(flat), -1))
+            return r.run(flat, r.task.data, rows.expand(len(flat), -1), one_by_one=self.one_by_one)
 
     def slope(self, flat: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (r, n), their mean under `weights` (n,), both float64, and the gradient (r, P_C) of that mean."""

@@ -77,7 +77,7 @@ def pathwise_chains(
     steps = chains.burn_in + chains.draws * chains.steps_between_draws
     cumulative = np.cumsum(free.base_weights.numpy())
     device = free.anchor.device
-    positions = torch.empty(steps + 1, chains.chains, free.num_parameters, device=device)
+    positions = torch.empty(steps + 1, chains.chains, free.num_parameters, device=device, dtype=free.anchor.dtype)
     state = sgld.init(free.anchor, chains.chains)
     positions[0] = state.position
     losses = torch.empty(steps, chains.chains, device=device)

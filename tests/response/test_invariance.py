@@ -1,0 +1,80 @@
+"""χ does not depend on how the work is cut, on who does it, or, beyond its error, on the precision of arithmetic."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from patterning.models import restricted
+from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+from patterning.models.module import LossTask
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import ComponentResponse, component_response
+from patterning.store import RunFolder
+from patterning.workers import Workers
+
+NAMES = ["l0h1", "l1h0", "l1 mlp"]
+CHAINS = ChainConfig(chains=4, draws=8, burn_in=3, steps_between_draws=2, batch_size=6, seed=5, matched=True)
+
+
+def make_task(*, bfloat16: bool = False) -> LossTask:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LanguageModel(LanguageConfig(vocabulary=7, context=6, layers=2, heads=2, width=8))
+        for p in model.parameters():
+            p.data = p + 0.1 * torch.randn(p.shape)
+        tokens = torch.randint(7, (16, 6))
+    return LossTask(model, next_token_losses, tokens, bfloat16=bfloat16)
+
+
+def ask(estimator: Any, task: LossTask | None = None, **options: Any) -> ComponentResponse:
+    task = task or make_task()
+    anchor = task.flatten(task.module).to(next(task.module.parameters()).dtype)
+    kernel = SGLD(n_beta=30.0, localization=1000.0, step_size=2e-4)
+    chains = options.pop("chains", CHAINS)
+    return component_response(task, anchor, NAMES, kernel, chains, estimator=estimator, batches=2, **options)
+
+
+def assert_same(found: ComponentResponse, truth: ComponentResponse, tolerance: float) -> None:
+    """Equal χ, to `tolerance` of the size of a row."""
+    for row, true in zip(found.chi(), truth.chi(), strict=True):
+        assert np.abs(row - true).max() <= tolerance * np.abs(true).max()
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+@pytest.mark.parametrize("cells", [1, 40, 10**6])
+def test_any_cut_of_probes_and_minibatches(estimator: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = ask(estimator)
+    monkeypatch.setattr(restricted, "CELLS_AT_ONCE", {"cpu": cells, "other": cells})
+    monkeypatch.setattr(restricted, "ENOUGH_CELLS", cells)  # 1, 40: replicas take turns; 10^6: they are batched
+    # 1e-6 of a loss of 2 nats is 1e-5 of its deviations
+    assert_same(ask(estimator), truth, 2e-5)
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_chains_batched_or_in_rounds(estimator: str) -> None:
+    halves = ask(estimator, chains=replace(CHAINS, chains=2), rounds=2)
+    assert_same(halves, ask(estimator), 2e-5)
+
+
+def test_one_or_four_workers_are_the_same_bits(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.create()
+    with Workers(run, 4) as pool:
+        many = ask("pathwise", pool=pool)
+    np.testing.assert_array_equal(many.chi(), ask("pathwise").chi())
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_float64_and_bfloat16_matrix_products_stay_inside_the_error_bar(estimator: str) -> None:
+    truth, exact = ask(estimator), make_task()
+    exact.module.double()
+    assert_same(ask(estimator, exact), truth, 1e-4)
+    coarse = ask(estimator, make_task(bfloat16=True))
+    differences = np.abs(coarse.chi() - truth.chi()) / truth.standard_error()
+    assert 0 < np.median(differences) < 0.5  # 8 draws: here and there an error bar is small by chance
+    assert coarse.fingerprint != truth.fingerprint
