@@ -42,7 +42,7 @@ def token_classes(tokens: ArrayLike, tokenizer: Tokenizer) -> dict[str, Labels]:
     rows = np.asarray(tokens)
     if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
         raise PatterningError(f"token classes need rows of two or more integer ids: got {rows.dtype} {rows.shape}")
-    if rows.size and not (0 <= rows.min() and rows.max() < len(table)):
+    if rows.size and not (rows.min() >= 0 and rows.max() < len(table)):
         raise PatterningError(f"token ids from {rows.min()} to {rows.max()}: the vocabulary has 0 to {len(table) - 1}")
     kinds = table[rows]
     before, kind = kinds[:, :-1], kinds[:, 1:]
@@ -85,14 +85,13 @@ def _kind(token: bytes) -> _Kind:
     except UnicodeDecodeError:
         return _Kind.OTHER
     core = text.lstrip()
-    if not core:
-        return _Kind.SPACING if text else _Kind.OTHER
-    if core.isalpha():
-        return _Kind.LETTERS if core == text else _Kind.SPACED_LETTERS
-    if text[0] == "'" and text[1:].isalpha():
-        return _Kind.CONTRACTION
-    if core.isnumeric():
-        return _Kind.NUMERIC
-    if any(c.isalnum() or c.isspace() for c in core):
-        return _Kind.OTHER
-    return _Kind.DELIMITER if DELIMITERS.issuperset(core) else _Kind.FORMATTING
+    tests = (
+        (text.isalpha(), _Kind.LETTERS),
+        (core.isalpha(), _Kind.SPACED_LETTERS),
+        (text[:1] == "'" and text[1:].isalpha(), _Kind.CONTRACTION),
+        (text.isspace(), _Kind.SPACING),
+        (core.isnumeric(), _Kind.NUMERIC),
+        (not core or any(c.isalnum() or c.isspace() for c in core), _Kind.OTHER),
+        (DELIMITERS.issuperset(core), _Kind.DELIMITER),
+    )
+    return next((kind for holds, kind in tests if holds), _Kind.FORMATTING)
