@@ -69,7 +69,7 @@ def run_chains(
     state = init(kernel, anchor, config.chains)
     steps = config.burn_in + config.draws * config.steps_between_draws
     cumulative = np.cumsum(task.base_weights.numpy())
-    losses = torch.empty(steps, config.chains)
+    losses = torch.empty(steps, config.chains, device=anchor.device)
     trace = ChainTrace(losses)
     for step in range(steps):
         index = minibatches(cumulative, config, first_chain, step).to(anchor.device)
