@@ -14,7 +14,7 @@ from patterning.errors import PatterningError
 from patterning.store import write_json, write_whole
 from patterning.tasks.text.documents import Document, take
 from patterning.tasks.text.embedded import FOLDER
-from patterning.tasks.text.sources import Collected, choose, collect
+from patterning.tasks.text.sources import Collected, choose, collect, described
 
 # MB of text by source; sympy, torch, PostgreSQL and Austen are left to `patterning data text`.
 SIZES = {"python": 4.3, "networkx": 1.7, "python-docs": 1.7, "sqlite-docs": 0.8, "sotu": 1.5}
@@ -53,8 +53,7 @@ def main() -> None:
             [d for d in whole.documents if d.size <= LONGEST and FOREIGN not in d.text], SIZES[source.name] * 1e6
         )
         documents = [Document(short_name(d), d.domain, d.text) for d in documents]
-        size = sum(document.size for document in documents)
-        chosen.append(Collected(documents, {**whole.origin, "bytes": size, "documents": len(documents)}))
+        chosen.append(described(documents, whole.origin))
         print(json.dumps(chosen[-1].origin))
     data = pack([document for source in chosen for document in source.documents])
     if len(data) > LARGEST_ARCHIVE:

@@ -4,11 +4,12 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,9 @@ from patterning.store import fingerprint, write_json, write_whole
 from patterning.tasks.text.documents import TEST_SHARE, Document, split_documents, without_duplicates
 from patterning.tasks.text.sources import Collected
 from patterning.tasks.text.tokenizer import check_vocabulary, encode, read_tokenizer, train_tokenizer
+from patterning.workers import Progress
 
+T = TypeVar("T")
 FORMAT = 1
 _ARRAYS = ("tokens", "starts", "domains")
 
@@ -53,30 +56,27 @@ def build_corpus(
     vocabulary: int,
     out: Path,
     request: Mapping[str, Any] | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress | None = None,
 ) -> Corpus:
     """De-duplicate, split by document, train the tokenizer on the training split, encode, and write the folder `out`.
 
     The folder appears whole or not at all: tokenizer.json, manifest.json, {train,test}-{tokens,starts,domains}.npy.
-    `request` is what was asked for, kept in the manifest; `progress` is told each stage as it begins. Raises
-    `PatterningError` when `out` exists, a split is empty or the text is too small for the vocabulary.
+    `request` is what was asked for, kept in the manifest. Raises `PatterningError` when `out` exists, a split is empty
+    or the text is too small for the vocabulary.
     """
     check_vocabulary(vocabulary)
     check_new(out)
-    progress("de-duplicate and split")
     documents, duplicates = without_duplicates(item for source in collected for item in source.documents)
     domains = tuple(sorted({document.domain for document in documents}))
     parts = dict(zip(("train", "test"), split_documents(documents), strict=True))
     for name, part in parts.items():
         if not part:
             raise PatterningError(f"no document fell into the {name} split of {len(documents)}: use more documents")
-    progress("train tokenizer")
-    tokenizer = train_tokenizer((document.text for document in parts["train"]), vocabulary)
-    splits = {}
-    for name, part in parts.items():
-        progress(f"encode {name}")
-        splits[name] = _encode_split(part, tokenizer, domains)
-    progress("write")
+    progress = progress or Progress()
+    with stage(progress, "train tokenizer", len(parts["train"])):
+        tokenizer = train_tokenizer(_counted((d.text for d in parts["train"]), progress), vocabulary)
+    with stage(progress, "encode", len(documents)):
+        splits = {name: _encode_split(part, tokenizer, domains, progress) for name, part in parts.items()}
     manifest = {
         "format": FORMAT,
         "request": dict(request or {}),
@@ -118,8 +118,26 @@ def check_new(out: Path) -> None:
         raise PatterningError(f"{out} exists: name a new folder, or delete it first")
 
 
-def _encode_split(documents: Sequence[Document], tokenizer: Tokenizer, domains: tuple[str, ...]) -> Split:
-    ids = list(encode([document.text for document in documents], tokenizer))
+@contextmanager
+def stage(progress: Progress, name: str, total: int) -> Iterator[None]:
+    """A stage of `total` units; it is over also when it fails."""
+    progress.start(name, total, 0)
+    try:
+        yield
+    finally:
+        progress.finish()
+
+
+def _counted(items: Iterable[T], progress: Progress) -> Iterator[T]:
+    for item in items:
+        yield item
+        progress.advance()
+
+
+def _encode_split(
+    documents: Sequence[Document], tokenizer: Tokenizer, domains: tuple[str, ...], progress: Progress
+) -> Split:
+    ids = list(_counted(encode([document.text for document in documents], tokenizer), progress))
     starts = np.concatenate([[0], np.cumsum([len(item) for item in ids])]).astype(np.int64)
     numbers = np.array([domains.index(document.domain) for document in documents], dtype=np.uint8)
     return Split(np.concatenate(ids), starts, numbers)

@@ -8,8 +8,8 @@ from typing import Any
 
 from patterning.errors import PatterningError
 from patterning.tasks.text.corpus import Corpus, build_corpus, load_corpus
-from patterning.tasks.text.documents import Document, take
-from patterning.tasks.text.sources import Collected
+from patterning.tasks.text.documents import Document
+from patterning.tasks.text.sources import Collected, at_most
 
 FOLDER = Path(__file__).parent / "sample"
 
@@ -68,7 +68,6 @@ def _part(collected: list[Collected], max_mb: float) -> list[Collected]:
     share = min(1.0, max_mb * 1e6 / total)
     parts = []
     for source in collected:
-        documents = take(source.documents, share * sum(document.size for document in source.documents))
-        size = sum(document.size for document in documents)
-        parts.append(Collected(documents, {**source.origin, "bytes": size, "documents": len(documents)}))
+        size = share * sum(document.size for document in source.documents)
+        parts.append(at_most(source, size / 1e6))
     return parts

@@ -13,7 +13,7 @@ from patterning.tasks.text.corpus import Split
 
 @dataclass(frozen=True)
 class Rows:
-    """`tokens` int64 (n, context); `domains` uint8 (n,); `documents` int64 (n,), the document a row's first token is of."""
+    """`tokens` int64 (n, context); `domains` uint8 (n,); `documents` int64 (n,): of the row's first token."""
 
     tokens: NDArray[np.int64]
     domains: NDArray[np.uint8]
@@ -31,9 +31,9 @@ def mixed_rows(
 ) -> Rows:
     """`rows` rows of `context` tokens, shuffled, with the stated share of each domain (rounded to whole rows).
 
-    A domain's documents are put in a random order and joined, and the stream is cut into rows without overlap. A row may hold
-    the end of one document and the start of the next (a separator stands between); the rest of less than one row is
-    left out. Of these rows a random part is taken. When a domain has too few, that is a `PatterningError`
+    A domain's documents are put in a random order and joined, and the stream is cut into rows without overlap. A row
+    may hold the end of one document and the start of the next (a separator stands between); the rest of less than one
+    row is left out. Of these rows a random part is taken. When a domain has too few, that is a `PatterningError`
     that says how many there are, unless `repeat`: then its documents are joined again in another order, as often as
     needed. Shares are relative; a domain that is not named has share 0.
     """

@@ -1,9 +1,10 @@
 """Where the text comes from: openly licensed packages of PyPI and Debian, and the Python source on this machine."""
 
+import hashlib
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -11,15 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from patterning.errors import PatterningError
-from patterning.store import fingerprint
 from patterning.tasks.text.archives import File, deb_files, r_strings, wheel_files
-from patterning.tasks.text.documents import Document, clean
+from patterning.tasks.text.documents import Document, clean, take
 from patterning.tasks.text.fetch import fetch_deb, fetch_wheel, real_package, sha256
 from patterning.tasks.text.markup import html_text
 
 LONGEST_CODE = 300_000  # bytes: longer Python files are mostly generated tables
 _NOT_CODE = re.compile(
-    r"(^|/)(site-packages|tests?|testing|idlelib|encodings|lib2to3|pydoc_data|__phello__|config-\S*)/"
+    r"(^|/)(site-packages|dist-packages|tests?|testing|idlelib|encodings|lib2to3|pydoc_data|__phello__|config-\S*)/"
 )
 
 
@@ -57,7 +57,7 @@ SOURCES: tuple[Source, ...] = (
     Source("python", "code", "stdlib", "python", "PSF-2.0"),
     Source("networkx", "code", "installed", "networkx", "BSD-3-Clause"),
     Source("sympy", "code", "installed", "sympy", "BSD-3-Clause"),
-    Source("torch", "code", "installed", "torch", "BSD-3-Clause"),
+    Source("torch", "code", "installed", "torch", "BSD-3-Clause; parts Apache-2.0, MIT"),
     Source("python-docs", "docs", "deb", "python3-doc", "PSF-2.0", r"/html/_sources/.*\.rst\.txt$",
            real_name=r"python3\.\d+-doc"),
     Source("sqlite-docs", "docs", "deb", "sqlite3-doc", "public domain", r"doc/sqlite3/.*\.html$", _html),
@@ -81,8 +81,9 @@ def choose(names: Sequence[str]) -> list[Source]:
 def collect(source: Source) -> Collected:
     """Get a source's package and read its documents.
 
-    The manifest entry holds package, version, SHA-256 (of the package file, or of all texts where there is none),
-    licence, bytes and documents. Raises `PatterningError` when the package cannot be had or holds no such text.
+    The manifest entry holds package, version, SHA-256 of the package file (not of what is installed: there is no file)
+    and of the texts, licence, bytes and documents. Raises `PatterningError` when the package cannot be had or holds no
+    such text.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -100,10 +101,30 @@ def collect(source: Source) -> Collected:
         ]
     if not documents:
         raise PatterningError(f"{origin['package']} {origin['version']} holds no text that matches {source.pattern}")
-    origin.setdefault("sha256", fingerprint([document.digest for document in documents]))
-    size = sum(document.size for document in documents)
     entry = {"name": source.name, "domain": source.domain, **origin, "licence": source.licence}
-    return Collected(documents, {**entry, "bytes": size, "documents": len(documents)})
+    return described(documents, entry)
+
+
+def described(documents: list[Document], origin: dict[str, Any]) -> Collected:
+    """Documents with their manifest entry: `origin`, a hash of the texts in order, bytes and documents."""
+    texts = hashlib.sha256("".join(document.digest for document in documents).encode()).hexdigest()
+    size = sum(document.size for document in documents)
+    return Collected(documents, {**origin, "sha256_of_texts": texts, "bytes": size, "documents": len(documents)})
+
+
+def at_most(collected: Collected, max_mb: float) -> Collected:
+    """A part of a source of at most `max_mb` MB of text: whole documents, chosen by content hash.
+
+    Where every document is longer than that, the beginning of one, to a line end.
+    """
+    if sum(document.size for document in collected.documents) <= max_mb * 1e6:
+        return collected
+    documents = take(collected.documents, max_mb * 1e6)
+    if not documents:
+        first = min(collected.documents, key=lambda document: document.digest)
+        beginning = first.text.encode()[: int(max_mb * 1e6)].decode("utf-8", "ignore")
+        documents = [replace(first, text=beginning[: beginning.rfind("\n") + 1] or beginning)]
+    return described(documents, collected.origin)
 
 
 def _from_wheel(source: Source, folder: Path) -> tuple[Iterator[File], dict[str, Any]]:
