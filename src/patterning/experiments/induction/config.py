@@ -90,13 +90,20 @@ class ReadingSettings(Frozen):
 
 
 class SweepSettings(Frozen):
-    """Candidate weights, tried on pilot seeds only: every stage × policy × α, "less" and "more" by `direction`."""
+    """Candidate weights, tried on pilot seeds only: every stage × policy × α, "less" and "more" by `direction`.
+
+    Candidates whose "less" changes the loss on other tokens by more than `loss_limit` (a share) come last. `sign`:
+    "pilot" calls "more" what grew induction in the sweep (and says where that is not what the response foretold);
+    "response" keeps the sign of the response, whatever the sweep shows.
+    """
 
     direction: DirectionName = "mode"
     read_at: tuple[Stage, ...] = Field(default=("after",), min_length=1)
     policies: tuple[Policy, ...] = Field(default=("rank-tilt",), min_length=1)
     alphas: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
     seeds: int = Field(default=1, ge=1)
+    loss_limit: float = Field(default=0.05, gt=0)
+    sign: Literal["pilot", "response"] = "pilot"
 
 
 class InductionConfig(Frozen):
