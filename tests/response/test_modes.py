@@ -122,7 +122,8 @@ def test_ranks_do_not_let_a_few_samples_make_the_modes() -> None:
     plain, ranked = (find_modes(halves.mean(0), halves, NAMES, transform=t) for t in ("none", "rank"))
     assert cosine(plain.scores[0], v[0]) < 0.3
     assert cosine(ranked.scores[0], v[0]) > 0.85  # three samples still stand 3.5 σ out in one row
-    assert cosine(plain.loadings[:, 0], u[:, 0]) < 0.8 < 0.95 < cosine(ranked.loadings[:, 0], u[:, 0])
+    assert cosine(plain.loadings[:, 0], u[:, 0]) < 0.8
+    assert cosine(ranked.loadings[:, 0], u[:, 0]) > 0.95
     assert (ranked.stability_scores[:2] > 0.9).all()
     assert ranked.above_noise[:2].all()
     noise = (halves[0] - halves[1]) / 2
