@@ -59,7 +59,9 @@ class _BarProgress(Progress):
 @app.command()
 def run(
     experiment: Annotated[str | None, typer.Argument(help="The experiment: parentheses or induction.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Its size, e.g. quick or standard; nano, small or paper for induction.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Its size, e.g. quick or standard; nano, small or paper for induction.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")] = 0,

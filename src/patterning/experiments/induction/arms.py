@@ -1,6 +1,5 @@
 """Weights from directions: the strength found on pilot seeds, then every arm and control over the claim seeds."""
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from patterning.errors import PatterningError
 from patterning.experiments.induction.config import InductionConfig, Stage
-from patterning.experiments.induction.directions import LABELS, Direction
+from patterning.experiments.induction.directions import LABELS, SMOOTH, Direction
 from patterning.experiments.induction.outcome import Arm, outcomes
 from patterning.experiments.induction.pilot import Pilot, checkpoints_of, training_of
 from patterning.experiments.induction.text import Source, Text
@@ -20,7 +19,13 @@ from patterning.intervention.weights import Policy, make_weights, summarise
 from patterning.store import Unit
 from patterning.tasks.text.classes import induction_labels
 from patterning.tasks.text.tokenizer import token_bytes
-from patterning.verification.controls import frequency_bands, permuted_within, random_direction_like
+from patterning.verification.controls import (
+    compressibility,
+    frequency_bands,
+    labelled_like,
+    permuted_within,
+    random_direction_like,
+)
 from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
@@ -50,9 +55,7 @@ def weigh(config: InductionConfig, s: NDArray[Any], strength: Strength, toward: 
 
 
 def _unit(config: InductionConfig, source: Source, name: str, seed: int, rho: Weights | None) -> Unit:
-    return training_unit(
-        name, source, config.language, training_of(config), seed, rho, checkpoints_of(config)
-    )
+    return training_unit(name, source, config.language, training_of(config), seed, rho, checkpoints_of(config))
 
 
 def sweep(
@@ -148,6 +151,9 @@ def _plan(
         drawn = [random_direction_like(s.astype(np.float64).ravel(), seed).reshape(s.shape) for seed in seeds]
         arm = Arm("random", "random direction", "null", notes=dict(settings))
         yield arm, [weigh(config, one, strength, "more") for one in drawn]
+    if "random-smooth" in config.controls:
+        arm = Arm("random-smooth", "random function of activations", "null", notes=dict(settings))
+        yield arm, [weigh(config, one, strength, "more") for one in _smooth(found, strength)]
     yield from _heuristics(config, text, found, strength, lead, settings)
     if "domains" in config.controls:
         for i, domain in enumerate(text.corpus.domains):
@@ -173,15 +179,19 @@ def _heuristics(
         rho = weigh(config, first.s, strength, "more")
         yield Arm("first-mode", LABELS["first-mode"], "control", notes=dict(settings)), [rho] * config.seeds
     if "heuristic" in config.controls:
-        label = induction_labels(text.train.tokens).astype(np.float64)
-        plain = Strength(strength.stage, strength.policy, strength.alpha, 1.0)  # more means more induction tokens
-        for toward in TOWARD:
-            rho = weigh(config, label, plain, toward)
-            arm = Arm(f"heuristic-{toward}", f"induction label, {toward}", "heuristic", toward, notes=dict(settings))
-            yield arm, [rho] * config.seeds
+        label = induction_labels(text.train.tokens)
+        for toward, rho in lead.items():
+            flat = labelled_like(rho.astype(np.float64).ravel(), label.ravel(), "more" if toward == "more" else "less")
+            arm = Arm(f"heuristic-{toward}", f"induction label, {toward}", "heuristic", toward)
+            yield arm, [flat.reshape(rho.shape).astype(np.float32)] * config.seeds
     if "gzip" in config.controls:
-        rho = deal_to_rows(lead["more"], compressibility(text))
+        rho = deal_to_rows(lead["more"], -compressed_size(text))
         yield Arm("gzip", "compressible rows (gzip)", "heuristic", "more", notes=dict(settings)), [rho] * config.seeds
+
+
+def _smooth(found: Found, strength: Strength) -> Sequence[NDArray[np.float32]]:
+    return [direction.s for (stage, name), direction in sorted(found.items(), key=lambda item: item[0])
+            if stage == strength.stage and name.startswith(SMOOTH) and direction.s is not None]  # fmt: skip
 
 
 def _direction(found: Found, strength: Strength, name: str) -> NDArray[np.float32]:
@@ -190,14 +200,10 @@ def _direction(found: Found, strength: Strength, name: str) -> NDArray[np.float3
     return s
 
 
-def compressibility(text: Text) -> Floats:
-    """1 - compressed size / size (rows,) of each training row's bytes, by zlib (gzip's algorithm) at its best level."""
+def compressed_size(text: Text) -> Floats:
+    """Compressed bytes / bytes (rows,) of each training row: low for a repetitive one."""
     table = token_bytes(text.corpus.tokenizer)
-    result = np.zeros(len(text.train.tokens))
-    for i, row in enumerate(text.train.tokens):
-        data = b"".join(table[token] for token in row)
-        result[i] = 1 - len(zlib.compress(data, 9)) / max(1, len(data))
-    return result
+    return compressibility([b"".join(table[token] for token in row) or b" " for row in text.train.tokens])
 
 
 def deal_to_rows(rho: Weights, worth: Floats) -> Weights:

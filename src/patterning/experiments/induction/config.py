@@ -1,7 +1,7 @@
 """Settings of the induction experiment: one validated class for the Python call, the YAML file and the presets."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ Stage = Literal["before", "between", "after"]
 STAGES: tuple[Stage, ...] = ("before", "between", "after")
 """Before previous-token heads; between them and induction; after induction has formed."""
 DirectionName = Literal["mode", "full"]
-ControlName = Literal["permuted", "random", "first-mode", "heuristic", "gzip", "domains"]
+ControlName = Literal["permuted", "random", "random-smooth", "first-mode", "heuristic", "gzip", "domains"]
 
 
 class CorpusSettings(Frozen):
@@ -110,7 +110,8 @@ class InductionConfig(Frozen):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on; choices are made on `pilot_seed` and after.
 
     `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
-    the permuted control deals the weights out again. `domain_seeds` runs for each removed and each doubled domain.
+    the permuted control deals the weights out again; "random" draws its direction token by token, "random-smooth" as a
+    random function of the activations. `domain_seeds` runs for each removed and each doubled domain.
     """
 
     experiment: Literal["induction"] = "induction"
@@ -122,7 +123,7 @@ class InductionConfig(Frozen):
     reading: ReadingSettings
     sweep: SweepSettings = SweepSettings()
     directions: tuple[DirectionName, ...] = Field(default=("mode", "full"), min_length=1)
-    controls: tuple[ControlName, ...] = ("permuted", "random", "first-mode", "heuristic", "gzip", "domains")
+    controls: tuple[ControlName, ...] = get_args(ControlName)
     weigh: Literal["token", "sequence"] = "token"
     bands: int = Field(default=10, ge=1)
     seeds: int = Field(ge=3)

@@ -20,6 +20,8 @@ from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 LABELS = {"mode": "induction mode", "full": "full χ†", "first-mode": "first mode"}
+SMOOTH = "random-smooth "
+"""Directions of this name and a seed are random linear functions of the activations: controls."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def find_directions(
     """
     names = [*config.directions, *(["first-mode"] if "first-mode" in config.controls else [])]
     chosen = [reading for reading in readings if reading.stage in config.sweep.read_at]
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    smooth = list(seeds) if "random-smooth" in config.controls else []
     work, sampled = [], []
     for reading in chosen:
         targets = {name: _sampled(name, reading, pilot) for name in names}
@@ -54,6 +58,7 @@ def find_directions(
                 "anchor": reading.anchor.numpy(),
                 "rows": probes.rows,
                 "targets": np.stack(list(usable.values()), axis=1),
+                "random_seeds": smooth,
             }
             work.append(Unit(f"predict-{reading.stage}", predict_unit, arguments))
     found = iter(pool.compute(work, "predicting all training tokens"))
@@ -74,6 +79,9 @@ def find_directions(
                 elif refused:
                     summary["refused"], s = refused, None
             result[reading.stage, name] = Direction(name, reading.stage, s, summary)
+        for seed, s in zip(smooth, predicted.get("random", ()), strict=False):
+            name = f"{SMOOTH}{seed}"
+            result[reading.stage, name] = Direction(name, reading.stage, s, {})
     wanted = [result[stage, config.sweep.direction] for stage in config.sweep.read_at]
     if all(direction.s is None for direction in wanted):
         reasons = "; ".join(f"{d.stage}: {d.summary['refused']}" for d in wanted)
@@ -132,6 +140,8 @@ def _refused(config: InductionConfig, name: str, reading: Reading, r2: float) ->
     return ""
 
 
-def usable_names(config: InductionConfig, found: dict[tuple[Stage, str], Direction], stage: Stage) -> list[DirectionName]:
+def usable_names(
+    config: InductionConfig, found: dict[tuple[Stage, str], Direction], stage: Stage
+) -> list[DirectionName]:
     """Directions of the configuration that stand at this stage."""
     return [name for name in config.directions if found[stage, name].s is not None]

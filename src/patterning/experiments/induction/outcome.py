@@ -123,16 +123,13 @@ def judge(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         share = float(np.mean(arm["measures"]["prefix_matching"]) / np.mean(base["measures"]["prefix_matching"]))
         loss, shift = (arm["effect"][name]["difference"] for name in ("not_induction_percent", "onset_percent"))
-        cut, sooner = share < 0.25 and abs(loss) < 2, shift <= -20
-        less = (
-            f"{arm['label']}: final prefix matching {share:.2f} of unweighted, "
-            f"loss on other tokens {loss:+.1f} %"
-        )
+        cut, sooner = share < 0.25, shift <= -20
+        less = f"{arm['label']}: final prefix matching {share:.2f} of unweighted, loss on other tokens {loss:+.1f} %"
         more = f"{arm['label']}: onset {shift:+.0f} %"
         if arm["kind"] == "null":
             goals.append({"goal": "neither", "met": not (cut or sooner), "says": f"{less}, onset {shift:+.0f} %"})
         elif arm["toward"] == "less":
-            goals.append({"goal": "less", "met": cut, "says": less})
+            goals.append({"goal": "less", "met": cut and abs(loss) < 2, "says": less})
         else:
             goals.append({"goal": "more", "met": sooner, "says": more})
     return goals

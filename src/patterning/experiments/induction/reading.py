@@ -83,9 +83,7 @@ def read_stages(config: InductionConfig, text: Text, probes: Probes, pilot: Pilo
     return [_read(config, text, probes, pilot, stage, pool) for stage in pilot.at]
 
 
-def _read(
-    config: InductionConfig, text: Text, probes: Probes, pilot: Pilot, stage: Stage, pool: Workers
-) -> Reading:
+def _read(config: InductionConfig, text: Text, probes: Probes, pilot: Pilot, stage: Stage, pool: Workers) -> Reading:
     own, anchor = config.reading, pilot.anchors[stage]
     model = load_language(config.language, anchor)
     task = LossTask(model, next_token_losses, text.tokens[torch.from_numpy(probes.data)])
@@ -110,9 +108,7 @@ def _scored(pilot: Pilot, names: tuple[str, ...]) -> dict[str, float]:
     return {name: value for name, value in pilot.prefix_matching.items() if name in names}
 
 
-def _summary(
-    reading: Reading, found: ComponentResponse, probes: Probes, pilot: Pilot, text: Text
-) -> dict[str, Any]:
+def _summary(reading: Reading, found: ComponentResponse, probes: Probes, pilot: Pilot, text: Text) -> dict[str, Any]:
     """Everything the page shows of a reading, as plain values."""
     modes, choice = reading.modes, reading.choice
     values = {"mode": reading.mode, "chi": head_chi(reading, pilot)}

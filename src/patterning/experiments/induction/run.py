@@ -14,7 +14,7 @@ import torch
 from patterning.experiments.common import open_folder, provenance
 from patterning.experiments.induction import arms as arms_of
 from patterning.experiments.induction.config import InductionConfig, read_config
-from patterning.experiments.induction.directions import Direction, find_directions
+from patterning.experiments.induction.directions import LABELS, Direction, find_directions
 from patterning.experiments.induction.outcome import by_domain, judge, tabulate
 from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilot
 from patterning.experiments.induction.present import write_page
@@ -66,7 +66,7 @@ def _stages(config: InductionConfig, run: RunFolder, workers: int, progress: Pro
         "text": _describe(config, text),
         "pilot": _pilot(pilot),
         "readings": [reading.summary for reading in readings],
-        "directions": [direction.summary for direction in found.values()],
+        "directions": [one.summary for (_, name), one in found.items() if name in LABELS],
         "likeness": _likeness(found, text),
         "sweep": swept,
         "strength": asdict(strength),
@@ -105,8 +105,9 @@ def _pilot(pilot: Pilot) -> dict[str, Any]:
 def _likeness(found: dict[Any, Direction], text: Text) -> list[dict[str, Any]]:
     """Rank correlation of each direction, over rows, with the plain heuristics and with the other directions."""
     label = induction_labels(text.train.tokens).mean(axis=1)
-    other = {"share of induction tokens": label, "compressibility (gzip)": arms_of.compressibility(text)}
-    means = {key: direction.s.mean(axis=1) for key, direction in found.items() if direction.s is not None}
+    other = {"share of induction tokens": label, "compressibility (gzip)": -arms_of.compressed_size(text)}
+    means = {key: direction.s.mean(axis=1) for key, direction in found.items()
+             if direction.s is not None and key[1] in LABELS}  # fmt: skip
     return [
         {"stage": stage, "name": name}
         | {what: rank_correlation(values, scale) for what, scale in other.items()}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from patterning.experiments.induction.text import Source, load_text
 from patterning.models.language import LanguageConfig
 from patterning.response.predictor import features, fit_predictor
+from patterning.rng import Stream, generator
 from patterning.store import Arrays, Unit
 from patterning.tasks.induction import measure_structure
 from patterning.training.language import LanguageTraining, load_language, train_language
@@ -94,11 +95,13 @@ def predict_unit(
     anchor: NDArray[np.float32],
     rows: NDArray[np.int64],
     targets: NDArray[np.float64],
+    random_seeds: Sequence[int],
     scratch: Path,
 ) -> Arrays:
     """Fit `targets` (len(rows)·(t - 1), m) on features of the frozen model `anchor` (P,), predict all training tokens.
 
-    Returns `predicted` float32 (m, n, t - 1) and the held-out `r2` (m,).
+    Returns `predicted` float32 (m, n, t - 1) and the held-out `r2` (m,); for `random_seeds`, `random` float32
+    (seeds, n, t - 1): random linear functions of the standardised features, as smooth over tokens as a prediction is.
     """
     del scratch
     text, network = load_text(source), load_language(LanguageConfig(**model), torch.from_numpy(anchor))
@@ -108,7 +111,17 @@ def predict_unit(
     def of(chosen: torch.Tensor) -> NDArray[np.float32]:
         return np.asarray(features(network, chosen))
 
-    predictor = fit_predictor(of(tokens[torch.from_numpy(rows)]), targets, np.repeat(np.arange(len(rows)), per_row))
-    parts = [predictor.predict(of(chunk)).astype(np.float32) for chunk in tokens.split(CHUNK)]
-    predicted = np.concatenate(parts).T.reshape(targets.shape[1], len(tokens), per_row)
-    return {"predicted": predicted, "r2": np.asarray(predictor.r2, dtype=np.float64)}
+    known = of(tokens[torch.from_numpy(rows)])
+    predictor = fit_predictor(known, targets, np.repeat(np.arange(len(rows)), per_row))
+    spread = known.std(axis=0)
+    width = known.shape[1]
+    along = np.zeros((width, len(random_seeds)))  # random directions, in units of each feature's spread
+    for i, seed in enumerate(random_seeds):
+        along[:, i] = generator(seed, Stream.CONTROL).standard_normal(width) / np.where(spread > 0, spread, np.inf)
+    parts: list[NDArray[np.float32]] = []
+    for chunk in tokens.split(CHUNK):
+        found = of(chunk)
+        parts.append(np.concatenate([predictor.predict(found), found @ along], axis=1).astype(np.float32))
+    every = np.concatenate(parts).T.reshape(-1, len(tokens), per_row)
+    m = targets.shape[1]
+    return {"predicted": every[:m], "random": every[m:], "r2": np.asarray(predictor.r2, dtype=np.float64)}

@@ -55,7 +55,9 @@ def reading_sections(results: Results) -> list[Section]:
         Section(
             "Text coloured by the induction mode",
             "Blue: high score, red: low. Each token is coloured as a prediction; hover for its score.",
-            html=[_token_page(reading, opened=reading["stage"] == results["strength"]["stage"]) for reading in readings],
+            html=[
+                _token_page(reading, opened=reading["stage"] == results["strength"]["stage"]) for reading in readings
+            ],
         ),
         Section(
             "From probed tokens to all of them",
@@ -87,7 +89,11 @@ def _reliability(results: Results) -> Table:
     for name in readings[0]["components"]:
         cells = [name]
         for reading in readings:
-            cells += [f"{reading['reliability'][name]:.2f}", f"{reading['r_hat'][name]:.2f}", reading["estimator"][name]]
+            cells += [
+                f"{reading['reliability'][name]:.2f}",
+                f"{reading['r_hat'][name]:.2f}",
+                reading["estimator"][name],
+            ]
         rows.append(Row(cells))
     return Table(head, rows)
 
@@ -109,7 +115,9 @@ def _candidates(results: Results, shown: int = 5) -> Table:
                         f"{one['loading_correlation']:+.2f}",
                         f"{one['difference']:+.2f} ({one['enrichment']:+.1f} se)",
                         f"{one['auc']:.2f}",
-                        ("induction, both signs" if reading["choice"]["agrees"] else "best, signs differ") if chosen else "",
+                        ("induction, both signs" if reading["choice"]["agrees"] else "best, signs differ")
+                        if chosen
+                        else "",
                     ],
                     "sure" if chosen else "",
                 )
