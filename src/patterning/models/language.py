@@ -74,8 +74,8 @@ class Attention(nn.Module):
         self.qkv = Projection(config.width, 3 * config.width)
         self.out = Projection(config.width, config.width, std=0.02 / math.sqrt(2 * config.layers))
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(b, t, d) → (b, t, d); `positions` (t, d) are added to what queries and keys read."""
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, h, t, d/h) of `x` (b, t, d); `positions` (t, d) are added for the first two."""
         b, t, d = x.shape
         if positions is None:
             q, k, v = self.qkv(x).split(d, dim=2)
@@ -84,10 +84,18 @@ class Attention(nn.Module):
             q, k = F.linear(x + positions, weight[: 2 * d], bias[: 2 * d]).split(d, dim=2)
             v = F.linear(x, weight[2 * d :], bias[2 * d :])
         q, k, v = (part.reshape(b, t, self.heads, d // self.heads).transpose(1, 2) for part in (q, k, v))
-        scores = q @ k.transpose(2, 3) * (self.heads / d) ** 0.5
-        later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
-        attention = scores.masked_fill(later, -math.inf).softmax(-1)
-        return self.out((attention @ v).transpose(1, 2).reshape(b, t, d))
+        return q, k, v
+
+    def pattern(self, q: Tensor, k: Tensor) -> Tensor:
+        """What each position reads from each earlier one and itself, (b, h, t, t): rows sum to 1."""
+        scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        return scores.masked_fill(later, -math.inf).softmax(-1)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(b, t, d) → (b, t, d)."""
+        q, k, v = self.project(x, positions)
+        return self.out((self.pattern(q, k) @ v).transpose(1, 2).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -132,12 +140,15 @@ class LanguageModel(nn.Module):
         self.ln_final = nn.LayerNorm(config.width)
         self.unembed = Projection(config.width, config.vocabulary, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(b, t) int64 → (b, t, vocabulary)."""
+    def start(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the first block reads: the stream (b, t, d), and the positions (t, d) for queries and keys, if any."""
         positions = self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         x = self.embed(tokens)
-        if self.config.positions == "added":
-            x, positions = x + positions, None
+        return (x + positions, None) if self.config.positions == "added" else (x, positions)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(b, t) int64 → (b, t, vocabulary)."""
+        x, positions = self.start(tokens)
         for block in self.blocks:
             x = block(x, positions)
         return self.unembed(self.ln_final(x))
