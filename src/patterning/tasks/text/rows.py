@@ -1,0 +1,90 @@
+"""Rows of equal length cut from a split, mixed by stated shares of the domains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patterning.errors import PatterningError
+from patterning.rng import Stream, generator
+from patterning.tasks.text.corpus import Split
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`tokens` int64 (n, context); `domains` uint8 (n,); `documents` int64 (n,): of the row's first token."""
+
+    tokens: NDArray[np.int64]
+    domains: NDArray[np.uint8]
+    documents: NDArray[np.int64]
+
+
+def mixed_rows(
+    split: Split,
+    context: int,
+    shares: Mapping[str, float],
+    rows: int,
+    seed: int,
+    domain_names: Sequence[str],
+    repeat: bool = False,
+) -> Rows:
+    """`rows` rows of `context` tokens, shuffled, with the stated share of each domain (rounded to whole rows).
+
+    A domain's documents are put in a random order and joined, and the stream is cut into rows without overlap. A row
+    may hold the end of one document and the start of the next (a separator stands between); the rest of less than one
+    row is left out. Of these rows a random part is taken. When a domain has too few, that is a `PatterningError`
+    that says how many there are, unless `repeat`: then its documents are joined again in another order, as often as
+    needed. Shares are relative; a domain that is not named has share 0.
+    """
+    counts = _counts(context, shares, rows, domain_names)
+    pieces = []
+    for number, (name, count) in enumerate(zip(domain_names, counts, strict=True)):
+        left, turn = count, 0
+        while left > 0:
+            piece = _one_pass(split, number, context, generator(seed, Stream.DATA, replica=number, step=turn))
+            available = len(piece.tokens)
+            if available == 0 or (left > available and not repeat):
+                raise PatterningError(
+                    f"the domain {name!r} has {available} rows of {context} tokens, {count} were asked for: "
+                    "ask for fewer rows or a smaller share, use a larger corpus, or allow repeats"
+                )
+            pieces.append(Rows(piece.tokens[:left], piece.domains[:left], piece.documents[:left]))
+            left, turn = left - available, turn + 1
+    order = generator(seed, Stream.DATA, replica=len(domain_names)).permutation(rows)
+    return Rows(
+        *(np.concatenate([getattr(p, key) for p in pieces])[order] for key in ("tokens", "domains", "documents"))
+    )
+
+
+def _counts(context: int, shares: Mapping[str, float], rows: int, names: Sequence[str]) -> list[int]:
+    """Whole rows by domain that sum to `rows`: floors, then one more where the remainder is largest."""
+    if context < 2 or rows < 1:
+        raise PatterningError(
+            f"context {context} and rows {rows}: a row needs two tokens at least, and there must be one"
+        )
+    if unknown := sorted(set(shares) - set(names)):
+        raise PatterningError(f"unknown domain {', '.join(unknown)}: the corpus has {', '.join(names)}")
+    share = np.array([shares.get(name, 0.0) for name in names])
+    if not (np.isfinite(share).all() and (share >= 0).all() and share.sum() > 0):
+        raise PatterningError(f"shares {dict(shares)}: they must be non-negative, finite and not all zero")
+    exact = rows * share / share.sum()
+    counts = np.floor(exact).astype(int)
+    for index in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
+        counts[index] += 1
+    return counts.tolist()
+
+
+def _one_pass(split: Split, domain: int, context: int, rng: np.random.Generator) -> Rows:
+    """All rows of a domain, in random order."""
+    order = rng.permutation(np.flatnonzero(split.domains == domain))
+    lengths = np.diff(split.starts)[order]
+    count = int(lengths.sum()) // context
+    if count == 0:
+        empty = np.zeros(0, dtype=np.int64)
+        return Rows(np.zeros((0, context), dtype=np.int64), empty.astype(np.uint8), empty)
+    stream = np.concatenate([split.tokens[split.starts[i] : split.starts[i + 1]] for i in order])
+    owner = np.searchsorted(np.cumsum(lengths), np.arange(count) * context, side="right")
+    chosen = rng.permutation(count)
+    tokens = stream[: count * context].reshape(count, context)[chosen].astype(np.int64)
+    return Rows(tokens, np.full(count, domain, dtype=np.uint8), order[owner[chosen]])
