@@ -22,6 +22,7 @@ DEFAULTS = {
     "vocabulary": 512, "context": 64, "layers": 2, "heads": 4, "width": 64, "positions": "shortformer",
     "batch_size": 32, "learning_rate": 5e-3, "warmup": 100, "weight_decay": 0.05, "beta2": 0.95, "clip": 1.0,
     "bfloat16": True, "steps": 3000, "source": "stdlib",
+    "init_std": 0.02, "position_init": "normal",
 }  # fmt: skip
 
 
@@ -53,12 +54,13 @@ def stdlib_rows(vocabulary: int, context: int, folder: Path) -> tuple[torch.Tens
     return train, test[torch.from_numpy(generator(0, Stream.TEST_DATA).permutation(len(test)))]
 
 
-def measure_onset(settings: dict, seed: int, folder: Path, every: int) -> dict:
+def measure_onset(settings: dict, seed: int, folder: Path, every: int, verbose: bool = False) -> dict:
     """One run: where both signs of induction cross their thresholds, and where they end."""
     train, test = stdlib_rows(settings["vocabulary"], settings["context"], folder)
     config = LanguageConfig(
         settings["vocabulary"], settings["context"], settings["layers"], settings["heads"], settings["width"],
-        mlp_ratio=0, positions=settings["positions"],
+        mlp_ratio=0, positions=settings["positions"], init_std=settings["init_std"],
+        position_init=settings["position_init"],
     )  # fmt: skip
     training = LanguageTraining(
         steps=settings["steps"], batch_size=settings["batch_size"], learning_rate=settings["learning_rate"],
@@ -73,6 +75,9 @@ def measure_onset(settings: dict, seed: int, folder: Path, every: int) -> dict:
         before = time.process_time()
         seconds.append(before - start - spent[0])
         found = measure_structure(model, test[:64], {}, repeated)
+        if verbose:
+            line = [found[name].max() for name in ("previous_token", "prefix_matching", "repeated_gap", "loss")]
+            print(f"  {len(seconds) * every - every:6d} {seconds[-1]:6.1f} s", *(f"{value:.2f}" for value in line), flush=True)
         spent[0] += time.process_time() - before
         return found
 
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100, help="steps between measurements")
     parser.add_argument("--folder", type=Path, default=Path("runs/onset"), help="for tokenised text and the log")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--verbose", action="store_true", help="print every measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -108,12 +114,12 @@ def main() -> None:
         settings[name] = value if isinstance(DEFAULTS[name], str) else type(DEFAULTS[name])(json.loads(value))
     changed = {name: value for name, value in settings.items() if value != DEFAULTS[name]}
     for seed in arguments.seeds:
-        found = measure_onset(settings, seed, arguments.folder, arguments.every)
+        found = measure_onset(settings, seed, arguments.folder, arguments.every, arguments.verbose)
         with (arguments.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(found) + "\n")
         print(
-            f"seed {seed}  onset {found['onset_step']:6.0f} steps {found['onset_tokens'] / 1e6:6.2f} M tokens "
-            f"{found['onset_seconds']:6.1f} s | {found['seconds']:5.0f} s, {found['tokens_per_second']:6.0f} tokens/s | "
+            f"seed {seed} onset {found['onset_step']:6.0f} steps {found['onset_tokens'] / 1e6:6.2f} M tokens "
+            f"{found['onset_seconds']:6.1f} s | {found['seconds']:5.0f} s, {found['tokens_per_second']:6.0f} tok/s | "
             f"prefix {found['prefix_matching']:.2f} gap {found['gap']:.2f} prev {found['previous_token']:.2f} "
             f"loss {found['loss']:.3f} | {changed}",
             flush=True,

@@ -6,7 +6,7 @@ to the inputs of queries and keys only (Press et al., arXiv 2012.15832), as in t
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,12 @@ from patterning.models.module import Batch, Call
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Shape of the model. `mlp_ratio` 0: attention only."""
+    """Shape of the model. `mlp_ratio` 0: attention only. Weights start as N(0, `init_std`).
+
+    `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude 1
+    (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys). For "shortformer"
+    positions it matters: what they are added to comes from a LayerNorm and has size 1.
+    """
 
     vocabulary: int
     context: int
@@ -27,28 +32,44 @@ class LanguageConfig:
     width: int
     mlp_ratio: int = 4
     positions: Literal["added", "shortformer"] = "added"
+    init_std: float = 0.02
+    position_init: Literal["normal", "sinusoidal"] = "normal"
 
     def __post_init__(self) -> None:
         """Refuse a width that the heads cannot share."""
         if self.width % self.heads:
             raise PatterningError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.position_init == "sinusoidal" and self.width % 2:
+            raise PatterningError(f"width {self.width} is odd: sinusoidal positions are pairs of a sine and a cosine")
 
 
 class Table(nn.Module):
-    """Learned vectors (rows, width), N(0, 0.02)."""
+    """Learned vectors (rows, width), N(0, `std`)."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, std: float = 0.02) -> None:
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.empty(rows, width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Fresh values from the global generator, as PyTorch's own modules do."""
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, index: Tensor) -> Tensor:
         """Vectors of `index` (...,): (..., width)."""
         return F.embedding(index, self.weight)
+
+
+class Waves(Table):
+    """Learned vectors (rows, width) that start as sines and cosines of wavelengths 2π to 2π · 10⁴."""
+
+    def reset_parameters(self) -> None:
+        """Fresh values: the same each time."""
+        rows, width = self.weight.shape
+        rates = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.arange(rows, dtype=torch.float64)[:, None] * rates
+        self.weight.detach().copy_(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))
 
 
 class Projection(nn.Linear):
@@ -71,8 +92,8 @@ class Attention(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = Projection(config.width, 3 * config.width)
-        self.out = Projection(config.width, config.width, std=0.02 / math.sqrt(2 * config.layers))
+        self.qkv = Projection(config.width, 3 * config.width, config.init_std)
+        self.out = Projection(config.width, config.width, config.init_std / math.sqrt(2 * config.layers))
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, h, t, d/h) of `x` (b, t, d); `positions` (t, d) are added for the first two."""
@@ -104,8 +125,8 @@ class MLP(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         hidden = config.mlp_ratio * config.width
-        self.read = Projection(config.width, hidden)
-        self.write = Projection(hidden, config.width, std=0.02 / math.sqrt(2 * config.layers))
+        self.read = Projection(config.width, hidden, config.init_std)
+        self.write = Projection(hidden, config.width, config.init_std / math.sqrt(2 * config.layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d) → (b, t, d)."""
@@ -134,11 +155,16 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = Table(config.vocabulary, config.width)
-        self.positions = Table(config.context, config.width)
+        self.embed = Table(config.vocabulary, config.width, config.init_std)
+        positions = Waves if config.position_init == "sinusoidal" else Table
+        self.positions = positions(config.context, config.width, config.init_std)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_final = nn.LayerNorm(config.width)
-        self.unembed = Projection(config.width, config.vocabulary, bias=False)
+        self.unembed = Projection(config.width, config.vocabulary, config.init_std, bias=False)
+
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast("list[Block]", list(self.blocks))
 
     def start(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the first block reads: the stream (b, t, d), and the positions (t, d) for queries and keys, if any."""

@@ -25,7 +25,7 @@ def attention_patterns(model: LanguageModel, tokens: Tensor) -> Tensor:
     found = []
     with torch.no_grad():
         x, positions = model.start(tokens)
-        for block in model.blocks:
+        for block in model.layers():
             q, k, _ = block.attention.project(block.ln1(x), positions)
             found.append(block.attention.pattern(q, k))
             x = block(x, positions)

@@ -6,6 +6,7 @@ the same pass (no logits are kept), and causal scores come from one `baddbmm` (a
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +19,21 @@ from patterning.models.language import Attention, LanguageModel
 def weighted_loss(model: LanguageModel, tokens: Tensor, weights: Tensor, bfloat16: bool = False) -> Tensor:
     """Mean of ρ ℓ over the b (t - 1) next-token predictions of `tokens` (b, t) int64, nats; `weights` ρ is (b, t - 1).
 
-    `bfloat16` rounds what goes into matrix products; parameters, sums and softmaxes keep their type. Differentiable once.
+    `bfloat16` rounds what goes into matrix products; parameters, sums and softmaxes keep their type. One derivative.
     """
     table = model.unembed.weight
     inner = torch.bfloat16 if bfloat16 else table.dtype
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
         x, positions = model.start(tokens[:, :-1])  # the last token is only predicted
         mask = _later(x)
-        for block in model.blocks:
+        for block in model.layers():
             x = x + _attend(block.attention, block.ln1(x), positions, mask)
-            if block.mlp is not None:
+            if block.mlp is not None and block.ln2 is not None:
                 x = x + block.mlp(block.ln2(x))
         x = model.ln_final(x)
     hidden, targets = x.to(table.dtype).flatten(0, 1), tokens[:, 1:].flatten()
-    return _Unembed.apply(hidden, table, targets, weights.to(table.dtype).flatten(), inner)  # pyright: ignore[reportReturnType]
+    loss = _Unembed.apply(hidden, table, targets, weights.to(table.dtype).flatten(), inner)
+    return cast(Tensor, loss)
 
 
 def _later(x: Tensor) -> Tensor:
