@@ -58,47 +58,47 @@ class _BarProgress(Progress):
 
 @app.command()
 def run(
-    experiment: Annotated[str | None, typer.Argument(help="The experiment: parentheses.")] = None,
-    preset: Annotated[str | None, typer.Option(help="quick, standard, standard-3-layers or paper.")] = None,
+    experiment: Annotated[str | None, typer.Argument(help="The experiment: parentheses or induction.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Its size, e.g. quick or standard; nano, small or paper for induction.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")] = 0,
     force: Annotated[bool, typer.Option(help="Invert χ even where its reliability is too low.")] = False,
 ) -> None:
     """Run an experiment end to end: train, sample, respond, invert, retrain, verify, report."""
-    from patterning.experiments.parentheses.config import read_config
-    from patterning.experiments.parentheses.present import print_table
-    from patterning.experiments.parentheses.presets import preset_config
-    from patterning.experiments.parentheses.run import run_parentheses
+    from patterning.experiments.registry import experiment_of, find_experiment
 
     if (experiment is None) == (config is None):
         raise PatterningError("name an experiment (patterning run parentheses) or a --config file, not both")
     if config is not None:
         if preset is not None:
             raise PatterningError("--preset and --config exclude each other: the file holds every setting")
-        settings = read_config(config)
+        chosen, values = experiment_of(config)
+        settings = chosen.load(values, str(config))
     else:
-        if experiment != "parentheses":
-            raise PatterningError(f"unknown experiment {experiment!r}: there is parentheses")
-        settings = preset_config(preset or "quick")
+        chosen = find_experiment(experiment)
+        settings = chosen.preset(preset or chosen.default)
     if force:
         settings = settings.model_copy(update={"force": True})
-    folder = out or Path("runs") / f"parentheses-{settings.preset}"
-    results = run_parentheses(settings, folder, workers=workers or default_workers(), progress=_BarProgress())
-    print_table(results, _out)
+    folder = out or Path("runs") / f"{chosen.name}-{settings.preset}"
+    results = chosen.run(settings, folder, workers=workers or default_workers(), progress=_BarProgress())
+    chosen.print_table(results, _out)
     _out.print(f"page: {folder / 'report.html'}", highlight=False)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Render a run's table and page again from its results."""
-    from patterning.experiments.parentheses.present import print_table, read_results, write_page
+    from patterning.experiments.registry import experiment_of
     from patterning.store import open_run
 
     run_folder = open_run(folder)
-    results = read_results(run_folder)
-    write_page(run_folder, results)
-    print_table(results, _out)
+    chosen, _ = experiment_of(folder / "config.yaml")
+    results = chosen.read_results(run_folder)
+    chosen.write_page(run_folder, results)
+    chosen.print_table(results, _out)
     _out.print(f"page: {folder / 'report.html'}", highlight=False)
 
 

@@ -6,7 +6,7 @@ to the inputs of queries and keys only (Press et al., arXiv 2012.15832), as in t
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,12 @@ from patterning.models.module import Batch, Call
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Shape of the model. `mlp_ratio` 0: attention only."""
+    """Shape of the model. `mlp_ratio` 0: attention only. Weights start as N(0, `init_std`).
+
+    `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude 1
+    (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys). For "shortformer"
+    positions it matters: what they are added to comes from a LayerNorm and has size 1.
+    """
 
     vocabulary: int
     context: int
@@ -27,28 +32,44 @@ class LanguageConfig:
     width: int
     mlp_ratio: int = 4
     positions: Literal["added", "shortformer"] = "added"
+    init_std: float = 0.02
+    position_init: Literal["normal", "sinusoidal"] = "normal"
 
     def __post_init__(self) -> None:
         """Refuse a width that the heads cannot share."""
         if self.width % self.heads:
             raise PatterningError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.position_init == "sinusoidal" and self.width % 2:
+            raise PatterningError(f"width {self.width} is odd: sinusoidal positions are pairs of a sine and a cosine")
 
 
 class Table(nn.Module):
-    """Learned vectors (rows, width), N(0, 0.02)."""
+    """Learned vectors (rows, width), N(0, `std`)."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, std: float = 0.02) -> None:
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.empty(rows, width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Fresh values from the global generator, as PyTorch's own modules do."""
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, index: Tensor) -> Tensor:
         """Vectors of `index` (...,): (..., width)."""
         return F.embedding(index, self.weight)
+
+
+class Waves(Table):
+    """Learned vectors (rows, width) that start as sines and cosines of wavelengths 2π to 2π · 10⁴."""
+
+    def reset_parameters(self) -> None:
+        """Fresh values: the same each time."""
+        rows, width = self.weight.shape
+        rates = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.arange(rows, dtype=torch.float64)[:, None] * rates
+        self.weight.detach().copy_(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))
 
 
 class Projection(nn.Linear):
@@ -71,16 +92,26 @@ class Attention(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = Projection(config.width, 3 * config.width)
-        self.out = Projection(config.width, config.width, std=0.02 / math.sqrt(2 * config.layers))
+        self.qkv = Projection(config.width, 3 * config.width, config.init_std)
+        self.out = Projection(config.width, config.width, config.init_std / math.sqrt(2 * config.layers))
+
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, h, t, d/h) of `x` (b, t, d); `positions` (t, d) are added for the first two."""
+        return project(x, positions, self.qkv.weight, self.qkv.bias, self.heads)
+
+    def pattern(self, q: Tensor, k: Tensor) -> Tensor:
+        """What each position reads from each earlier one and itself, (b, h, t, t): rows sum to 1."""
+        return attention_pattern(q, k)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(b, t, d) → (b, t, d); `positions` (t, d) are added to what queries and keys read."""
-        return self.out(attend(x, positions, self.qkv.weight, self.qkv.bias, self.heads))
+        """(b, t, d) → (b, t, d)."""
+        return self.out(attend(*self.project(x, positions)))
 
 
-def attend(x: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """Causal attention of `heads` heads, before the output projection: (b, t, d) → (b, t, heads · size).
+def project(
+    x: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (b, h, t, size) of `x` (b, t, d); `positions` (t, d) are added for the first two.
 
     `weight` (3 · heads · size, d), `bias` (3 · heads · size,): queries, keys, values, each by head.
     """
@@ -92,10 +123,19 @@ def attend(x: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor, he
         q, k = F.linear(x + positions, weight[: 2 * own], bias[: 2 * own]).split(own, dim=2)
         v = F.linear(x, weight[2 * own :], bias[2 * own :])
     q, k, v = (part.reshape(b, t, heads, own // heads).transpose(1, 2) for part in (q, k, v))
-    scores = q @ k.transpose(2, 3) * (heads / own) ** 0.5
-    later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
-    attention = scores.masked_fill(later, -math.inf).softmax(-1)
-    return (attention @ v).transpose(1, 2).reshape(b, t, own)
+    return q, k, v
+
+
+def attention_pattern(q: Tensor, k: Tensor) -> Tensor:
+    """What each position reads from each earlier one and itself, (b, h, t, t): rows sum to 1."""
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(later, -math.inf).softmax(-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What the heads read, side by side: (b, h, t, size) each → (b, t, h · size)."""
+    return (attention_pattern(q, k) @ v).transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
@@ -104,8 +144,8 @@ class MLP(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         hidden = config.mlp_ratio * config.width
-        self.read = Projection(config.width, hidden)
-        self.write = Projection(hidden, config.width, std=0.02 / math.sqrt(2 * config.layers))
+        self.read = Projection(config.width, hidden, config.init_std)
+        self.write = Projection(hidden, config.width, config.init_std / math.sqrt(2 * config.layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d) → (b, t, d)."""
@@ -134,18 +174,26 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = Table(config.vocabulary, config.width)
-        self.positions = Table(config.context, config.width)
+        self.embed = Table(config.vocabulary, config.width, config.init_std)
+        positions = Waves if config.position_init == "sinusoidal" else Table
+        self.positions = positions(config.context, config.width, config.init_std)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_final = nn.LayerNorm(config.width)
-        self.unembed = Projection(config.width, config.vocabulary, bias=False)
+        self.unembed = Projection(config.width, config.vocabulary, config.init_std, bias=False)
+
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast("list[Block]", list(self.blocks))
+
+    def start(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the first block reads: the stream (b, t, d), and the positions (t, d) for queries and keys, if any."""
+        positions = self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.embed(tokens)
+        return (x + positions, None) if self.config.positions == "added" else (x, positions)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(b, t) int64 → (b, t, vocabulary)."""
-        positions = self.positions(torch.arange(tokens.shape[1], device=tokens.device))
-        x = self.embed(tokens)
-        if self.config.positions == "added":
-            x, positions = x + positions, None
+        x, positions = self.start(tokens)
         for block in self.blocks:
             x = block(x, positions)
         return self.unembed(self.ln_final(x))

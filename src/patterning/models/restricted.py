@@ -48,6 +48,10 @@ class Restricted:
                 for name, pick in self._picks.items()
             ]
         )
+        names = list(task.shapes)
+        below = sum(task.shapes[name].numel() for name in names[: min(names.index(name) for name in self._picks)])
+        # Replicas share the work below the component. Where that is little they may as well take turns on a CPU.
+        self.shares_little = self.anchor.device.type == "cpu" and below < task.num_parameters / 4
         self.module, self._alone = task.module, ""
         if _is_head(task.module, self.component):
             loaded = task.load(deepcopy(task.module), anchor).requires_grad_(False)
@@ -65,6 +69,10 @@ class Restricted:
         return self.anchor.expand(len(seeds), -1).clone()
 
     def rows_at_once(self, replicas: int) -> int:
+        """Rows of data that a minibatch of `replicas` is cut into."""
+        return self.cut(1 if self.shares_little else replicas)
+
+    def cut(self, replicas: int) -> int:
         """Rows of data that `replicas` evaluate in one call."""
         cells = CELLS_AT_ONCE.get(self.anchor.device.type, CELLS_AT_ONCE["other"])
         return max(1, cells // (self.samples_per_row * replicas))
@@ -76,7 +84,8 @@ class Restricted:
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
-        return self.run(flat, self.task.data, index)
+        turns = self.shares_little and index.shape[1] * self.samples_per_row >= ENOUGH_CELLS
+        return self.run(flat, self.task.data, index, one_by_one=turns)
 
     def run(self, flat: Tensor, data: Batch, index: Tensor, *, one_by_one: bool = False) -> Tensor:
         """Losses (r, b·t) of rows `index` (r, b) of `data` under free coordinates `flat` (r, P_C)."""
@@ -130,7 +139,7 @@ class Probe:
         # Below the component nothing is computed, so replicas share no work: batched, they only fill the device.
         cells = len(rows) * restricted.samples_per_row
         self.one_by_one = restricted.anchor.device.type == "cpu" and cells >= ENOUGH_CELLS
-        self.chunks = rows.split(restricted.rows_at_once(1 if self.one_by_one else replicas))
+        self.chunks = rows.split(restricted.cut(1 if self.one_by_one else replicas))
         self._constants = [_constant_calls(restricted, part) for part in self.chunks]
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning.models.language import Attention, LanguageModel, attend
+from patterning.models.language import Attention, LanguageModel, attend, project
 
 
 class HeadGroup(nn.Module):
@@ -28,7 +28,7 @@ class HeadGroup(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → what these heads add, (b, t, d)."""
-        z = attend(x, positions, self.qkv_weight, self.qkv_bias, self.heads)
+        z = attend(*project(x, positions, self.qkv_weight, self.qkv_bias, self.heads))
         return F.linear(z, self.out_weight, self.out_bias)
 
 

@@ -29,12 +29,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page: text, then figures, then tables."""
+    """A headed part of the page: text, then figures, then `html` (escaped by its maker), then tables."""
 
     title: str
     text: str = ""
     figures: Sequence[go.Figure] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
+    html: Sequence[Markup] = field(default_factory=tuple)
 
 
 def render_page(
@@ -62,6 +63,7 @@ def render_page(
                     "title": section.title,
                     "text": section.text,
                     "tables": section.tables,
+                    "html": section.html,
                     "figures": [
                         Markup(
                             figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})

@@ -57,7 +57,12 @@ def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
 
 def epoch_minibatches(task: Task, seed: int, batch_size: int) -> Callable[[int], Tensor]:
     """`step → sample numbers (b,)`; each epoch permutes the draws afresh and drops its incomplete last batch."""
-    count = len(task.draws)
+    return permuted_batches(task.draws, seed, batch_size)
+
+
+def permuted_batches(draws: Tensor, seed: int, batch_size: int) -> Callable[[int], Tensor]:
+    """`step → draws (b,)`; each epoch permutes `draws` (N,) afresh and drops its incomplete last batch."""
+    count = len(draws)
     if batch_size > count:
         raise PatterningError(f"batch_size {batch_size} is larger than the {count} training draws")
     per_epoch = count // batch_size
@@ -68,7 +73,7 @@ def epoch_minibatches(task: Task, seed: int, batch_size: int) -> Callable[[int],
         if epoch not in cached:
             cached.clear()
             order = generator(seed, Stream.EPOCH, step=epoch).permutation(count)
-            cached[epoch] = task.draws[torch.from_numpy(order)]
+            cached[epoch] = draws[torch.from_numpy(order)]
         return cached[epoch][place * batch_size : (place + 1) * batch_size]
 
     return minibatch

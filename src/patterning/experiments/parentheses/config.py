@@ -6,18 +6,13 @@ Presets differ in maximum length, sample count, steps, layers and heads, and in 
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from patterning.errors import PatterningError
+from patterning.experiments.common import Frozen, read_yaml, validate
 from patterning.intervention.weights import Policy
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TaskSettings(_Frozen):
+class TaskSettings(Frozen):
     """The data sets and the model (`make_parentheses`)."""
 
     max_length: int
@@ -29,7 +24,7 @@ class TaskSettings(_Frozen):
     seed: int = 0
 
 
-class TrainSettings(_Frozen):
+class TrainSettings(Frozen):
     """The optimiser (`TrainConfig`)."""
 
     steps: int = Field(gt=0)
@@ -38,7 +33,7 @@ class TrainSettings(_Frozen):
     weight_decay: float = Field(ge=0)
 
 
-class SamplingSettings(_Frozen):
+class SamplingSettings(Frozen):
     """The localized posterior: nβ is stated; γ and ε are found for the wanted `rise` of the mean loss (`calibrate`)."""
 
     n_beta: float = Field(gt=0)
@@ -57,7 +52,7 @@ DirectionName = Literal[
 ]
 
 
-class EarlySettings(_Frozen):
+class EarlySettings(Frozen):
     """χ of unfinished pilot runs at these training steps, averaged over runs and steps."""
 
     steps: tuple[int, ...]
@@ -68,14 +63,14 @@ class EarlySettings(_Frozen):
     runs: int = Field(default=4, ge=1)
 
 
-class RetrainingSettings(_Frozen):
+class RetrainingSettings(Frozen):
     """Pilot pairs for the direction `retraining`: each split of the FALSE classes in halves, by log weights ±`step`."""
 
     seeds_per_split: int = Field(default=4, ge=1)
     step: float = Field(default=0.85, gt=0, le=3)
 
 
-class SweepSettings(_Frozen):
+class SweepSettings(Frozen):
     """Candidate weights, tried on pilot seeds only; `id_floor` is the ID accuracy a candidate must keep."""
 
     policies: tuple[Policy, ...]
@@ -84,7 +79,7 @@ class SweepSettings(_Frozen):
     id_floor: float = 0.97
 
 
-class AdaptiveSettings(_Frozen):
+class AdaptiveSettings(Frozen):
     """Training steps at which a run reads its own χ and is re-weighted, with the length of each reading."""
 
     marks: tuple[int, ...]
@@ -95,7 +90,7 @@ class AdaptiveSettings(_Frozen):
     burn_in: int = Field(default=60, ge=0)
 
 
-class ParenthesesConfig(_Frozen):
+class ParenthesesConfig(Frozen):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on, and `pilot_seeds` runs for every choice.
 
     `permuted` names the directions that get a permuted-weights control. `oracle_keep` is the share of weight that the
@@ -139,20 +134,9 @@ class ParenthesesConfig(_Frozen):
 
 def load_config(values: dict[str, Any], origin: str) -> ParenthesesConfig:
     """A validated configuration; raises `PatterningError` that names the first wrong field of `origin`."""
-    try:
-        return ParenthesesConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise PatterningError(f"{origin}: {place}: {first['msg'].lower()}") from None
+    return validate(ParenthesesConfig, values, origin)
 
 
 def read_config(path: Path) -> ParenthesesConfig:
     """The configuration in a YAML file; raises `PatterningError` when there is none."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PatterningError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise PatterningError(f"{path} holds no configuration")
-    return load_config(values, str(path))
+    return load_config(read_yaml(path), str(path))

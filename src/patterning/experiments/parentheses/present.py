@@ -1,6 +1,5 @@
 """The experiment's results as a terminal table and as a page; both are made from `results.json` alone."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from patterning.errors import PatterningError
+from patterning.experiments.common import provenance_line, read_json_results
 from patterning.report import figures
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.store import RunFolder, write_whole
@@ -18,21 +17,7 @@ Results = dict[str, Any]
 
 def read_results(run: RunFolder) -> Results:
     """The results of a finished run; raises `PatterningError` when it has none or they are damaged."""
-    path = run.path / "results.json"
-    if not path.is_file():
-        raise PatterningError(
-            f"{run.path} has no results yet: finish it with "
-            f"patterning run --config {run.path / 'config.yaml'} --out {run.path}"
-        )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if results["experiment"] != "parentheses":
-            raise PatterningError(f"{path} is of another experiment: {results['experiment']}")
-        if any("simultaneous" not in arm for arm in results["arms"]):
-            raise PatterningError(f"{path} was written by an older version: run the experiment again, it resumes")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise PatterningError(f"{path} is damaged ({error}): run the experiment again, it resumes") from None
-    return results
+    return read_json_results(run, "parentheses", lambda results: all("simultaneous" in arm for arm in results["arms"]))
 
 
 def _interval(effect: dict[str, Any] | None) -> str:
@@ -124,7 +109,7 @@ def warnings(results: Results) -> list[str]:
 
 def write_page(run: RunFolder, results: Results) -> None:
     """Write `report.html` into the run folder."""
-    config, origin = results["config"], results["provenance"]
+    config = results["config"]
     task, model = results["task"], config["task"]
     page = render_page(
         title="Which algorithm does it learn? Parentheses, steered by data",
@@ -136,10 +121,7 @@ def write_page(run: RunFolder, results: Results) -> None:
         headline=headline(results),
         warnings=warnings(results),
         sections=_sections(results),
-        provenance=(
-            f"patterning run parentheses --preset {config['preset']} · {origin['date']} · commit {origin['commit']} · "
-            f"{origin['workers']} workers, {origin['machine']} · Python {origin['python']}, torch {origin['torch']}"
-        ),
+        provenance=provenance_line(results),
         config=yaml.safe_dump(config, sort_keys=False),
     )
     write_whole(run.path / "report.html", page.encode())

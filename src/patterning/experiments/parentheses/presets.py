@@ -76,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "paper-3-layers": _PAPER | {"task": _PAPER["task"] | {"layers": 3}},
 }
+DEFAULT = "quick"
 
 
 def preset_config(name: str) -> ParenthesesConfig:

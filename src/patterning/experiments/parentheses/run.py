@@ -3,24 +3,19 @@
 Choose by data which of two algorithms a transformer learns, and prove it by retraining over paired seeds.
 """
 
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 
-from patterning.errors import PatterningError
+from patterning.experiments.common import open_folder, provenance
 from patterning.experiments.parentheses import stages, steering
 from patterning.experiments.parentheses.config import ParenthesesConfig, read_config
 from patterning.experiments.parentheses.directions import invert
 from patterning.experiments.parentheses.present import write_page
 from patterning.experiments.parentheses.units import build_task
-from patterning.store import RunFolder, write_json, write_whole
+from patterning.store import RunFolder, write_json
 from patterning.workers import Progress, Workers
 
 
@@ -32,14 +27,14 @@ def run_parentheses(
     Raises `PatterningError` when the folder holds another configuration, no pilot run learns the task, too few chains
     survive, or χ is too unreliable to invert (and `force` is off).
     """
-    run = _open(config, folder)
+    run = open_folder(config, folder, read_config)
     begun, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # as in the workers: a sum over two threads has other bits
     try:
         results = _stages(config, run, workers, progress)
     finally:
         torch.set_num_threads(threads)
-    results["provenance"] = _provenance(time.perf_counter() - begun, workers)
+    results["provenance"] = provenance(time.perf_counter() - begun, workers)
     write_json(run.path / "results.json", results)
     write_page(run, results)
     return results
@@ -69,49 +64,3 @@ def _stages(config: ParenthesesConfig, run: RunFolder, workers: int, progress: P
         "sweep": sweep,
         "arms": steering.verify(config, task, arms),
     }
-
-
-def _open(config: ParenthesesConfig, folder: Path) -> RunFolder:
-    """The run folder of this configuration, new or resumed."""
-    run, path = RunFolder(folder), folder / "config.yaml"
-    if path.exists():
-        found = read_config(path)
-        if found.model_copy(update={"force": config.force}) != config:
-            raise PatterningError(f"{folder} holds a run of another configuration: name another folder with --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PatterningError(f"{folder} exists and is not a run folder: name another one with --out")
-    run.create()
-    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-    return run
-
-
-def _provenance(seconds: float, workers: int) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
-        "seconds_of_last_call": round(seconds, 1),
-        "workers": workers,
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _commit() -> str:
-    """The source's git commit, marked when the tree has changes; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit} with changes" if changes else commit

@@ -1,0 +1,131 @@
+"""What every experiment shares: reading its configuration, opening its run folder, saying where numbers come from."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from patterning.errors import PatterningError
+from patterning.store import RunFolder, write_whole
+
+
+class Frozen(BaseModel):
+    """A part of a configuration: it never changes, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class Configuration(Protocol):
+    """What `open_folder` needs of a configuration: a pydantic model with the field `force`."""
+
+    @property
+    def force(self) -> bool: ...
+    def model_copy(self, *, update: dict[str, Any]) -> Any: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+def validate(kind: type[C], values: dict[str, Any], origin: str) -> C:
+    """A validated configuration; raises `PatterningError` that names the first wrong field of `origin`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise PatterningError(f"{origin}: {place}: {first['msg'].lower()}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values in a YAML file; raises `PatterningError` when there is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PatterningError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise PatterningError(f"{path} holds no configuration")
+    return values
+
+
+def open_folder(config: Configuration, folder: Path, read: Callable[[Path], Any]) -> RunFolder:
+    """The run folder of this configuration, new or resumed; `read` reads a configuration file."""
+    run, path = RunFolder(folder), folder / "config.yaml"
+    if path.exists():
+        if read(path).model_copy(update={"force": config.force}) != config:
+            raise PatterningError(f"{folder} holds a run of another configuration: name another folder with --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PatterningError(f"{folder} exists and is not a run folder: name another one with --out")
+    run.create()
+    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    return run
+
+
+def read_json_results(run: RunFolder, experiment: str, needs: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The results of a finished run of `experiment`; raises `PatterningError` when it has none or they are damaged.
+
+    `needs` says whether results hold what this version writes.
+    """
+    path = run.path / "results.json"
+    if not path.is_file():
+        raise PatterningError(
+            f"{run.path} has no results yet: finish it with "
+            f"patterning run --config {run.path / 'config.yaml'} --out {run.path}"
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results["experiment"] != experiment:
+            raise PatterningError(f"{path} is of another experiment: {results['experiment']}")
+        if not needs(results):
+            raise PatterningError(f"{path} was written by an older version: run the experiment again, it resumes")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise PatterningError(f"{path} is damaged ({error}): run the experiment again, it resumes") from None
+    return results
+
+
+def provenance(seconds: float, workers: int) -> dict[str, Any]:
+    """Date, commit, machine and versions of this call."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "seconds_of_last_call": round(seconds, 1),
+        "workers": workers,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def provenance_line(results: dict[str, Any]) -> str:
+    """`provenance` as a sentence for the page."""
+    origin, config = results["provenance"], results["config"]
+    return (
+        f"patterning run {results['experiment']} --preset {config['preset']} · {origin['date']} · commit "
+        f"{origin['commit']} · {origin['workers']} workers, {origin['machine']} · Python {origin['python']}, "
+        f"torch {origin['torch']}"
+    )
+
+
+def _commit() -> str:
+    """The source's git commit, marked when the tree has changes; "unknown" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return f"{commit} with changes" if git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,165 @@
+"""Settings of the induction experiment: one validated class for the Python call, the YAML file and the presets."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from patterning.experiments.common import Frozen, read_yaml, validate
+from patterning.intervention.weights import Policy
+from patterning.models.language import LanguageConfig
+from patterning.response.components import Estimator
+
+Stage = Literal["before", "between", "after"]
+STAGES: tuple[Stage, ...] = ("before", "between", "after")
+"""Before previous-token heads; between them and induction; after induction has formed."""
+DirectionName = Literal["mode", "full"]
+ControlName = Literal["permuted", "random", "random-smooth", "first-mode", "heuristic", "gzip", "domains"]
+
+
+class CorpusSettings(Frozen):
+    """The text: a corpus folder, or the sample in the package (`max_mb` of it) at `vocabulary` entries.
+
+    `shares` of the rows by domain; a domain with too little text is an error, unless `repeat`.
+    """
+
+    folder: str | None = None
+    vocabulary: int = Field(ge=257, le=65536)
+    max_mb: float | None = Field(default=None, gt=0)
+    shares: dict[str, float]
+    rows: int = Field(ge=8)
+    test_rows: int = Field(ge=8)
+    repeat: bool = False
+    seed: int = Field(default=0, ge=0)
+
+
+class ModelSettings(Frozen):
+    """`LanguageConfig`, but for the vocabulary, which is the corpus's."""
+
+    context: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    width: int = Field(ge=4)
+    mlp_ratio: int = Field(default=0, ge=0)
+    positions: Literal["added", "shortformer"] = "shortformer"
+
+
+class TrainSettings(Frozen):
+    """`LanguageTraining`, and how many log-spaced `checkpoints` are measured."""
+
+    steps: int = Field(ge=10)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    bfloat16: bool = False
+    checkpoints: int = Field(ge=4)
+
+
+class StructureSettings(Frozen):
+    """When a structure counts as there: the thresholds that onset and the three reading checkpoints are found by."""
+
+    previous_token: float = Field(default=0.3, gt=0, lt=1)
+    prefix_matching: float = Field(default=0.3, gt=0, lt=1)
+    repeated_gap: float = Field(default=1.0, gt=0)
+    repeated_rows: int = Field(default=64, ge=4)
+
+
+class ReadingSettings(Frozen):
+    """χ at each checkpoint: `probe_rows` of the training rows (stratified by domain), gradients from `rows` of them.
+
+    `modes`: "rank" turns each row of χ into Gaussian scores before its modes are found (χ is heavy-tailed).
+    """
+
+    rows: int = Field(ge=8)
+    probe_rows: int = Field(ge=4)
+    n_beta: float = Field(gt=0)
+    localization: float = Field(gt=0)
+    step_size: float = Field(gt=0)
+    chains: int = Field(ge=2)
+    draws: int = Field(ge=8)
+    burn_in: int = Field(ge=0)
+    steps_between_draws: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    rounds: int = Field(default=1, ge=1)
+    reliability: float = Field(default=0.9, gt=0, lt=1)
+    estimator: Estimator = "auto"
+    modes: Literal["none", "rank"] = "rank"
+
+
+class SweepSettings(Frozen):
+    """Candidate weights, tried on pilot seeds only: every stage × policy × α, "less" and "more" by `direction`.
+
+    Candidates whose "less" changes the loss on other tokens by more than `loss_limit` (a share) come last. `sign`:
+    "pilot" calls "more" what grew induction in the sweep (and says where that is not what the response foretold);
+    "response" keeps the sign of the response, whatever the sweep shows.
+    """
+
+    direction: DirectionName = "mode"
+    read_at: tuple[Stage, ...] = Field(default=("after",), min_length=1)
+    policies: tuple[Policy, ...] = Field(default=("rank-tilt",), min_length=1)
+    alphas: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
+    seeds: int = Field(default=1, ge=1)
+    loss_limit: float = Field(default=0.05, gt=0)
+    sign: Literal["pilot", "response"] = "pilot"
+
+
+class InductionConfig(Frozen):
+    """The whole experiment: `seeds` claim runs an arm from `first_seed` on; choices are made on `pilot_seed` and after.
+
+    `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
+    the permuted control deals the weights out again; "random" draws its direction token by token, "random-smooth" as a
+    random function of the activations. `domain_seeds` runs for each removed and each doubled domain.
+    """
+
+    experiment: Literal["induction"] = "induction"
+    preset: str
+    corpus: CorpusSettings
+    model: ModelSettings
+    train: TrainSettings
+    structure: StructureSettings = StructureSettings()
+    reading: ReadingSettings
+    sweep: SweepSettings = SweepSettings()
+    directions: tuple[DirectionName, ...] = Field(default=("mode", "full"), min_length=1)
+    controls: tuple[ControlName, ...] = get_args(ControlName)
+    weigh: Literal["token", "sequence"] = "token"
+    bands: int = Field(default=10, ge=1)
+    seeds: int = Field(ge=3)
+    domain_seeds: int = Field(default=1, ge=1)
+    first_seed: int = Field(default=5000, ge=2000)
+    pilot_seed: int = Field(default=1000, ge=0, lt=2000)
+    min_r2: float = Field(default=0.2, le=1)
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "InductionConfig":
+        if self.reading.probe_rows > self.reading.rows or self.reading.rows > self.corpus.rows:
+            raise ValueError("reading.probe_rows <= reading.rows <= corpus.rows must hold")
+        if self.train.batch_size > self.corpus.rows:
+            raise ValueError("train.batch_size is larger than corpus.rows")
+        if self.domain_seeds > self.seeds:
+            raise ValueError("domain_seeds must be at most seeds: they are paired with the unweighted runs")
+        if self.sweep.direction not in self.directions:
+            raise ValueError("sweep.direction must be one of directions")
+        if any(alpha <= 0 for alpha in self.sweep.alphas):
+            raise ValueError("sweep.alphas must be positive: less and more are the two signs")
+        return self
+
+    @property
+    def language(self) -> LanguageConfig:
+        """The model's shape; raises `PatterningError` for a width that the heads cannot share."""
+        return LanguageConfig(vocabulary=self.corpus.vocabulary, **self.model.model_dump())
+
+
+def load_config(values: dict[str, Any], origin: str) -> InductionConfig:
+    """A validated configuration; raises `PatterningError` that names the first wrong field of `origin`."""
+    config = validate(InductionConfig, values, origin)
+    _ = config.language
+    return config
+
+
+def read_config(path: Path) -> InductionConfig:
+    """The configuration in a YAML file; raises `PatterningError` when there is none."""
+    return load_config(read_yaml(path), str(path))

@@ -1,0 +1,110 @@
+"""The unweighted pilot run, and the three checkpoints at which χ is read, found on its curves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patterning.experiments.induction.config import InductionConfig, Stage, StructureSettings
+from patterning.experiments.induction.text import Source
+from patterning.experiments.induction.units import training_unit
+from patterning.store import Arrays
+from patterning.training.language import LanguageTraining, log_spaced
+from patterning.workers import Workers
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """`run`: measures along training; `at` and `anchors`: step and parameters (P,) of each reading checkpoint.
+
+    `prefix_matching` by head name is of the end of the run: it says which heads become induction heads.
+    """
+
+    run: Arrays
+    at: dict[Stage, int]
+    anchors: dict[Stage, torch.Tensor]
+    prefix_matching: dict[str, float]
+    previous_token: dict[str, float]
+    induction_heads: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def training_of(config: InductionConfig) -> LanguageTraining:
+    """The optimiser of every run."""
+    return LanguageTraining(**config.train.model_dump(exclude={"checkpoints"}))
+
+
+def checkpoints_of(config: InductionConfig) -> list[int]:
+    """The steps at which every run is measured."""
+    return log_spaced(config.train.steps, config.train.checkpoints)
+
+
+def train_pilot(config: InductionConfig, source: Source, pool: Workers) -> Pilot:
+    """One unweighted run, every checkpoint kept; the reading checkpoints and the induction heads found on it."""
+    steps = checkpoints_of(config)
+    unit = training_unit(
+        "pilot", source, config.language, training_of(config), config.pilot_seed, None, steps, keep=steps
+    )
+    run = pool.compute([unit], "pilot run")[0]
+    curves = curves_of(run)
+    at, notes = reading_steps(run["steps"], curves, config.structure)
+    anchors = {stage: torch.from_numpy(run[f"at_{step}"]) for stage, step in at.items()}
+    prefix, previous = by_head(run["prefix_matching"][-1]), by_head(run["previous_token"][-1])
+    best = max(prefix.values())
+    wanted = max(config.structure.prefix_matching, best / 2)
+    heads = [name for name, value in prefix.items() if value >= wanted]
+    if not heads:
+        heads = [max(prefix, key=lambda name: prefix[name])]
+        notes.append(
+            f"no head of the pilot run reaches a prefix-matching score of {config.structure.prefix_matching} "
+            f"(largest {best:.2f}): {heads[0]} stands for the induction heads"
+        )
+    return Pilot(run, at, anchors, prefix, previous, tuple(heads), tuple(notes))
+
+
+def by_head(scores: Floats) -> dict[str, float]:
+    """Scores (layers, heads) by component name."""
+    return {f"l{i}h{j}": float(value) for i, row in enumerate(scores) for j, value in enumerate(row)}
+
+
+def curves_of(run: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+    """What is drawn along training, each (c,): the largest score of any head, and the scalars."""
+    heads = {name: run[name].max(axis=(1, 2)) for name in ("prefix_matching", "previous_token")}
+    scalars = {
+        name: values for name, values in run.items() if name in ("repeated_gap", "icl") or name.startswith("loss")
+    }
+    return {name: np.asarray(values, dtype=np.float64) for name, values in (heads | scalars).items()}
+
+
+def reading_steps(
+    steps: NDArray[np.int64], curves: Mapping[str, Floats], structure: StructureSettings
+) -> tuple[dict[Stage, int], list[str]]:
+    """Steps of the three readings, and notes where a structure did not appear in the order expected.
+
+    "before": the last checkpoint before some head's previous-token score reaches its threshold. "after": the last one.
+    "between": halfway, counted in checkpoints, from the first with previous-token heads to the first with induction.
+    """
+    notes = []
+    last = len(steps) - 1
+    there = (curves["prefix_matching"] >= structure.prefix_matching) & (
+        curves["repeated_gap"] >= structure.repeated_gap
+    )
+    induction = int(there.argmax()) if there.any() else last
+    if not there.any():
+        notes.append("induction did not form in the pilot run: 'after' is only its last checkpoint")
+    heads = curves["previous_token"] >= structure.previous_token
+    previous = int(heads.argmax()) if heads.any() else induction
+    if previous >= induction or previous < 1:
+        notes.append(
+            f"previous-token heads (score {structure.previous_token}) did not come before induction in the pilot run: "
+            "'before' and 'between' split the checkpoints before its onset in three"
+        )
+        previous = max(1, induction // 3)
+    before = max(0, previous - 1)
+    between = min(max(before + 1, (previous + induction) // 2), last - 1)
+    return {"before": int(steps[before]), "between": int(steps[between]), "after": int(steps[last])}, notes

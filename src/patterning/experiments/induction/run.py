@@ -1,0 +1,117 @@
+"""The induction experiment, top to bottom like the method section of a paper (SPEC; issue "Write a circuit").
+
+Read which training tokens an induction circuit answers to, weight them, and prove by retraining what that does.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patterning.experiments.common import open_folder, provenance
+from patterning.experiments.induction import arms as arms_of
+from patterning.experiments.induction.config import InductionConfig, read_config
+from patterning.experiments.induction.directions import LABELS, Direction, find_directions
+from patterning.experiments.induction.outcome import by_domain, judge, tabulate
+from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilot
+from patterning.experiments.induction.present import write_page
+from patterning.experiments.induction.reading import choose_probes, read_stages
+from patterning.experiments.induction.text import Text, load_text, make_source
+from patterning.response.susceptibility import rank_correlation
+from patterning.store import RunFolder, write_json
+from patterning.tasks.text.classes import induction_labels
+from patterning.training.language import init_language
+from patterning.workers import Progress, Workers
+
+
+def run_induction(
+    config: InductionConfig, folder: Path, *, workers: int = 1, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run everything, or what a killed run left; write `results.json` and `report.html`; return the results.
+
+    Raises `PatterningError` when the folder holds another configuration, the text is too small, chains diverge, or no
+    direction can be trusted (and `force` is off).
+    """
+    run = open_folder(config, folder, read_config)
+    begun, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers: a sum over two threads has other bits
+    try:
+        results = _stages(config, run, workers, progress)
+    finally:
+        torch.set_num_threads(threads)
+    results["provenance"] = provenance(time.perf_counter() - begun, workers)
+    write_json(run.path / "results.json", results)
+    write_page(run, results)
+    return results
+
+
+def _stages(config: InductionConfig, run: RunFolder, workers: int, progress: Progress | None) -> dict[str, Any]:
+    source = make_source(config, run.path)
+    text = load_text(source)
+    probes = choose_probes(config, text)
+    with Workers(run, workers, progress) as pool:
+        pilot = train_pilot(config, source, pool)
+        readings = read_stages(config, text, probes, pilot, pool)
+        found = find_directions(config, source, probes, pilot, readings, pool)
+        swept, strength = arms_of.sweep(config, source, pilot, found, pool)
+        arms = arms_of.retrain(config, source, text, found, strength, pool)
+    table = tabulate(arms, config.structure, config.first_seed)
+    used = next(reading for reading in readings if reading.stage == strength.stage)
+    return {
+        "experiment": "induction",
+        "config": config.model_dump(mode="json"),
+        "text": _describe(config, text),
+        "pilot": _pilot(pilot),
+        "readings": [reading.summary for reading in readings],
+        "directions": [one.summary for (_, name), one in found.items() if name in LABELS],
+        "likeness": _likeness(found, text),
+        "sweep": swept,
+        "strength": asdict(strength),
+        "arms": table,
+        "goals": judge(table),
+        "domains": by_domain(table, used.summary),
+    }
+
+
+def _describe(config: InductionConfig, text: Text) -> dict[str, Any]:
+    names, counts = np.unique(text.train.domains, return_counts=True)
+    tokens = config.train.steps * config.train.batch_size * config.model.context
+    return {
+        "corpus": text.corpus.fingerprint,
+        "domains": {text.corpus.domains[i]: int(count) for i, count in zip(names, counts, strict=True)},
+        "rows": len(text.train.tokens),
+        "tokens_read": tokens,
+        "epochs": config.train.steps * config.train.batch_size / len(text.train.tokens),
+        "parameters": sum(p.numel() for p in init_language(config.language, 0).parameters()),
+        "classes": {name: float(label.mean()) for name, label in text.test_classes.items()},
+    }
+
+
+def _pilot(pilot: Pilot) -> dict[str, Any]:
+    return {
+        "steps": pilot.run["steps"],
+        "curves": {name: np.round(values, 5) for name, values in curves_of(pilot.run).items()},
+        "prefix_matching": pilot.run["prefix_matching"],
+        "previous_token": pilot.run["previous_token"],
+        "at": pilot.at,
+        "induction_heads": list(pilot.induction_heads),
+        "notes": list(pilot.notes),
+    }
+
+
+def _likeness(found: dict[Any, Direction], text: Text) -> list[dict[str, Any]]:
+    """Rank correlation of each direction, over rows, with the plain heuristics and with the other directions."""
+    label = induction_labels(text.train.tokens).mean(axis=1)
+    other = {"share of induction tokens": label, "compressibility (gzip)": -arms_of.compressed_size(text)}
+    means = {key: direction.s.mean(axis=1) for key, direction in found.items()
+             if direction.s is not None and key[1] in LABELS}  # fmt: skip
+    return [
+        {"stage": stage, "name": name}
+        | {what: rank_correlation(values, scale) for what, scale in other.items()}
+        | {f"with {rival}": rank_correlation(values, means[stage, rival])
+           for (place, rival) in means if place == stage and rival != name}
+        for (stage, name), values in means.items()
+    ]  # fmt: skip

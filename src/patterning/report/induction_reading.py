@@ -1,0 +1,161 @@
+"""The page's second half: training curves, χ and its modes, token pages, predictor, text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from patterning.report import induction_figures as figures
+from patterning.report.page import Row, Section, Table
+from patterning.report.tokens import coloured_text, contexts
+
+Results = Mapping[str, Any]
+
+
+def reading_sections(results: Results) -> list[Section]:
+    """Pilot, χ, modes, what they say of the text, token pages, predictor, the text itself."""
+    pilot, readings = results["pilot"], results["readings"]
+    reading_settings = results["config"]["reading"]
+    return [
+        Section(
+            "The pilot run, and where χ was read",
+            f"Unweighted, seed {results['config']['pilot_seed']}. Induction heads at its end: "
+            f"{', '.join(pilot['induction_heads'])}. Dotted: thresholds. Read at the vertical lines.",
+            [figures.pilot_curves(pilot, results["config"]["structure"])],
+            [_heads(pilot)],
+        ),
+        Section(
+            "Is χ reliable?",
+            "Split-half reliability (rank correlation between halves of the chains, stepped up to all) of each component's "
+            f"χ, and its R-hat. nβ {reading_settings['n_beta']:g}, γ {reading_settings['localization']:g}, "
+            f"ε {reading_settings['step_size']:g}, {reading_settings['chains']} chains of {reading_settings['draws']} draws "
+            f"(up to {reading_settings['rounds']} rounds), {reading_settings['probe_rows']} probed rows.",
+            (),
+            [_reliability(results)],
+        ),
+        Section(
+            "Modes",
+            "Loadings of the first modes by component, with their share of variance; ▶ the mode that is taken for "
+            "induction, turned to score higher on induction tokens. It is picked by two signs that know nothing of each "
+            "other: its loadings follow the heads' prefix matching, its scores tell induction tokens from others.",
+            [figures.loadings(readings)],
+            [_candidates(results)],
+        ),
+        Section(
+            "What the induction mode and its heads answer to",
+            "Means by token class and by domain, ± 2 standard errors with rows as units. χ: mean over the induction heads, "
+            "each in its own standard deviations; negative where weight on such tokens lowers the heads' ⟨φ⟩.",
+            [
+                figures.group_means(readings, "by_class", "mode", "score of the induction mode by token class"),
+                figures.group_means(readings, "by_class", "chi", "χ of the induction heads by token class"),
+                figures.group_means(readings, "by_domain", "mode", "score of the induction mode by domain"),
+                figures.group_means(readings, "by_domain", "chi", "χ of the induction heads by domain"),
+            ],
+        ),
+        Section(
+            "Text coloured by the induction mode",
+            "Blue: high score, red: low. Each token is coloured as a prediction; hover for its score.",
+            html=[
+                _token_page(reading, opened=reading["stage"] == results["strength"]["stage"]) for reading in readings
+            ],
+        ),
+        Section(
+            "From probed tokens to all of them",
+            "A predictor from the frozen model's activations at the reading checkpoint, fitted on the probed tokens; R² "
+            f"on rows it has not seen, used from {results['config']['min_r2']:g} on.",
+            (),
+            [_directions(results)],
+        ),
+        Section("The text", "", (), [_text(results)]),
+    ]
+
+
+def _heads(pilot: Mapping[str, Any]) -> Table:
+    previous, prefix = pilot["previous_token"][-1], pilot["prefix_matching"][-1]
+    rows = [
+        Row([f"l{i}h{j}", f"{value:.3f}", f"{prefix[i][j]:.3f}"])
+        for i, layer in enumerate(previous)
+        for j, value in enumerate(layer)
+    ]
+    return Table(("head, end of the pilot run", "previous token", "prefix matching"), rows)
+
+
+def _reliability(results: Results) -> Table:
+    readings = results["readings"]
+    head = ["component"]
+    for reading in readings:
+        head += [f"{reading['stage']}, step {reading['step']}", "R-hat", "estimator"]
+    rows = []
+    for name in readings[0]["components"]:
+        cells = [name]
+        for reading in readings:
+            cells += [
+                f"{reading['reliability'][name]:.2f}",
+                f"{reading['r_hat'][name]:.2f}",
+                reading["estimator"][name],
+            ]
+        rows.append(Row(cells))
+    return Table(head, rows)
+
+
+def _candidates(results: Results, shown: int = 5) -> Table:
+    rows = []
+    for reading in results["readings"]:
+        for one in reading["candidates"][:shown]:
+            a = one["index"]
+            chosen = a == reading["choice"]["index"]
+            rows.append(
+                Row(
+                    [
+                        f"{reading['stage']}, mode {a + 1}",
+                        f"{100 * one['share']:.1f} %",
+                        f"{reading['singular_values'][a]:.2f} / {reading['noise_floor']:.2f}",
+                        f"{reading['stability_loadings'][a]:.2f}",
+                        f"{reading['stability_scores'][a]:.2f}",
+                        f"{one['loading_correlation']:+.2f}",
+                        f"{one['difference']:+.2f} ({one['enrichment']:+.1f} se)",
+                        f"{one['auc']:.2f}",
+                        ("induction, both signs" if reading["choice"]["agrees"] else "best, signs differ")
+                        if chosen
+                        else "",
+                    ],
+                    "sure" if chosen else "",
+                )
+            )
+    return Table(
+        ("mode", "share", "σ / noise", "stable loadings", "stable scores", "with prefix matching", "induction tokens",
+         "AUC", ""), rows,
+    )  # fmt: skip
+
+
+def _token_page(reading: Mapping[str, Any], *, opened: bool) -> Markup:
+    page = reading["tokens"]
+    parts = [contexts(page["top"], "highest scores"), contexts(page["bottom"], "lowest scores")]
+    for row in page["rows"]:
+        parts.append(Markup("<h3>{}</h3>").format(row["domain"]) + coloured_text(row["tokens"], row["scores"]))
+    return Markup("<details{}><summary>{}, step {}</summary>{}</details>").format(
+        Markup(" open") if opened else "", reading["stage"], reading["step"], Markup("").join(parts)
+    )
+
+
+def _directions(results: Results) -> Table:
+    rows = [
+        Row(
+            [
+                f"{one['name']}, read {one['stage']}",
+                one.get("what", ""),
+                f"{one['r2']:.2f}" if "r2" in one else "",
+                str(one.get("rank", "")),
+                "no: " + one["refused"] if "refused" in one else "forced" if "forced" in one else "yes",
+            ]
+        )
+        for one in results["directions"]
+    ]
+    return Table(("direction", "what it asks", "held-out R²", "rank of χ†", "used"), rows)
+
+
+def _text(results: Results) -> Table:
+    text = results["text"]
+    rows = [Row([f"rows of {name}", f"{count:,}"]) for name, count in text["domains"].items()]
+    rows += [Row([f"test tokens: {name}", f"{100 * share:.1f} %"]) for name, share in text["classes"].items()]
+    return Table(("training rows and test tokens", ""), [*rows, Row(["corpus", text["corpus"]])])

@@ -1,0 +1,138 @@
+"""Structure measures of induction in a language model (SPEC §9): none of them uses χ.
+
+An induction circuit is a previous-token head whose output a later head matches against: at a token it reads what
+followed the token's earlier occurrence, and predicts it (Olsson et al., arXiv 2209.11895). On random blocks repeated
+twice nothing else helps, so the gap between the losses of the two copies measures what the circuit does.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from patterning.errors import PatterningError
+from patterning.models.language import LanguageModel, next_token_losses
+from patterning.rng import Stream, generator
+
+CHUNK = 64
+"""Rows that go through a model together; the measures are means over rows and change in the last bits at most."""
+
+
+def attention_patterns(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Attention of every head on `tokens` (b, t): (layers, b, heads, t, t), from query (row) to key (column)."""
+    found = []
+    with torch.no_grad():
+        x, positions = model.start(tokens)
+        for block in model.layers():
+            q, k, _ = block.attention.project(block.ln1(x), positions)
+            found.append(block.attention.pattern(q, k))
+            x = block(x, positions)
+    return torch.stack(found)
+
+
+def previous_token_scores(model: LanguageModel, tokens: Tensor) -> NDArray[np.float64]:
+    """Mean attention from position i to i - 1, i = 1..t-1, over rows `tokens` (b, t): (layers, heads)."""
+    return _mean_over_rows(attention_patterns(model, rows).diagonal(-1, dim1=3, dim2=4) for rows in tokens.split(CHUNK))
+
+
+def prefix_matching_scores(model: LanguageModel, tokens: Tensor) -> NDArray[np.float64]:
+    """Mean attention from a token of the second copy to the token after its first occurrence: (layers, heads).
+
+    `tokens` (b, 2L) are blocks of L distinct tokens repeated twice (`repeated_random`): from L + i to i + 1.
+    """
+    length = _block_length(tokens)
+    return _mean_over_rows(
+        attention_patterns(model, rows).diagonal(1 - length, dim1=3, dim2=4)[..., 1:] for rows in tokens.split(CHUNK)
+    )
+
+
+def repeated_random(vocabulary: int, context: int, count: int, seed: int) -> Tensor:
+    """`count` rows of context // 2 distinct tokens drawn uniformly, written twice: int64 (count, 2 (context // 2))."""
+    length = context // 2
+    if not 2 <= length <= vocabulary or count < 1:
+        raise PatterningError(
+            f"{count} blocks of {length} distinct tokens out of {vocabulary}: there must be at least 1 block, of at "
+            "least 2 tokens, and a vocabulary as large as half the context"
+        )
+    order = generator(seed, Stream.TEST_DATA).random((count, vocabulary)).argsort(axis=1)[:, :length]
+    return torch.from_numpy(np.concatenate([order, order], axis=1))
+
+
+def repeated_random_gap(model: LanguageModel, tokens: Tensor) -> float:
+    """Loss on the first copy minus loss on the second, nats, on rows of `repeated_random` (b, 2L).
+
+    The same L - 1 tokens in both: each copy's first token has nothing before it that could tell.
+    """
+    length = _block_length(tokens)
+    losses = token_losses(model, tokens)
+    return float(losses[:, : length - 1].mean() - losses[:, length:].mean())
+
+
+def token_losses(model: LanguageModel, tokens: Tensor) -> NDArray[np.float64]:
+    """Cross-entropy in nats of every prediction in `tokens` (n, t): (n, t - 1)."""
+    with torch.no_grad():
+        return torch.cat([next_token_losses(model, rows).cpu() for rows in tokens.split(CHUNK)]).double().numpy()
+
+
+def icl_score(losses: NDArray[np.floating], early: int, late: int, window: int = 1) -> float:
+    """In-context learning score: mean loss where `late` tokens have been read, minus where `early` have, nats.
+
+    `losses` (n, t - 1); column i was predicted from i + 1 tokens. Each is the mean of the `window` columns that end
+    there. Negative: the context helps.
+    """
+    if not 1 <= window <= early < late <= losses.shape[1]:
+        raise PatterningError(
+            f"window {window}, early {early} and late {late} must rise, between 1 and the {losses.shape[1]} predictions"
+        )
+    return float(losses[:, late - window : late].mean() - losses[:, early - window : early].mean())
+
+
+def measure_structure(
+    model: LanguageModel, test_tokens: Tensor, classes: Mapping[str, NDArray[np.bool_] | Tensor], repeated: Tensor
+) -> dict[str, NDArray[np.float64]]:
+    """All measures at once, on `test_tokens` (n, t) of real text and `repeated` random blocks (m, 2L).
+
+    `classes` are labels (n, t - 1) of the predicted tokens. Keys: "previous_token" and "prefix_matching" (layers,
+    heads); "repeated_gap", "icl" (last eighth of the predictions against the first), "loss", "loss:<class>" and, where
+    there is a class "induction", "loss:not induction": scalars in nats, NaN for a class without a token.
+    """
+    device = next(model.parameters()).device
+    test_tokens, repeated = test_tokens.to(device), repeated.to(device)
+    losses = token_losses(model, test_tokens)
+    eighth = max(1, losses.shape[1] // 8)
+    found: dict[str, float | NDArray[np.float64]] = {
+        "previous_token": previous_token_scores(model, test_tokens),
+        "prefix_matching": prefix_matching_scores(model, repeated),
+        "repeated_gap": repeated_random_gap(model, repeated),
+        "icl": icl_score(losses, early=eighth, late=losses.shape[1], window=eighth),
+        "loss": float(losses.mean()),
+    }
+    labels = {name: np.asarray(label) for name, label in classes.items()}
+    if "induction" in labels:
+        labels["not induction"] = ~labels["induction"]
+    for name, label in labels.items():
+        if label.shape != losses.shape or label.dtype != np.bool_:
+            raise PatterningError(f"class {name!r} is {label.dtype} {label.shape}: it must be bool {losses.shape}")
+        found[f"loss:{name}"] = float(losses[label].mean()) if label.any() else float("nan")
+    return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+
+
+def onset(steps: Sequence[float] | NDArray[np.integer], values: ArrayLike, threshold: float) -> float:
+    """The first of `steps` (c,) at which `values` (c,) is at or over the threshold; inf if it never is."""
+    over = np.asarray(values) >= threshold
+    return float(np.asarray(steps)[over.argmax()]) if over.any() else float("inf")
+
+
+def _block_length(tokens: Tensor) -> int:
+    length = tokens.shape[1] // 2
+    if tokens.shape[1] % 2 or not torch.equal(tokens[:, :length], tokens[:, length:]):
+        raise PatterningError("these rows are not blocks repeated twice: make them with repeated_random")
+    return length
+
+
+def _mean_over_rows(parts: Iterator[Tensor]) -> NDArray[np.float64]:
+    """Parts (layers, b, heads, positions) → their mean over rows and positions, (layers, heads)."""
+    means = torch.cat([part.double().mean(-1) for part in parts], dim=1)  # (layers, rows, heads)
+    return means.mean(1).cpu().numpy()
