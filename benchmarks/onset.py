@@ -77,7 +77,11 @@ def measure_onset(settings: dict, seed: int, folder: Path, every: int, verbose: 
         found = measure_structure(model, test[:64], {}, repeated)
         if verbose:
             line = [found[name].max() for name in ("previous_token", "prefix_matching", "repeated_gap", "loss")]
-            print(f"  {len(seconds) * every - every:6d} {seconds[-1]:6.1f} s", *(f"{value:.2f}" for value in line), flush=True)
+            print(
+                f"  {len(seconds) * every - every:6d} {seconds[-1]:6.1f} s",
+                *(f"{value:.2f}" for value in line),
+                flush=True,
+            )
         spent[0] += time.process_time() - before
         return found
 

@@ -105,7 +105,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → (b, t, d)."""
-        return self.out(attend(*self.project(x, positions)))
+        q, k, v = self.project(x, positions)
+        return self.out(mix(self.pattern(q, k), v))
 
 
 def project(
@@ -133,9 +134,9 @@ def attention_pattern(q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(later, -math.inf).softmax(-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What the heads read, side by side: (b, h, t, size) each → (b, t, h · size)."""
-    return (attention_pattern(q, k) @ v).transpose(1, 2).flatten(2)
+def mix(pattern: Tensor, v: Tensor) -> Tensor:
+    """What the heads read, side by side: (b, h, t, t) and values (b, h, t, size) → (b, t, h · size)."""
+    return (pattern @ v).transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):

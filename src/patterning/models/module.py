@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -230,12 +230,18 @@ class ModuleTask(LossTask):
         return lambda flat, index: self.run(self._checked(flat, index), {}, data, index)
 
 
+@lru_cache(maxsize=1024)
+def _source(what: Any) -> str:
+    """Finding a class in its file takes Python tens of milliseconds."""
+    return inspect.getsource(what)
+
+
 def describe_code(what: Any) -> str:
     """Source text of a function or class with what a closure or `partial` holds, as far as Python can tell."""
     if isinstance(what, partial):
         return describe_code(what.func) + repr((what.args, sorted(what.keywords.items())))
     try:
-        text = inspect.getsource(what)
+        text = _source(what)
     except (OSError, TypeError):  # built in, or typed into a prompt
         code = getattr(what, "__code__", None)
         text = f"{getattr(what, '__qualname__', type(what))} {code.co_code.hex() if code else ''}"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning.models.language import Attention, LanguageModel, attend, project
+from patterning.models.language import Attention, LanguageModel, attention_pattern, mix, project
 
 
 class HeadGroup(nn.Module):
@@ -28,8 +28,8 @@ class HeadGroup(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → what these heads add, (b, t, d)."""
-        z = attend(*project(x, positions, self.qkv_weight, self.qkv_bias, self.heads))
-        return F.linear(z, self.out_weight, self.out_bias)
+        q, k, v = project(x, positions, self.qkv_weight, self.qkv_bias, self.heads)
+        return F.linear(mix(attention_pattern(q, k), v), self.out_weight, self.out_bias)
 
 
 class SplitAttention(nn.Module):

@@ -88,7 +88,9 @@ def _copies(current: Tensor, target: Tensor) -> dict[str, Tensor]:
     last = torch.where(same, place, -1).amax(-1)
     latest = torch.where(last >= 0, target.gather(1, last.clamp(min=0)) == target, False)
     counts = {"same": same.sum(-1), "follows": follows.sum(-1)}
-    known = (current[:, None, :] == target[:, :, None]) & (before | torch.eye(t, dtype=torch.bool, device=before.device))
+    known = (current[:, None, :] == target[:, :, None]) & (
+        before | torch.eye(t, dtype=torch.bool, device=before.device)
+    )
     return {
         **{name: (1 + count).log() for name, count in counts.items()},
         "seen": same.any(-1),
@@ -109,7 +111,9 @@ def _attention_features(attention: Tensor, current: Tensor, target: Tensor) -> T
     matched = previous[:, None, :] == current[:, :, None]  # its predecessor is the current token: prefix matching
     leads = target[:, None, :] == target[:, :, None]  # its successor is the one to be predicted
     leads = leads & _earlier(t, current.device)
-    found = [torch.einsum("bhts,bts->bth", attention, mask.float()) for mask in (copied, matched, copied & matched, leads)]
+    found = [
+        torch.einsum("bhts,bts->bth", attention, mask.float()) for mask in (copied, matched, copied & matched, leads)
+    ]
     back = attention.diagonal(-1, dim1=2, dim2=3)
     back = torch.nn.functional.pad(back, (1, 0))
     own = attention.diagonal(dim1=2, dim2=3)
