@@ -53,7 +53,8 @@ def test_fifty_kills(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-            continue
+            if not (out / "chi.zarr").exists():  # else it was killed after its work was done
+                continue
         np.testing.assert_array_equal(open_response(out / "chi.zarr")["susceptibility"]["chi"].values, truth)
         run += 1
     assert start(tmp_path / f"run{run}").wait() == 0
