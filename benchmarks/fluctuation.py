@@ -133,10 +133,10 @@ def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
     print("| model | component | estimator | slope ± se | correlation |\n|---|---|---|---|---|")
-    chains = ChainConfig(128, 500, 100, 4, 12, matched=True)
+    chains = ChainConfig(64, 200, 100, 4, 12, matched=True)
     kernel = SGLD(n_beta=50.0, localization=20.0, step_size=1e-3)
     for estimator in ("covariance", "pathwise"):
-        found = slope(*compare(gaussian_task(), "full", kernel, chains, estimator=estimator, directions=16, alpha=0.05))
+        found = slope(*compare(gaussian_task(), "full", kernel, chains, estimator=estimator, directions=8, alpha=0.05))
         print(f"| Gaussian | full | {estimator} | {found[0]:.3f} ± {found[1]:.3f} | {found[2]:.3f} |", flush=True)
     task = language_task()
     chains = ChainConfig(8, 60, 40, 2, 32, matched=True)
