@@ -51,7 +51,7 @@ def outcome_rows(results: Results) -> list[Row]:
             _interval(effect["not_induction_percent"], "+.2f") if effect else f"{_mean(own['loss:not induction']):.3f}",
             f"{notes['effective_sample_size']:.2f}" if "effective_sample_size" in notes else "1",
         ]
-        rows.append(Row(cells, f"{arm['toward']}{' sure' if _sure(effect.get('onset_percent')) else ''}"))
+        rows.append(Row(cells, f"wrap {arm['toward']}{' sure' if _sure(effect.get('onset_percent')) else ''}"))
     return rows
 
 
@@ -174,7 +174,7 @@ def arm_sections(results: Results) -> list[Section]:
 
 def _effects(arms: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
     rows = [
-        Row([arm["label"], *(_interval(arm[key][name], form) for name, form, _ in SHOWN)], arm["toward"])
+        Row([arm["label"], *(_interval(arm[key][name], form) for name, form, _ in SHOWN)], f"wrap {arm['toward']}")
         for arm in arms
         if arm[key]
     ]
@@ -184,7 +184,7 @@ def _effects(arms: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
 def _classes(arms: Sequence[Mapping[str, Any]]) -> Table:
     names = [name for name in arms[0]["measures"] if name.startswith("loss:")]
     rows = [
-        Row([arm["label"], *(_interval(arm["effect"][name], "+.3f") for name in names)], arm["toward"])
+        Row([arm["label"], *(_interval(arm["effect"][name], "+.3f") for name in names)], f"wrap {arm['toward']}")
         for arm in arms
         if arm["effect"]
     ]
