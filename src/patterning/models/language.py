@@ -23,6 +23,7 @@ class LanguageConfig:
     `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude 1
     (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys). For "shortformer"
     positions it matters: what they are added to comes from a LayerNorm and has size 1.
+    `unembed_bias`: as TransformerLens has it.
     """
 
     vocabulary: int
@@ -34,6 +35,7 @@ class LanguageConfig:
     positions: Literal["added", "shortformer"] = "added"
     init_std: float = 0.02
     position_init: Literal["normal", "sinusoidal"] = "normal"
+    unembed_bias: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a width that the heads cannot share."""
@@ -160,7 +162,7 @@ class LanguageModel(nn.Module):
         self.positions = positions(config.context, config.width, config.init_std)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_final = nn.LayerNorm(config.width)
-        self.unembed = Projection(config.width, config.vocabulary, config.init_std, bias=False)
+        self.unembed = Projection(config.width, config.vocabulary, config.init_std, bias=config.unembed_bias)
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""

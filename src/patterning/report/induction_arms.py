@@ -98,8 +98,8 @@ def warnings(results: Results) -> list[str]:
             lines.append(f"direction {where} was forced: {direction['forced']}")
     if results["strength"]["sign"] < 0:
         lines.append(
-            "on the pilot seeds the response's sign was reversed: what it calls 'more' gave less induction, so 'more' is "
-            "-s here (sweep.sign: pilot)"
+            "on the pilot seeds the response's sign was reversed: what it calls 'more' gave less induction, so 'more' "
+            "is -s here (sweep.sign: pilot)"
         )
     for reading in results["readings"]:
         lines += [f"left out, diverged: {name}" for name in reading["excluded"]]
@@ -119,6 +119,7 @@ def warnings(results: Results) -> list[str]:
 
 
 def arm_sections(results: Results) -> list[Section]:
+    """Curves, outcome table, paired differences, heuristics, domains, strength."""
     arms, steps, structure = results["arms"], results["pilot"]["steps"], results["config"]["structure"]
     base = [arm for arm in arms if arm["kind"] == "base"]
     kinds = (
@@ -136,8 +137,8 @@ def arm_sections(results: Results) -> list[Section]:
             "Arms: what retraining shows",
             "Same seed, same start, same minibatches in every arm; only the weights differ. Thin: seeds, thick: mean. "
             f"Onset: the step at which some head's prefix matching reaches {structure['prefix_matching']:g} and the "
-            f"repeated-random gap {structure['repeated_gap']:g} nats, interpolated in log(step) between checkpoints; a run "
-            "that never gets there counts with its last step (≥). Brackets: 95 % intervals over paired seeds "
+            f"repeated-random gap {structure['repeated_gap']:g} nats, interpolated in log(step) between checkpoints; a "
+            "run that never gets there counts with its last step (≥). Brackets: 95 % intervals over paired seeds "
             "(bootstrap-t); bold: the onset's interval excludes 0.",
             drawn,
             [Table(HEAD, outcome_rows(results))],
@@ -163,9 +164,10 @@ def arm_sections(results: Results) -> list[Section]:
         ),
         Section(
             "Strength, chosen on pilot seeds",
-            f"χ read {strength['stage']}, policy {strength['policy']}, α {strength['alpha']:g}: where 'more' and 'less' "
-            "part most in the repeated gap, averaged over the checkpoints, among candidates whose 'less' keeps the loss on "
-            f"other tokens within {100 * results['config']['sweep']['loss_limit']:g} %. No claim seed was used.",
+            f"χ read {strength['stage']}, policy {strength['policy']}, α {strength['alpha']:g}: where 'more' and "
+            "'less' part most in the repeated gap, averaged over the checkpoints, among candidates whose 'less' keeps "
+            f"the loss on other tokens within {100 * results['config']['sweep']['loss_limit']:g} %."
+            " No claim seed was used.",
             [figures.sweep_figure(results["sweep"])],
             [_sweep(results)],
         ),

@@ -26,15 +26,16 @@ def pilot_curves(pilot: Mapping[str, Any], structure: Mapping[str, float]) -> go
     figure = make_subplots(rows=1, cols=4, subplot_titles=[TITLES[name] for name in names], horizontal_spacing=0.06)
     steps = [max(1, step) for step in pilot["steps"]]
     for i, name in enumerate(names, 1):
+        place: dict[str, Any] = {"row": 1, "col": i}
         figure.add_scatter(
             x=steps, y=pilot["curves"][name], mode="lines+markers", line={"color": INK, "width": 1.5},
             marker={"size": 4}, row=1, col=i,
         )  # fmt: skip
         if name in structure:
-            figure.add_hline(y=structure[name], line={"color": QUIET, "dash": "dot"}, row=1, col=i)
+            figure.add_hline(y=structure[name], line={"color": QUIET, "dash": "dot"}, **place)
         for stage, step in pilot["at"].items():
             figure.add_vline(
-                x=max(1, step), line={"color": ACCENT, "width": 1}, row=1, col=i,
+                x=max(1, step), line={"color": ACCENT, "width": 1}, **place,
                 annotation_text=stage if i == 1 else "", annotation_textangle=-90, annotation_font_size=10,
             )  # fmt: skip
     _layout(figure, height=300)

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from patterning.experiments.common import Frozen, read_yaml, validate
+from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 from patterning.models.language import LanguageConfig
 from patterning.response.components import Estimator
@@ -42,6 +42,9 @@ class ModelSettings(Frozen):
     width: int = Field(ge=4)
     mlp_ratio: int = Field(default=0, ge=0)
     positions: Literal["added", "shortformer"] = "shortformer"
+    init_std: float = Field(default=0.02, gt=0)
+    position_init: Literal["normal", "sinusoidal"] = "normal"
+    unembed_bias: bool = False
 
 
 class TrainSettings(Frozen):
@@ -106,7 +109,7 @@ class SweepSettings(Frozen):
     sign: Literal["pilot", "response"] = "pilot"
 
 
-class InductionConfig(Frozen):
+class InductionConfig(Settings):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on; choices are made on `pilot_seed` and after.
 
     `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
@@ -115,7 +118,6 @@ class InductionConfig(Frozen):
     """
 
     experiment: Literal["induction"] = "induction"
-    preset: str
     corpus: CorpusSettings
     model: ModelSettings
     train: TrainSettings
@@ -131,7 +133,6 @@ class InductionConfig(Frozen):
     first_seed: int = Field(default=5000, ge=2000)
     pilot_seed: int = Field(default=1000, ge=0, lt=2000)
     min_r2: float = Field(default=0.2, le=1)
-    force: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "InductionConfig":

@@ -65,7 +65,7 @@ _PAPER: dict[str, Any] = {
         "folder": "corpus", "vocabulary": 5000, "shares": {"code": 0.3, "docs": 0.45, "prose": 0.25}, "rows": 20_000,
         "test_rows": 256, "repeat": True,
     },
-    "model": {"context": 1024, "layers": 2, "heads": 8, "width": 256},
+    "model": {"context": 1024, "layers": 2, "heads": 8, "width": 256, "unembed_bias": True},
     "train": {
         "steps": 50_000, "batch_size": 100, "learning_rate": 1e-3, "warmup": 0, "betas": (0.9, 0.999),
         "weight_decay": 0.05, "checkpoints": 48, "bfloat16": True,

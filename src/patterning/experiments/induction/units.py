@@ -88,7 +88,7 @@ def train_unit(
 CHUNK = 64
 """Rows whose features are held at a time."""
 PARTS = 4
-"""Units that the prediction of all training tokens is cut into; each fits the predictor anew, which is the cheap part."""
+"""Units that the prediction of all training tokens is cut into; each fits the predictor anew: the cheap part."""
 
 
 def prediction_units(name: str, count: int, arguments: Mapping[str, Any]) -> list[Unit]:
@@ -114,9 +114,9 @@ def predict_unit(
 ) -> Arrays:
     """Fit `targets` (len(rows)·(t - 1), m) on features of the frozen model `anchor` (P,), predict rows start..stop.
 
-    Returns `predicted` float32 (m, stop - start, t - 1) and the held-out `r2` (m,); for `random_seeds`, `random` float32
-    (seeds, stop - start, t - 1): random linear functions of the standardised features, as smooth over tokens as a
-    prediction is.
+    Returns `predicted` float32 (m, stop - start, t - 1) and the held-out `r2` (m,); for `random_seeds`, `random`
+    float32 (seeds, stop - start, t - 1): random linear functions of the standardised features, as smooth over tokens as
+    a prediction is.
     """
     del scratch
     text, network = load_text(source), load_language(LanguageConfig(**model), torch.from_numpy(anchor))
