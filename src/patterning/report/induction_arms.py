@@ -22,8 +22,8 @@ def _interval(effect: Mapping[str, Any] | None, form: str) -> str:
     if effect is None:
         return "not defined"
     if effect["low"] is None:
-        return f"{effect['difference']:{form}} ({effect['pairs']} seed{'s' * (effect['pairs'] > 1)})"
-    return f"{effect['difference']:{form}} [{effect['low']:{form}}, {effect['high']:{form}}]"
+        return f"{effect['difference']:{form}} ({effect['pairs']}\u00a0seed{'s' * (effect['pairs'] > 1)})"
+    return f"{effect['difference']:{form}} [{effect['low']:{form}},\u00a0{effect['high']:{form}}]"
 
 
 def _sure(effect: Mapping[str, Any] | None) -> bool:

@@ -1,5 +1,6 @@
 """Figures of the induction experiment, from the plain values in its `results.json`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,13 +34,11 @@ def pilot_curves(pilot: Mapping[str, Any], structure: Mapping[str, float]) -> go
         )  # fmt: skip
         if name in structure:
             figure.add_hline(y=structure[name], line={"color": QUIET, "dash": "dot"}, **place)
-        for stage, step in pilot["at"].items():
-            figure.add_vline(
-                x=max(1, step), line={"color": ACCENT, "width": 1}, **place,
-                annotation_text=stage if i == 1 else "", annotation_textangle=-90, annotation_font_size=10,
-            )  # fmt: skip
+        for step in pilot["at"].values():
+            figure.add_vline(x=max(1, step), line={"color": ACCENT, "width": 1}, **place)
     _layout(figure, height=300)
-    figure.update_xaxes(type="log", title="step")
+    # a line across a logarithmic axis would stretch it: the range is stated
+    figure.update_xaxes(type="log", title="step", range=[-0.05, math.log10(steps[-1]) + 0.05])
     figure.update_annotations(font_size=12)
     figure.update_layout(margin={"t": 40})
     return figure

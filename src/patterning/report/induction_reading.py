@@ -20,7 +20,8 @@ def reading_sections(results: Results) -> list[Section]:
         Section(
             "The pilot run, and where χ was read",
             f"Unweighted, seed {results['config']['pilot_seed']}. Induction heads at its end: "
-            f"{', '.join(pilot['induction_heads'])}. Dotted: thresholds. Read at the vertical lines.",
+            f"{', '.join(pilot['induction_heads'])}. Dotted: thresholds. χ is read at the vertical lines, at "
+            f"steps {', '.join(f'{step} ({stage})' for stage, step in pilot['at'].items())}.",
             [figures.pilot_curves(pilot, results["config"]["structure"])],
             [_heads(pilot)],
         ),
