@@ -16,13 +16,15 @@ import torch
 from patterning.models.language import LanguageConfig, LanguageModel
 from patterning.rng import Stream, generator
 from patterning.tasks.induction import measure_structure, onset, repeated_random
+from patterning.tasks.text import mixed_rows, sample_corpus
 from patterning.training.language import LanguageTraining, train_language
 
 DEFAULTS = {
     "vocabulary": 512, "context": 64, "layers": 2, "heads": 4, "width": 64, "positions": "shortformer",
     "batch_size": 32, "learning_rate": 5e-3, "warmup": 100, "weight_decay": 0.05, "beta2": 0.95, "clip": 1.0,
-    "bfloat16": True, "steps": 3000, "source": "stdlib",
+    "bfloat16": True, "steps": 3000, "source": "sample",
     "init_std": 0.02, "position_init": "normal",
+    "code": 1.0, "docs": 0.0, "prose": 0.0, "rows": 0,
 }  # fmt: skip
 
 
@@ -54,9 +56,24 @@ def stdlib_rows(vocabulary: int, context: int, folder: Path) -> tuple[torch.Tens
     return train, test[torch.from_numpy(generator(0, Stream.TEST_DATA).permutation(len(test)))]
 
 
+def sample_rows(settings: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and test rows (n, context) of the text in the package, mixed by share; `rows` 0: an epoch is the run."""
+    corpus = sample_corpus(settings["vocabulary"], folder / f"sample-{settings['vocabulary']}")
+    shares = {name: settings[name] for name in corpus.domains if settings[name]}
+    count = settings["rows"] or settings["steps"] * settings["batch_size"]
+    parts = [
+        mixed_rows(split, settings["context"], shares, number, 0, corpus.domains, repeat=True).tokens
+        for split, number in ((corpus.train, count), (corpus.test, 64))
+    ]
+    return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
+
+
 def measure_onset(settings: dict, seed: int, folder: Path, every: int, verbose: bool = False) -> dict:
     """One run: where both signs of induction cross their thresholds, and where they end."""
-    train, test = stdlib_rows(settings["vocabulary"], settings["context"], folder)
+    if settings["source"] == "stdlib":
+        train, test = stdlib_rows(settings["vocabulary"], settings["context"], folder)
+    else:
+        train, test = sample_rows(settings, folder)
     config = LanguageConfig(
         settings["vocabulary"], settings["context"], settings["layers"], settings["heads"], settings["width"],
         mlp_ratio=0, positions=settings["positions"], init_std=settings["init_std"],
@@ -77,7 +94,11 @@ def measure_onset(settings: dict, seed: int, folder: Path, every: int, verbose: 
         found = measure_structure(model, test[:64], {}, repeated)
         if verbose:
             line = [found[name].max() for name in ("previous_token", "prefix_matching", "repeated_gap", "loss")]
-            print(f"  {len(seconds) * every - every:6d} {seconds[-1]:6.1f} s", *(f"{value:.2f}" for value in line), flush=True)
+            print(
+                f"  {len(seconds) * every - every:6d} {seconds[-1]:6.1f} s",
+                *(f"{value:.2f}" for value in line),
+                flush=True,
+            )
         spent[0] += time.process_time() - before
         return found
 

@@ -64,12 +64,12 @@ class Table(nn.Module):
 
 
 class Waves(Table):
-    """Learned vectors (rows, width) that start as sines and cosines of wavelengths 2π to 2π · 10⁴."""
+    """Learned vectors (rows, width) that start as sines and cosines, of wavelengths 3 to 2 · rows positions."""
 
     def reset_parameters(self) -> None:
         """Fresh values: the same each time."""
         rows, width = self.weight.shape
-        rates = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        rates = 2 * math.pi / torch.logspace(math.log10(3), math.log10(2 * rows), width // 2, dtype=torch.float64)
         angles = torch.arange(rows, dtype=torch.float64)[:, None] * rates
         self.weight.detach().copy_(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))
 
