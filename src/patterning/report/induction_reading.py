@@ -148,7 +148,8 @@ def _directions(results: Results) -> Table:
                 f"{one['r2']:.2f}" if "r2" in one else "",
                 str(one.get("rank", "")),
                 "no: " + one["refused"] if "refused" in one else "forced" if "forced" in one else "yes",
-            ]
+            ],
+            "wrap",
         )
         for one in results["directions"]
     ]

@@ -20,7 +20,9 @@ ControlName = Literal["permuted", "random", "random-smooth", "first-mode", "heur
 class CorpusSettings(Frozen):
     """The text: a corpus folder, or the sample in the package (`max_mb` of it) at `vocabulary` entries.
 
-    `shares` of the rows by domain; a domain with too little text is an error, unless `repeat`.
+    `shares` of the rows by domain; a domain with too little text is an error, unless `repeat`. `copy_top` below 1:
+    rows / copy_top rows are cut, and the `rows` that offer most to a perfect copier (`copy_gain`) are trained on; test
+    rows are not selected.
     """
 
     folder: str | None = None
@@ -30,6 +32,7 @@ class CorpusSettings(Frozen):
     rows: int = Field(ge=8)
     test_rows: int = Field(ge=8)
     repeat: bool = False
+    copy_top: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
 
 
