@@ -1,6 +1,6 @@
 """When does the induction circuit appear? Trains tiny language models on real text and prints one line a run.
 
-python benchmarks/onset.py --seeds 0 1 2 --steps 3000 --set width=64 vocabulary=512 learning_rate=5e-3 …
+python benchmarks/onset.py --seeds 0 1 2 --set steps=1500 learning_rate=8e-3 …
 
 A run is done when some head has prefix-matching >= 0.3 and the repeated-random gap is >= 1 nat. One thread.
 """
@@ -18,12 +18,11 @@ from patterning.tasks.induction import copy_gain, measure_structure, onset, repe
 from patterning.tasks.text import mixed_rows, sample_corpus
 from patterning.training.language import LanguageTraining, train_language
 
-DEFAULTS = {
-    "vocabulary": 512, "context": 64, "layers": 2, "heads": 4, "width": 64, "positions": "shortformer",
-    "batch_size": 32, "learning_rate": 5e-3, "warmup": 100, "weight_decay": 0.05, "beta2": 0.95, "clip": 1.0,
-    "bfloat16": True, "steps": 3000, 
-    "init_std": 0.02, "position_init": "normal", "position_scale": 1.0,
-    "code": 1.0, "docs": 0.0, "prose": 0.0, "rows": 0, "top": 1.0,
+DEFAULTS = {  # the nano setting
+    "vocabulary": 512, "context": 128, "layers": 2, "heads": 4, "width": 64, "positions": "shortformer",
+    "init_std": 0.08, "position_init": "sinusoidal", "position_scale": 3.0,
+    "steps": 2000, "batch_size": 16, "learning_rate": 5e-3, "warmup": 100, "weight_decay": 0.05, "beta2": 0.95,
+    "clip": 1.0, "bfloat16": True, "code": 1.0, "docs": 0.0, "prose": 0.0, "rows": 20000, "top": 1.0,
 }  # fmt: skip
 
 
