@@ -21,8 +21,8 @@ class CorpusSettings(Frozen):
     """The text: a corpus folder, or the sample in the package (`max_mb` of it) at `vocabulary` entries.
 
     `shares` of the rows by domain; a domain with too little text is an error, unless `repeat`. `copy_top` below 1:
-    rows / copy_top rows are cut, and the `rows` that offer most to a perfect copier (`copy_gain`) are trained on; test
-    rows are not selected.
+    rows / copy_top rows are cut, and of each domain those that offer most to a perfect copier (`copy_gain`) are trained
+    on, `rows` in all; test rows are not selected.
     """
 
     folder: str | None = None
@@ -47,6 +47,7 @@ class ModelSettings(Frozen):
     positions: Literal["added", "shortformer"] = "shortformer"
     init_std: float = Field(default=0.02, gt=0)
     position_init: Literal["normal", "sinusoidal"] = "normal"
+    position_scale: float = Field(default=1.0, gt=0)
     unembed_bias: bool = False
 
 

@@ -90,7 +90,8 @@ def load_text(source: Source) -> Text:
         for split, count in ((corpus.train, round(source.rows / source.copy_top)), (corpus.test, source.test_rows))
     )
     if source.copy_top < 1:
-        best = np.argsort(-copy_gain(train.tokens, vocabulary), kind="stable")[: source.rows]
+        order = np.argsort(-copy_gain(train.tokens, vocabulary), kind="stable")
+        best = order[stratified(train.domains[order], source.rows)]  # the best of each domain: shares stay
         train = Rows(*(getattr(train, name)[np.sort(best)] for name in ("tokens", "domains", "documents")))
     return Text(
         corpus, train, test, token_classes(test.tokens, corpus.tokenizer),
