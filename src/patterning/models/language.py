@@ -20,17 +20,14 @@ from patterning.models.module import Batch, Call
 class LanguageConfig:
     """Shape of the model. `mlp_ratio` 0: attention only. Weights start as N(0, `init_std`).
 
-<<<<<<< HEAD
     `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude 1
     (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys). For "shortformer"
     positions it matters: what they are added to comes from a LayerNorm and has size 1.
     `unembed_bias`: as TransformerLens has it.
-=======
     `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude
     `position_scale` (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys).
     "shortformer" positions are added to what comes from a LayerNorm and has size 1, so N(0, 0.02) is next to nothing
     there: waves of amplitude 3 bring previous-token heads forward several times (docs/results/induction-onset.md).
->>>>>>> bb2e1375813e6a2b01ea2a9529648ce6645e9523
     """
 
     vocabulary: int
@@ -42,11 +39,8 @@ class LanguageConfig:
     positions: Literal["added", "shortformer"] = "added"
     init_std: float = 0.02
     position_init: Literal["normal", "sinusoidal"] = "normal"
-<<<<<<< HEAD
     unembed_bias: bool = False
-=======
     position_scale: float = 1.0
->>>>>>> bb2e1375813e6a2b01ea2a9529648ce6645e9523
 
     def __post_init__(self) -> None:
         """Refuse a width that the heads cannot share."""
