@@ -1,6 +1,6 @@
 """When does the induction circuit appear? Trains tiny language models on real text and prints one line a run.
 
-python benchmarks/onset.py --seeds 0 1 2 --steps 3000 --set width=64 vocabulary=512 learning_rate=5e-3 …
+python benchmarks/onset.py --seeds 0 1 2 --set steps=1500 learning_rate=8e-3 …
 
 A run is done when some head has prefix-matching >= 0.3 and the repeated-random gap is >= 1 nat. One thread.
 """
@@ -14,53 +14,43 @@ import numpy as np
 import torch
 
 from patterning.models.language import LanguageConfig, LanguageModel
-from patterning.rng import Stream, generator
-from patterning.tasks.induction import measure_structure, onset, repeated_random
+from patterning.tasks.induction import copy_gain, measure_structure, onset, repeated_random
+from patterning.tasks.text import mixed_rows, sample_corpus
 from patterning.training.language import LanguageTraining, train_language
 
-DEFAULTS = {
-    "vocabulary": 512, "context": 64, "layers": 2, "heads": 4, "width": 64, "positions": "shortformer",
-    "batch_size": 32, "learning_rate": 5e-3, "warmup": 100, "weight_decay": 0.05, "beta2": 0.95, "clip": 1.0,
-    "bfloat16": True, "steps": 3000, "source": "stdlib",
-    "init_std": 0.02, "position_init": "normal",
+DEFAULTS = {  # the nano setting
+    "vocabulary": 512, "context": 128, "layers": 2, "heads": 4, "width": 64, "positions": "shortformer",
+    "init_std": 0.08, "position_init": "sinusoidal", "position_scale": 3.0,
+    "steps": 2000, "batch_size": 16, "learning_rate": 5e-3, "warmup": 100, "weight_decay": 0.05, "beta2": 0.95,
+    "clip": 1.0, "bfloat16": True, "code": 1.0, "docs": 0.0, "prose": 0.0, "rows": 20000, "top": 1.0,
 }  # fmt: skip
 
 
-def stdlib_rows(vocabulary: int, context: int, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and test rows (n, context) of the Python standard library's source, byte-level BPE."""
-    import sysconfig
+def sample_rows(settings: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and test rows (n, context) of the text in the package, mixed by share; `rows` 0: an epoch is the run.
 
-    import tokenizers
-
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
-    files = [file for file in files if "site-packages" not in file.parts]
-    store = folder / f"stdlib-{vocabulary}.npz"
-    if not store.exists():
-        texts = [file.read_text(encoding="utf-8", errors="ignore") for file in files]
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=["<|end|>"], show_progress=False,
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        )  # fmt: skip
-        tokenizer.train_from_iterator(texts, trainer)
-        parts: dict[str, list[int]] = {"train": [], "test": []}
-        for number, encoded in enumerate(tokenizer.encode_batch(texts)):
-            parts["test" if number % 20 == 0 else "train"] += [*encoded.ids, 0]
-        np.savez(store, **{name: np.array(ids, np.uint16) for name, ids in parts.items()})
-    with np.load(store) as found:
-        cut = {name: found[name][: len(found[name]) // context * context].reshape(-1, context) for name in found}
-    train, test = (torch.from_numpy(cut[name].astype(np.int64)) for name in ("train", "test"))
-    return train, test[torch.from_numpy(generator(0, Stream.TEST_DATA).permutation(len(test)))]
+    `top`: the share of rows kept, those of the highest copy gain.
+    """
+    corpus = sample_corpus(settings["vocabulary"], folder / f"sample-{settings['vocabulary']}")
+    shares = {name: settings[name] for name in corpus.domains if settings[name]}
+    count = settings["rows"] or settings["steps"] * settings["batch_size"]
+    parts = [
+        mixed_rows(split, settings["context"], shares, number, 0, corpus.domains, repeat=True).tokens
+        for split, number in ((corpus.train, count), (corpus.test, 64))
+    ]
+    if settings["top"] < 1:
+        gain = copy_gain(parts[0], settings["vocabulary"])
+        parts[0] = parts[0][np.argsort(-gain, kind="stable")[: round(len(gain) * settings["top"])]]
+    return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
 
 
 def measure_onset(settings: dict, seed: int, folder: Path, every: int, verbose: bool = False) -> dict:
     """One run: where both signs of induction cross their thresholds, and where they end."""
-    train, test = stdlib_rows(settings["vocabulary"], settings["context"], folder)
+    train, test = sample_rows(settings, folder)
     config = LanguageConfig(
         settings["vocabulary"], settings["context"], settings["layers"], settings["heads"], settings["width"],
         mlp_ratio=0, positions=settings["positions"], init_std=settings["init_std"],
-        position_init=settings["position_init"],
+        position_init=settings["position_init"], position_scale=settings["position_scale"],
     )  # fmt: skip
     training = LanguageTraining(
         steps=settings["steps"], batch_size=settings["batch_size"], learning_rate=settings["learning_rate"],

@@ -1,5 +1,6 @@
 """Structure measures against hand-built attention, closed forms and losses counted by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from patterning.models.language import LanguageConfig, LanguageModel, next_token
 from patterning.tasks import induction
 from patterning.tasks.induction import (
     attention_patterns,
+    copy_gain,
     icl_score,
     measure_structure,
     onset,
@@ -208,3 +210,20 @@ def test_onset() -> None:
     assert onset([0, 10, 20, 40], [0.0, 0.3, 0.2, 0.9], 0.3) == 10
     assert onset([0, 10], [0.0, 0.1], 0.3) == math.inf
     assert onset(np.array([0, 10]), np.array([np.nan, 1.0]), 0.5) == 10
+
+
+def test_copy_gain_by_hand() -> None:
+    rows = np.array([[1, 2, 1, 2, 1, 2], [1, 3, 0, 2, 0, 3], [3, 0, 1, 2, 3, 1]], dtype=np.uint16)
+    # Pairs in all: after 1: 2 ×4, 3 ×1; after 2: 1 ×2, 0 ×1, 3 ×1. Row 0 repeats (1, 2) twice and (2, 1) once.
+    expected = (2 * math.log(5 / 4) + math.log(4 / 2)) / 5
+    np.testing.assert_allclose(copy_gain(rows, 4), [expected, 0, 0], rtol=1e-12)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 30, (50, 40))
+    slow = np.zeros(50)
+    pairs = [list(itertools.pairwise(row)) for row in rows.tolist()]
+    every = [pair for row in pairs for pair in row]
+    for i, row in enumerate(pairs):
+        for j, pair in enumerate(row):
+            if pair in row[:j]:
+                slow[i] -= math.log(every.count(pair) / sum(first == pair[0] for first, _ in every)) / 39
+    np.testing.assert_allclose(copy_gain(rows, 30), slow, rtol=1e-12)

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,13 +26,11 @@ class Frozen(BaseModel):
 C = TypeVar("C", bound=BaseModel)
 
 
-class Configuration(Protocol):
-    """What `open_folder` needs of a configuration: a pydantic model with the field `force`."""
+class Settings(Frozen):
+    """A whole configuration: doubtful results are used all the same under `force`, which may change between calls."""
 
-    @property
-    def force(self) -> bool: ...
-    def model_copy(self, *, update: dict[str, Any]) -> Any: ...
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+    preset: str
+    force: bool = False
 
 
 def validate(kind: type[C], values: dict[str, Any], origin: str) -> C:
@@ -56,7 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def open_folder(config: Configuration, folder: Path, read: Callable[[Path], Any]) -> RunFolder:
+def open_folder(config: Settings, folder: Path, read: Callable[[Path], Any]) -> RunFolder:
     """The run folder of this configuration, new or resumed; `read` reads a configuration file."""
     run, path = RunFolder(folder), folder / "config.yaml"
     if path.exists():

@@ -133,7 +133,11 @@ def _own_layout(module: nn.Module) -> _Layout | None:
             **_rows(module, f"{name}.out.weight", [own], axis=1),
         }
 
-    parts = {"embed": ["embed.weight"], "positions": ["positions.weight"], "unembed": ["unembed.weight"]}
+    parts = {
+        "embed": ["embed.weight"],
+        "positions": ["positions.weight"],
+        "unembed": ["unembed.weight", "unembed.bias"],
+    }
     return _Layout(
         config.layers, config.heads, config.mlp_ratio > 0, head, "blocks.{}.attention.", "blocks.{}.mlp.", parts
     )

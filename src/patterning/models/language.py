@@ -23,6 +23,11 @@ class LanguageConfig:
     `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude 1
     (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys). For "shortformer"
     positions it matters: what they are added to comes from a LayerNorm and has size 1.
+    `unembed_bias`: as TransformerLens has it.
+    `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude
+    `position_scale` (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys).
+    "shortformer" positions are added to what comes from a LayerNorm and has size 1, so N(0, 0.02) is next to nothing
+    there: waves of amplitude 3 bring previous-token heads forward several times (docs/results/induction-onset.md).
     """
 
     vocabulary: int
@@ -34,6 +39,8 @@ class LanguageConfig:
     positions: Literal["added", "shortformer"] = "added"
     init_std: float = 0.02
     position_init: Literal["normal", "sinusoidal"] = "normal"
+    unembed_bias: bool = False
+    position_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a width that the heads cannot share."""
@@ -62,14 +69,19 @@ class Table(nn.Module):
 
 
 class Waves(Table):
-    """Learned vectors (rows, width) that start as sines and cosines of wavelengths 2π to 2π · 10⁴."""
+    """Learned vectors (rows, width) that start as sines and cosines of one amplitude, wavelengths 3 to 2 · rows."""
+
+    def __init__(self, rows: int, width: int, amplitude: float) -> None:
+        self.amplitude = amplitude
+        super().__init__(rows, width)
 
     def reset_parameters(self) -> None:
         """Fresh values: the same each time."""
         rows, width = self.weight.shape
-        rates = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        rates = 2 * math.pi / torch.logspace(math.log10(3), math.log10(2 * rows), width // 2, dtype=torch.float64)
         angles = torch.arange(rows, dtype=torch.float64)[:, None] * rates
-        self.weight.detach().copy_(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))
+        waves = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+        self.weight.detach().copy_(self.amplitude * waves)
 
 
 class Projection(nn.Linear):
@@ -176,11 +188,13 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Table(config.vocabulary, config.width, config.init_std)
-        positions = Waves if config.position_init == "sinusoidal" else Table
-        self.positions = positions(config.context, config.width, config.init_std)
+        if config.position_init == "sinusoidal":
+            self.positions = Waves(config.context, config.width, config.position_scale)
+        else:
+            self.positions = Table(config.context, config.width, config.init_std)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_final = nn.LayerNorm(config.width)
-        self.unembed = Projection(config.width, config.vocabulary, config.init_std, bias=False)
+        self.unembed = Projection(config.width, config.vocabulary, config.init_std, bias=config.unembed_bias)
 
     def layers(self) -> list[Block]:
         """The blocks, first to last."""

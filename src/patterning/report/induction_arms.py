@@ -22,8 +22,8 @@ def _interval(effect: Mapping[str, Any] | None, form: str) -> str:
     if effect is None:
         return "not defined"
     if effect["low"] is None:
-        return f"{effect['difference']:{form}} ({effect['pairs']} seed{'s' * (effect['pairs'] > 1)})"
-    return f"{effect['difference']:{form}} [{effect['low']:{form}}, {effect['high']:{form}}]"
+        return f"{effect['difference']:{form}} ({effect['pairs']}\u00a0seed{'s' * (effect['pairs'] > 1)})"
+    return f"{effect['difference']:{form}} [{effect['low']:{form}},\u00a0{effect['high']:{form}}]"
 
 
 def _sure(effect: Mapping[str, Any] | None) -> bool:
@@ -51,7 +51,7 @@ def outcome_rows(results: Results) -> list[Row]:
             _interval(effect["not_induction_percent"], "+.2f") if effect else f"{_mean(own['loss:not induction']):.3f}",
             f"{notes['effective_sample_size']:.2f}" if "effective_sample_size" in notes else "1",
         ]
-        rows.append(Row(cells, f"{arm['toward']}{' sure' if _sure(effect.get('onset_percent')) else ''}"))
+        rows.append(Row(cells, f"wrap {arm['toward']}{' sure' if _sure(effect.get('onset_percent')) else ''}"))
     return rows
 
 
@@ -98,8 +98,8 @@ def warnings(results: Results) -> list[str]:
             lines.append(f"direction {where} was forced: {direction['forced']}")
     if results["strength"]["sign"] < 0:
         lines.append(
-            "on the pilot seeds the response's sign was reversed: what it calls 'more' gave less induction, so 'more' is "
-            "-s here (sweep.sign: pilot)"
+            "on the pilot seeds the response's sign was reversed: what it calls 'more' gave less induction, so 'more' "
+            "is -s here (sweep.sign: pilot)"
         )
     for reading in results["readings"]:
         lines += [f"left out, diverged: {name}" for name in reading["excluded"]]
@@ -119,6 +119,7 @@ def warnings(results: Results) -> list[str]:
 
 
 def arm_sections(results: Results) -> list[Section]:
+    """Curves, outcome table, paired differences, heuristics, domains, strength."""
     arms, steps, structure = results["arms"], results["pilot"]["steps"], results["config"]["structure"]
     base = [arm for arm in arms if arm["kind"] == "base"]
     kinds = (
@@ -136,8 +137,8 @@ def arm_sections(results: Results) -> list[Section]:
             "Arms: what retraining shows",
             "Same seed, same start, same minibatches in every arm; only the weights differ. Thin: seeds, thick: mean. "
             f"Onset: the step at which some head's prefix matching reaches {structure['prefix_matching']:g} and the "
-            f"repeated-random gap {structure['repeated_gap']:g} nats, interpolated in log(step) between checkpoints; a run "
-            "that never gets there counts with its last step (≥). Brackets: 95 % intervals over paired seeds "
+            f"repeated-random gap {structure['repeated_gap']:g} nats, interpolated in log(step) between checkpoints; a "
+            "run that never gets there counts with its last step (≥). Brackets: 95 % intervals over paired seeds "
             "(bootstrap-t); bold: the onset's interval excludes 0.",
             drawn,
             [Table(HEAD, outcome_rows(results))],
@@ -163,9 +164,10 @@ def arm_sections(results: Results) -> list[Section]:
         ),
         Section(
             "Strength, chosen on pilot seeds",
-            f"χ read {strength['stage']}, policy {strength['policy']}, α {strength['alpha']:g}: where 'more' and 'less' "
-            "part most in the repeated gap, averaged over the checkpoints, among candidates whose 'less' keeps the loss on "
-            f"other tokens within {100 * results['config']['sweep']['loss_limit']:g} %. No claim seed was used.",
+            f"χ read {strength['stage']}, policy {strength['policy']}, α {strength['alpha']:g}: where 'more' and "
+            "'less' part most in the repeated gap, averaged over the checkpoints, among candidates whose 'less' keeps "
+            f"the loss on other tokens within {100 * results['config']['sweep']['loss_limit']:g} %."
+            " No claim seed was used.",
             [figures.sweep_figure(results["sweep"])],
             [_sweep(results)],
         ),
@@ -174,7 +176,7 @@ def arm_sections(results: Results) -> list[Section]:
 
 def _effects(arms: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
     rows = [
-        Row([arm["label"], *(_interval(arm[key][name], form) for name, form, _ in SHOWN)], arm["toward"])
+        Row([arm["label"], *(_interval(arm[key][name], form) for name, form, _ in SHOWN)], f"wrap {arm['toward']}")
         for arm in arms
         if arm[key]
     ]
@@ -184,7 +186,7 @@ def _effects(arms: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
 def _classes(arms: Sequence[Mapping[str, Any]]) -> Table:
     names = [name for name in arms[0]["measures"] if name.startswith("loss:")]
     rows = [
-        Row([arm["label"], *(_interval(arm["effect"][name], "+.3f") for name in names)], arm["toward"])
+        Row([arm["label"], *(_interval(arm["effect"][name], "+.3f") for name in names)], f"wrap {arm['toward']}")
         for arm in arms
         if arm["effect"]
     ]

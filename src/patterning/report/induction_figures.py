@@ -1,5 +1,6 @@
 """Figures of the induction experiment, from the plain values in its `results.json`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,19 +27,18 @@ def pilot_curves(pilot: Mapping[str, Any], structure: Mapping[str, float]) -> go
     figure = make_subplots(rows=1, cols=4, subplot_titles=[TITLES[name] for name in names], horizontal_spacing=0.06)
     steps = [max(1, step) for step in pilot["steps"]]
     for i, name in enumerate(names, 1):
+        place: dict[str, Any] = {"row": 1, "col": i}
         figure.add_scatter(
             x=steps, y=pilot["curves"][name], mode="lines+markers", line={"color": INK, "width": 1.5},
             marker={"size": 4}, row=1, col=i,
         )  # fmt: skip
         if name in structure:
-            figure.add_hline(y=structure[name], line={"color": QUIET, "dash": "dot"}, row=1, col=i)
-        for stage, step in pilot["at"].items():
-            figure.add_vline(
-                x=max(1, step), line={"color": ACCENT, "width": 1}, row=1, col=i,
-                annotation_text=stage if i == 1 else "", annotation_textangle=-90, annotation_font_size=10,
-            )  # fmt: skip
+            figure.add_hline(y=structure[name], line={"color": QUIET, "dash": "dot"}, **place)
+        for step in pilot["at"].values():
+            figure.add_vline(x=max(1, step), line={"color": ACCENT, "width": 1}, **place)
     _layout(figure, height=300)
-    figure.update_xaxes(type="log", title="step")
+    # a line across a logarithmic axis would stretch it: the range is stated
+    figure.update_xaxes(type="log", title="step", range=[-0.05, math.log10(steps[-1]) + 0.05])
     figure.update_annotations(font_size=12)
     figure.update_layout(margin={"t": 40})
     return figure

@@ -20,31 +20,32 @@ def reading_sections(results: Results) -> list[Section]:
         Section(
             "The pilot run, and where χ was read",
             f"Unweighted, seed {results['config']['pilot_seed']}. Induction heads at its end: "
-            f"{', '.join(pilot['induction_heads'])}. Dotted: thresholds. Read at the vertical lines.",
+            f"{', '.join(pilot['induction_heads'])}. Dotted: thresholds. χ is read at the vertical lines, at "
+            f"steps {', '.join(f'{step} ({stage})' for stage, step in pilot['at'].items())}.",
             [figures.pilot_curves(pilot, results["config"]["structure"])],
             [_heads(pilot)],
         ),
         Section(
             "Is χ reliable?",
-            "Split-half reliability (rank correlation between halves of the chains, stepped up to all) of each component's "
-            f"χ, and its R-hat. nβ {reading_settings['n_beta']:g}, γ {reading_settings['localization']:g}, "
-            f"ε {reading_settings['step_size']:g}, {reading_settings['chains']} chains of {reading_settings['draws']} draws "
-            f"(up to {reading_settings['rounds']} rounds), {reading_settings['probe_rows']} probed rows.",
+            "Split-half reliability (rank correlation between halves of the chains, stepped up to all) of each "
+            f"component's χ, and its R-hat. nβ {reading_settings['n_beta']:g}, γ {reading_settings['localization']:g}, "
+            f"ε {reading_settings['step_size']:g}, {reading_settings['chains']} chains of {reading_settings['draws']} "
+            f"draws (up to {reading_settings['rounds']} rounds), {reading_settings['probe_rows']} probed rows.",
             (),
             [_reliability(results)],
         ),
         Section(
             "Modes",
-            "Loadings of the first modes by component, with their share of variance; ▶ the mode that is taken for "
-            "induction, turned to score higher on induction tokens. It is picked by two signs that know nothing of each "
-            "other: its loadings follow the heads' prefix matching, its scores tell induction tokens from others.",
+            "Loadings of the first modes by component, with their share of variance; ▶ the mode taken for "
+            "induction, turned to score higher on induction tokens. It is picked by two signs that know nothing of "
+            "each other: its loadings follow the heads' prefix matching, its scores tell induction tokens from others.",
             [figures.loadings(readings)],
             [_candidates(results)],
         ),
         Section(
             "What the induction mode and its heads answer to",
-            "Means by token class and by domain, ± 2 standard errors with rows as units. χ: mean over the induction heads, "
-            "each in its own standard deviations; negative where weight on such tokens lowers the heads' ⟨φ⟩.",
+            "Means by token class and by domain, ± 2 standard errors with rows as units. χ: mean over the induction "
+            "heads, each in its own standard deviations; negative where weight on such tokens lowers the heads' ⟨φ⟩.",
             [
                 figures.group_means(readings, "by_class", "mode", "score of the induction mode by token class"),
                 figures.group_means(readings, "by_class", "chi", "χ of the induction heads by token class"),
@@ -61,8 +62,8 @@ def reading_sections(results: Results) -> list[Section]:
         ),
         Section(
             "From probed tokens to all of them",
-            "A predictor from the frozen model's activations at the reading checkpoint, fitted on the probed tokens; R² "
-            f"on rows it has not seen, used from {results['config']['min_r2']:g} on.",
+            "A predictor from the frozen model's activations at the reading checkpoint, fitted on the probed tokens; "
+            f"R² on rows it has not seen, used from {results['config']['min_r2']:g} on.",
             (),
             [_directions(results)],
         ),
@@ -147,7 +148,8 @@ def _directions(results: Results) -> Table:
                 f"{one['r2']:.2f}" if "r2" in one else "",
                 str(one.get("rank", "")),
                 "no: " + one["refused"] if "refused" in one else "forced" if "forced" in one else "yes",
-            ]
+            ],
+            "wrap",
         )
         for one in results["directions"]
     ]

@@ -7,6 +7,7 @@ component writes, what it attends to, and the error e_j = U[target] - E_p[U] tha
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def feature_groups(model: LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
     inputs = current
     x, positions = model.start(inputs)
     streams, patterns, outputs = [x], [], []
-    for block in model.blocks:
+    for block in model.layers():
         q, k, v = block.attention.project(block.ln1(x), positions)
         pattern = block.attention.pattern(q, k)
         read = block.attention.out.weight.unflatten(1, (block.attention.heads, -1))  # (d, h, d/h)
@@ -131,7 +132,7 @@ def _ablations(
 ) -> Tensor:
     """Loss without a head's output minus loss, nats, for each head: (b, t, L·h)."""
     found = []
-    blocks = list(model.blocks)
+    blocks = list(model.layers())
     for layer, heads in enumerate(outputs):
         for own in heads.unbind(1):
             x = streams[layer + 1] - own  # a MLP of the same block keeps its output
@@ -147,8 +148,8 @@ class Predictor:
     """A linear map from features (F,) to m targets.
 
     `r2` (m,): share of the targets' variance predicted on groups that the map (and its penalty) was not fitted to, in
-    `folds` parts; negative: worse than the mean. `penalties` (m,) in units of the mean square of a feature. `rows`:
-    samples used. Targets are noisy, which bounds r2 by their reliability: `against_truth` divides by it.
+    `folds` parts; negative: worse than the mean. `penalties` (m,) in units of a feature's variance. `samples`: how
+    many it was fitted to. Targets are noisy, which bounds r2 by their reliability: `against_truth` divides by it.
     """
 
     weights: Floats
@@ -164,3 +165,112 @@ class Predictor:
     def against_truth(self, reliability: Floats | float) -> Floats:
         """r2 (m,) against the noise-free targets, given the share of the targets' variance that is not noise."""
         return self.r2 / np.asarray(reliability)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over n samples: x (F,), y (m,), xx (F, F), xy (F, m), yy (m,)."""
+
+    n: int
+    x: Floats
+    y: Floats
+    xx: Floats
+    xy: Floats
+    yy: Floats
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> "_Sums":
+        return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y**2).sum(0))
+
+    def plus(self, other: "_Sums", sign: int = 1) -> "_Sums":
+        return _Sums(
+            n=self.n + sign * other.n,
+            x=self.x + sign * other.x,
+            y=self.y + sign * other.y,
+            xx=self.xx + sign * other.xx,
+            xy=self.xy + sign * other.xy,
+            yy=self.yy + sign * other.yy,
+        )
+
+    def fits(self, penalties: Sequence[float]) -> list[tuple[Floats, Floats]]:
+        """Weights (F, m) and intercepts (m,) of the ridge fit at every penalty, from one eigendecomposition."""
+        mean, centre = self.x / self.n, self.y / self.n
+        spread = np.sqrt(np.maximum(np.diagonal(self.xx) / self.n - mean**2, 0))
+        size = np.sqrt(np.diagonal(self.xx) / self.n)
+        one = np.where(spread > 1e-6 * size, 1 / np.where(spread > 0, spread, 1), 0)  # a constant feature says nothing
+        covariance = (self.xx / self.n - np.outer(mean, mean)) * np.outer(one, one)
+        slope = (self.xy / self.n - np.outer(mean, centre)) * one[:, None]
+        values, vectors = np.linalg.eigh(covariance)
+        turned = vectors.T @ slope
+        found = []
+        for penalty in penalties:
+            weights = one[:, None] * (vectors @ (turned / (np.maximum(values, 0) + penalty)[:, None]))
+            found.append((weights, centre - mean @ weights))
+        return found
+
+    def errors(self, weights: Floats, intercept: Floats) -> Floats:
+        """Sum of squared errors (m,) of a fit on these samples."""
+        found = self.yy - 2 * (weights * self.xy).sum(0) - 2 * intercept * self.y + self.n * intercept**2
+        return found + (weights * (self.xx @ weights)).sum(0) + 2 * intercept * (self.x @ weights)
+
+
+def _fold(groups: Ints, folds: int) -> Ints:
+    """A fold for each group, by a hash (Knuth's): the same in every batch, and not in step with the order of rows."""
+    mixed = np.asarray(groups).astype(np.uint64) * np.uint64(11400714819323198485)
+    return ((mixed >> np.uint64(32)) % np.uint64(folds)).astype(np.int64)
+
+
+def fit_predictor(
+    found: Tensor | NDArray[np.floating],
+    targets: Floats,
+    groups: Ints,
+    *,
+    folds: int = 5,
+    penalties: Sequence[float] = PENALTIES,
+) -> Predictor:
+    """Ridge from features `found` (n, F) to `targets` (n, m); `groups` (n,): the row of each, held out whole."""
+    return fit_in_batches([(found, targets, groups)], folds=folds, penalties=penalties)
+
+
+def fit_in_batches(
+    batches: Iterable[tuple[Tensor | NDArray[np.floating], Floats, Ints]],
+    *,
+    folds: int = 5,
+    penalties: Sequence[float] = PENALTIES,
+) -> Predictor:
+    """`fit_predictor` over batches (features, targets, groups), each seen once: memory F² · folds, whatever n is.
+
+    Sums of products in float64, one set a fold, give every fold's fit and its error on the fold left out. The penalty
+    of a target, in units of a standardised feature's mean square, is the best one; in the error that is reported for a
+    fold, the best one on the other folds. Raises `PatterningError` for shapes that do not fit, NaN, or too few rows.
+    """
+    if folds < 2 or not len(penalties) or min(penalties) <= 0:
+        raise PatterningError(f"{folds} folds and penalties {list(penalties)}: at least 2 folds, one penalty, all > 0")
+    parts: list[_Sums | None] = [None] * folds
+    for found, targets, groups in batches:
+        x, y = np.asarray(found, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+        if x.ndim != 2 or y.ndim != 2 or not len(x) == len(y) == len(groups):
+            raise PatterningError(f"features {x.shape}, targets {y.shape}, groups {groups.shape}: (n, F), (n, m), (n,)")
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise PatterningError("features or targets hold NaN or infinite entries")
+        place = _fold(groups, folds)
+        for fold in range(folds):
+            if (own := place == fold).any():
+                sums, before = _Sums.of(x[own], y[own]), parts[fold]
+                parts[fold] = sums if before is None else sums.plus(before)
+    held = [part for part in parts if part is not None]
+    if len(held) < 2:
+        raise PatterningError("all rows fall into one fold: more rows are needed to hold some out")
+    total = reduce(_Sums.plus, held)
+    errors = np.stack(  # (folds, penalties, m)
+        [[part.errors(*fit) for fit in total.plus(part, -1).fits(penalties)] for part in held]
+    )
+    others = errors.sum(0) - errors
+    picked = others.argmin(1)  # (folds, m)
+    honest = np.take_along_axis(errors, picked[:, None], axis=1)[:, 0].sum(0)
+    best = errors.sum(0).argmin(0)
+    fits = total.fits(penalties)
+    weights = np.stack([fits[b][0][:, i] for i, b in enumerate(best)], axis=1)
+    intercept = np.array([fits[b][1][i] for i, b in enumerate(best)])
+    spread = total.yy - total.y**2 / total.n
+    return Predictor(weights, intercept, 1 - honest / spread, np.asarray(penalties)[best], total.n)

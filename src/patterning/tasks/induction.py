@@ -89,6 +89,22 @@ def icl_score(losses: NDArray[np.floating], early: int, late: int, window: int =
     return float(losses[:, late - window : late].mean() - losses[:, early - window : early].mean())
 
 
+def copy_gain(tokens: NDArray[np.integer], vocabulary: int) -> NDArray[np.float64]:
+    """How much a perfect copier could gain on each row of `tokens` (n, t), nats a prediction: (n,). No model is needed.
+
+    A prediction counts where its pair (token, next token) stood in the row before; it counts -log p(next | token), p
+    from the pairs of all rows. What the bigram predicts anyway counts little. Rows rich in it grow induction soonest.
+    """
+    pairs = tokens[:, :-1].astype(np.int64) * vocabulary + tokens[:, 1:]
+    counts = np.bincount(pairs.ravel(), minlength=vocabulary**2).reshape(vocabulary, vocabulary)
+    surprise = -np.log(np.maximum(counts, 1) / np.maximum(counts.sum(1, keepdims=True), 1)).ravel()
+    order = np.argsort(pairs, axis=1, kind="stable")
+    ranked = np.take_along_axis(pairs, order, 1)
+    again = np.zeros(pairs.shape, dtype=bool)
+    np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
+    return (again * surprise[pairs]).mean(1)
+
+
 def measure_structure(
     model: LanguageModel, test_tokens: Tensor, classes: Mapping[str, NDArray[np.bool_] | Tensor], repeated: Tensor
 ) -> dict[str, NDArray[np.float64]]:

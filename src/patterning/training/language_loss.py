@@ -32,6 +32,9 @@ def weighted_loss(model: LanguageModel, tokens: Tensor, weights: Tensor, bfloat1
                 x = x + block.mlp(block.ln2(x))
         x = model.ln_final(x)
     hidden, targets = x.to(table.dtype).flatten(0, 1), tokens[:, 1:].flatten()
+    if model.unembed.bias is not None:  # one more column, read by a constant
+        table = torch.cat([table, model.unembed.bias[:, None]], dim=1)
+        hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
     loss = _Unembed.apply(hidden, table, targets, weights.to(table.dtype).flatten(), inner)
     return cast(Tensor, loss)
 

@@ -67,9 +67,9 @@ def sweep(
     well as the end. Seed 0 of the sweep is the pilot's own, so that run is the unweighted partner.
     """
     own = config.sweep
-    stages = [stage for stage in own.read_at if found[stage, own.direction].s is not None]
+    stages: list[Stage] = [stage for stage in own.read_at if found[stage, own.direction].s is not None]
     seeds = [config.pilot_seed + i for i in range(own.seeds)]
-    candidates = list(product(stages, own.policies, own.alphas))
+    candidates: list[tuple[Stage, Policy, float]] = list(product(stages, own.policies, own.alphas))
     work = []
     for stage, policy, alpha in candidates:
         s = found[stage, own.direction].s

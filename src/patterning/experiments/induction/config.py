@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from patterning.experiments.common import Frozen, read_yaml, validate
+from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 from patterning.models.language import LanguageConfig
 from patterning.response.components import Estimator
@@ -20,7 +20,9 @@ ControlName = Literal["permuted", "random", "random-smooth", "first-mode", "heur
 class CorpusSettings(Frozen):
     """The text: a corpus folder, or the sample in the package (`max_mb` of it) at `vocabulary` entries.
 
-    `shares` of the rows by domain; a domain with too little text is an error, unless `repeat`.
+    `shares` of the rows by domain; a domain with too little text is an error, unless `repeat`. `copy_top` below 1:
+    rows / copy_top rows are cut, and of each domain those that offer most to a perfect copier (`copy_gain`) are trained
+    on, `rows` in all; test rows are not selected.
     """
 
     folder: str | None = None
@@ -30,6 +32,7 @@ class CorpusSettings(Frozen):
     rows: int = Field(ge=8)
     test_rows: int = Field(ge=8)
     repeat: bool = False
+    copy_top: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
 
 
@@ -42,6 +45,10 @@ class ModelSettings(Frozen):
     width: int = Field(ge=4)
     mlp_ratio: int = Field(default=0, ge=0)
     positions: Literal["added", "shortformer"] = "shortformer"
+    init_std: float = Field(default=0.02, gt=0)
+    position_init: Literal["normal", "sinusoidal"] = "normal"
+    position_scale: float = Field(default=1.0, gt=0)
+    unembed_bias: bool = False
 
 
 class TrainSettings(Frozen):
@@ -106,7 +113,7 @@ class SweepSettings(Frozen):
     sign: Literal["pilot", "response"] = "pilot"
 
 
-class InductionConfig(Frozen):
+class InductionConfig(Settings):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on; choices are made on `pilot_seed` and after.
 
     `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
@@ -115,7 +122,6 @@ class InductionConfig(Frozen):
     """
 
     experiment: Literal["induction"] = "induction"
-    preset: str
     corpus: CorpusSettings
     model: ModelSettings
     train: TrainSettings
@@ -131,7 +137,6 @@ class InductionConfig(Frozen):
     first_seed: int = Field(default=5000, ge=2000)
     pilot_seed: int = Field(default=1000, ge=0, lt=2000)
     min_r2: float = Field(default=0.2, le=1)
-    force: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "InductionConfig":

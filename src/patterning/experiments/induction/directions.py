@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.errors import PatterningError
-from patterning.experiments.induction.config import DirectionName, InductionConfig, Stage
+from patterning.experiments.induction.config import InductionConfig, Stage
 from patterning.experiments.induction.pilot import Pilot
 from patterning.experiments.induction.reading import Probes, Reading
 from patterning.experiments.induction.text import Source
-from patterning.experiments.induction.units import predict_unit
+from patterning.experiments.induction.units import joined, prediction_units
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import gaussian_scores
 from patterning.store import Unit
@@ -46,7 +46,8 @@ def find_directions(
     chosen = [reading for reading in readings if reading.stage in config.sweep.read_at]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     smooth = list(seeds) if "random-smooth" in config.controls else []
-    work, sampled = [], []
+    work: list[list[Unit]] = []
+    sampled: list[tuple[dict[str, Any], list[str]]] = []
     for reading in chosen:
         targets = {name: _sampled(name, reading, pilot) for name in names}
         usable = {name: target for name, (target, _) in targets.items() if target is not None}
@@ -60,8 +61,9 @@ def find_directions(
                 "targets": np.stack(list(usable.values()), axis=1),
                 "random_seeds": smooth,
             }
-            work.append(Unit(f"predict-{reading.stage}", predict_unit, arguments))
-    found = iter(pool.compute(work, "predicting all training tokens"))
+            work.append(prediction_units(f"predict-{reading.stage}", config.corpus.rows, arguments))
+    done = iter(pool.compute([unit for units in work for unit in units], "predicting all training tokens"))
+    found = iter([joined([next(done) for _ in units]) for units in work])
     result: dict[tuple[Stage, str], Direction] = {}
     for reading, (targets, usable) in zip(chosen, sampled, strict=True):
         predicted = next(found) if usable else {}
@@ -138,10 +140,3 @@ def _refused(config: InductionConfig, name: str, reading: Reading, r2: float) ->
     if not r2 >= config.min_r2:
         return f"the predictor's held-out R² is {r2:.2f}, under min_r2 {config.min_r2:g}"
     return ""
-
-
-def usable_names(
-    config: InductionConfig, found: dict[tuple[Stage, str], Direction], stage: Stage
-) -> list[DirectionName]:
-    """Directions of the configuration that stand at this stage."""
-    return [name for name in config.directions if found[stage, name].s is not None]

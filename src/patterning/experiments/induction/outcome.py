@@ -32,8 +32,8 @@ class Arm:
 def onset_step(steps: NDArray[np.int64], curves: Mapping[str, Floats], structure: StructureSettings) -> float:
     """The step at which induction is there: prefix matching and repeated gap are both at their thresholds; inf: never.
 
-    The smaller of the two ratios to the thresholds is followed; between the last checkpoint below 1 and the first one at
-    or above it, its crossing is interpolated linearly in log(step).
+    The smaller of the two ratios to the thresholds is followed; between the last checkpoint below 1 and the first one
+    at or above it, its crossing is interpolated linearly in log(step).
     """
     ratio = np.minimum(
         curves["prefix_matching"] / structure.prefix_matching, curves["repeated_gap"] / structure.repeated_gap
@@ -138,8 +138,8 @@ def judge(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def by_domain(arms: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> list[dict[str, Any]]:
     """χ and mode score of each domain beside what its removal and doubling did to the repeated gap along training.
 
-    χ < 0 on the induction heads, or a positive mode score, foretells that more of the domain grows induction. `measured`
-    is half of (doubled - removed) in the mean repeated gap over the log-spaced checkpoints.
+    χ < 0 on the induction heads, or a positive mode score, foretells that more of the domain grows induction.
+    `measured` is half of (doubled - removed) in the mean repeated gap over the log-spaced checkpoints.
     """
     found = {arm["name"]: arm for arm in arms if arm["kind"] == "domain"}
     rows = []

@@ -53,7 +53,7 @@ def train_pilot(config: InductionConfig, source: Source, pool: Workers) -> Pilot
     run = pool.compute([unit], "pilot run")[0]
     curves = curves_of(run)
     at, notes = reading_steps(run["steps"], curves, config.structure)
-    anchors = {stage: torch.from_numpy(run[f"at_{step}"]) for stage, step in at.items()}
+    anchors: dict[Stage, torch.Tensor] = {stage: torch.from_numpy(run[f"at_{step}"]) for stage, step in at.items()}
     prefix, previous = by_head(run["prefix_matching"][-1]), by_head(run["previous_token"][-1])
     best = max(prefix.values())
     wanted = max(config.structure.prefix_matching, best / 2)

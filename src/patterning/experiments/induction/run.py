@@ -17,7 +17,7 @@ from patterning.experiments.induction.config import InductionConfig, read_config
 from patterning.experiments.induction.directions import LABELS, Direction, find_directions
 from patterning.experiments.induction.outcome import by_domain, judge, tabulate
 from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilot
-from patterning.experiments.induction.present import write_page
+from patterning.experiments.induction.present import read_results, write_page
 from patterning.experiments.induction.reading import choose_probes, read_stages
 from patterning.experiments.induction.text import Text, load_text, make_source
 from patterning.response.susceptibility import rank_correlation
@@ -44,6 +44,7 @@ def run_induction(
         torch.set_num_threads(threads)
     results["provenance"] = provenance(time.perf_counter() - begun, workers)
     write_json(run.path / "results.json", results)
+    results = read_results(run)  # the page is made from what the file holds, as `patterning report` makes it
     write_page(run, results)
     return results
 

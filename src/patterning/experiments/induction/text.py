@@ -12,7 +12,7 @@ from torch import Tensor
 from patterning.errors import PatterningError
 from patterning.experiments.induction.config import InductionConfig
 from patterning.store import fingerprint
-from patterning.tasks.induction import repeated_random
+from patterning.tasks.induction import copy_gain, repeated_random
 from patterning.tasks.text.classes import token_classes
 from patterning.tasks.text.corpus import Corpus, load_corpus
 from patterning.tasks.text.embedded import sample_corpus
@@ -31,6 +31,7 @@ class Source:
     rows: int
     test_rows: int
     repeat: bool
+    copy_top: float
     seed: int
     repeated_rows: int
 
@@ -72,7 +73,7 @@ def make_source(config: InductionConfig, run: Path) -> Source:
             raise PatterningError(f"{folder} has a vocabulary of {size}: corpus.vocabulary says {own.vocabulary}")
     return Source(
         str(folder.resolve()), corpus.fingerprint, config.model.context, tuple(sorted(own.shares.items())), own.rows,
-        own.test_rows, own.repeat, own.seed, config.structure.repeated_rows,
+        own.test_rows, own.repeat, own.copy_top, own.seed, config.structure.repeated_rows,
     )  # fmt: skip
 
 
@@ -83,11 +84,15 @@ def load_text(source: Source) -> Text:
     if corpus.fingerprint != source.corpus:
         raise PatterningError(f"{source.folder} changed since this run began: start a new run")
     shares = dict(source.shares)
+    vocabulary = corpus.tokenizer.get_vocab_size()
     train, test = (
         mixed_rows(split, source.context, shares, count, source.seed, corpus.domains, repeat=source.repeat)
-        for split, count in ((corpus.train, source.rows), (corpus.test, source.test_rows))
+        for split, count in ((corpus.train, round(source.rows / source.copy_top)), (corpus.test, source.test_rows))
     )
-    vocabulary = corpus.tokenizer.get_vocab_size()
+    if source.copy_top < 1:
+        order = np.argsort(-copy_gain(train.tokens, vocabulary), kind="stable")
+        best = order[stratified(train.domains[order], source.rows)]  # the best of each domain: shares stay
+        train = Rows(*(getattr(train, name)[np.sort(best)] for name in ("tokens", "domains", "documents")))
     return Text(
         corpus, train, test, token_classes(test.tokens, corpus.tokenizer),
         repeated_random(vocabulary, source.context, source.repeated_rows, source.seed),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from patterning.experiments.induction.text import Source, load_text
 from patterning.models.language import LanguageConfig
-from patterning.response.predictor import features, fit_predictor
+from patterning.response.predictor import features, fit_in_batches
 from patterning.rng import Stream, generator
 from patterning.store import Arrays, Unit
 from patterning.tasks.induction import measure_structure
@@ -84,8 +85,19 @@ def train_unit(
     return {"steps": np.asarray(found.steps), **found.measures, **kept}
 
 
-CHUNK = 512
+CHUNK = 64
 """Rows whose features are held at a time."""
+PARTS = 4
+"""Units that the prediction of all training tokens is cut into; each fits the predictor anew: the cheap part."""
+
+
+def prediction_units(name: str, count: int, arguments: Mapping[str, Any]) -> list[Unit]:
+    """`predict_unit` over `count` training rows, in parts."""
+    stops = np.linspace(0, count, min(PARTS, count) + 1).astype(int)
+    return [
+        Unit(f"{name}-{i}", predict_unit, {**arguments, "start": int(start), "stop": int(stop)})
+        for i, (start, stop) in enumerate(pairwise(stops))
+    ]
 
 
 def predict_unit(
@@ -96,32 +108,43 @@ def predict_unit(
     rows: NDArray[np.int64],
     targets: NDArray[np.float64],
     random_seeds: Sequence[int],
+    start: int,
+    stop: int,
     scratch: Path,
 ) -> Arrays:
-    """Fit `targets` (len(rows)·(t - 1), m) on features of the frozen model `anchor` (P,), predict all training tokens.
+    """Fit `targets` (len(rows)·(t - 1), m) on features of the frozen model `anchor` (P,), predict rows start..stop.
 
-    Returns `predicted` float32 (m, n, t - 1) and the held-out `r2` (m,); for `random_seeds`, `random` float32
-    (seeds, n, t - 1): random linear functions of the standardised features, as smooth over tokens as a prediction is.
+    Returns `predicted` float32 (m, stop - start, t - 1) and the held-out `r2` (m,); for `random_seeds`, `random`
+    float32 (seeds, stop - start, t - 1): random linear functions of the standardised features, as smooth over tokens as
+    a prediction is.
     """
     del scratch
     text, network = load_text(source), load_language(LanguageConfig(**model), torch.from_numpy(anchor))
-    tokens = text.tokens
+    tokens, m = text.tokens, targets.shape[1]
     per_row = tokens.shape[1] - 1
+    by_row = targets.reshape(len(rows), per_row, m)
+    chunks = [slice(at, at + CHUNK) for at in range(0, len(rows), CHUNK)]
 
-    def of(chosen: torch.Tensor) -> NDArray[np.float32]:
-        return np.asarray(features(network, chosen))
+    def of(chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.asarray(features(network, tokens[torch.from_numpy(chosen)]))
 
-    known = of(tokens[torch.from_numpy(rows)])
-    predictor = fit_predictor(known, targets, np.repeat(np.arange(len(rows)), per_row))
-    spread = known.std(axis=0)
-    width = known.shape[1]
-    along = np.zeros((width, len(random_seeds)))  # random directions, in units of each feature's spread
+    predictor = fit_in_batches(
+        (of(rows[part]), by_row[part].reshape(-1, m), np.repeat(rows[part], per_row)) for part in chunks
+    )
+    spread = of(rows[chunks[0]]).std(axis=0)
+    along = np.zeros((len(spread), len(random_seeds)))  # random directions, in units of each feature's spread
     for i, seed in enumerate(random_seeds):
-        along[:, i] = generator(seed, Stream.CONTROL).standard_normal(width) / np.where(spread > 0, spread, np.inf)
+        drawn = generator(seed, Stream.CONTROL).standard_normal(len(spread))
+        along[:, i] = drawn / np.where(spread > 0, spread, np.inf)
     parts: list[NDArray[np.float32]] = []
-    for chunk in tokens.split(CHUNK):
-        found = of(chunk)
+    for at in range(start, stop, CHUNK):
+        found = of(np.arange(at, min(at + CHUNK, stop)))
         parts.append(np.concatenate([predictor.predict(found), found @ along], axis=1).astype(np.float32))
-    every = np.concatenate(parts).T.reshape(-1, len(tokens), per_row)
-    m = targets.shape[1]
+    every = np.concatenate(parts).T.reshape(-1, stop - start, per_row)
     return {"predicted": every[:m], "random": every[m:], "r2": np.asarray(predictor.r2, dtype=np.float64)}
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """The parts of one prediction put together along the rows."""
+    whole = {name: np.concatenate([part[name] for part in parts], axis=1) for name in ("predicted", "random")}
+    return {**whole, "r2": parts[0]["r2"]}

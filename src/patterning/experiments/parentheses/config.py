@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from patterning.experiments.common import Frozen, read_yaml, validate
+from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 
 
@@ -90,7 +90,7 @@ class AdaptiveSettings(Frozen):
     burn_in: int = Field(default=60, ge=0)
 
 
-class ParenthesesConfig(Frozen):
+class ParenthesesConfig(Settings):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on, and `pilot_seeds` runs for every choice.
 
     `permuted` names the directions that get a permuted-weights control. `oracle_keep` is the share of weight that the
@@ -98,7 +98,6 @@ class ParenthesesConfig(Frozen):
     """
 
     experiment: Literal["parentheses"] = "parentheses"
-    preset: str
     task: TaskSettings
     train: TrainSettings
     seeds: int = Field(ge=3)
@@ -114,7 +113,6 @@ class ParenthesesConfig(Frozen):
     oracle_keep: float = Field(default=0.1, ge=0, lt=1)
     solution_accuracy: float = Field(default=0.999, ge=0, le=1)
     min_reliability: float = Field(default=0.5, ge=0, le=1)
-    force: bool = False
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "ParenthesesConfig":

@@ -1,0 +1,228 @@
+"""The whole induction experiment at a toy size: resumes to the same numbers, re-renders, and refuses bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from patterning.errors import PatterningError
+from patterning.experiments.induction.arms import deal_to_rows
+from patterning.experiments.induction.config import StructureSettings, load_config
+from patterning.experiments.induction.outcome import by_domain, judge, onset_step
+from patterning.experiments.induction.pilot import reading_steps
+from patterning.experiments.induction.presets import PRESETS, preset_config
+from patterning.experiments.induction.reading import clustered_mean
+from patterning.experiments.induction.run import run_induction
+from patterning.experiments.induction.text import stratified
+from patterning.models.language import LanguageModel
+
+TINY = {"preset": "tiny", **PRESETS["tiny"]}
+
+
+def numbers(folder: Path) -> dict:
+    """Everything in the results that is a measurement, not a timing or a date."""
+    results = json.loads((folder / "results.json").read_text())
+    results.pop("provenance")
+    return results
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    run_induction(load_config(TINY, "tiny"), folder)
+    return folder
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "patterning.cli", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_results_hold_every_arm_paired(finished: Path) -> None:
+    results = numbers(finished)
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    assert {"unweighted", "mode-less", "mode-more", "permuted-less", "permuted-more", "random", "random-smooth"} <= set(
+        arms
+    )
+    assert {"first-mode", "heuristic-less", "heuristic-more", "gzip", "remove-code", "double-prose"} <= set(arms)
+    base = arms.pop("unweighted")
+    for arm in arms.values():
+        pairs = len(arm["seeds"])
+        assert pairs == (1 if arm["kind"] == "domain" else TINY["seeds"])
+        for i in range(pairs):  # same seed, same start: what is measured before the first step is the same
+            assert arm["curves"][i]["loss"][0] == base["curves"][i]["loss"][0]
+            assert arm["curves"][i]["loss"][-1] != base["curves"][i]["loss"][-1]
+        effect = arm["effect"]["loss"]
+        difference = np.mean(arm["measures"]["loss"]) - np.mean(base["measures"]["loss"][:pairs])
+        assert effect["difference"] == pytest.approx(difference)
+    # the same histogram of weights, dealt otherwise
+    for name in ("permuted-more", "gzip"):
+        assert arms[name]["notes"]["largest"] == pytest.approx(arms["mode-more"]["notes"]["largest"], rel=1e-6)
+    assert [reading["stage"] for reading in results["readings"]] == ["before", "between", "after"]
+    assert {row["domain"] for row in results["domains"]} == {"code", "docs", "prose"}
+
+
+def test_page_is_self_contained_and_made_from_the_results_alone(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "Write a circuit into a language model" in page
+    assert "<script src=" not in page
+    assert "<link" not in page
+    (finished / "report.html").unlink()
+    assert command("report", str(finished)).returncode == 0
+    names = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")  # plotly names its elements at random
+    assert names.sub("", (finished / "report.html").read_text()) == names.sub("", page)
+
+
+def test_a_run_killed_in_between_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    arguments = ["run", "--config", str(finished / "config.yaml"), "--out", str(folder), "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "patterning.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(folder.glob("units/*.safetensors"))) >= 12:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    answer = command(*arguments)
+    assert answer.returncode == 0, answer.stderr
+    assert numbers(folder) == numbers(finished)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": TINY["model"] | {"heads": 3}}, "not a multiple"),
+        ({"corpus": TINY["corpus"] | {"shares": {"poems": 1.0}}}, "poems"),
+        ({"corpus": TINY["corpus"] | {"folder": "missing"}}, "missing is not a corpus"),
+        ({"corpus": TINY["corpus"] | {"rows": 20_000, "repeat": False}}, "20000|rows of 24 tokens"),
+        ({"domain_seeds": 4}, "domain_seeds"),
+        ({"extra": 1}, "extra"),
+        ({"sweep": {"alphas": [-1.0]}}, "alphas must be positive"),
+    ],
+)
+def test_bad_settings_are_named_before_the_expensive_part(change: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(PatterningError, match=says):
+        run_induction(load_config(TINY | change, "tiny"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("experiment: circles\n", "unknown experiment 'circles'"),
+        ("experiment: induction\npreset: x\n", "corpus: field"),
+    ],
+)
+def test_bad_files_get_one_sentence_and_exit_code_2(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    answer = command("run", "--config", "config.yaml", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert says in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_a_predictor_under_the_stated_r2_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "units").symlink_to(finished / "units")  # what was computed is found again
+    (tmp_path / "corpus").symlink_to(finished / "corpus")
+    config = load_config(TINY | {"force": False, "min_r2": 1.0}, "tiny")
+    (tmp_path / "config.yaml").write_text((finished / "config.yaml").read_text().replace("min_r2: 0.2", "min_r2: 1.0"))
+    with pytest.raises(PatterningError, match="no direction along induction mode can be used"):
+        run_induction(config, tmp_path)
+
+
+def test_paper_preset_has_the_papers_parameter_count() -> None:
+    with torch.device("meta"):
+        model = LanguageModel(preset_config("paper").language)
+    assert sum(p.numel() for p in model.parameters()) == 3_355_016
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_valid(name: str) -> None:
+    assert preset_config(name).preset == name
+
+
+def test_onset_is_interpolated_in_log_steps() -> None:
+    structure = StructureSettings()
+    curves = {"prefix_matching": np.array([0.0, 0.1, 0.2, 0.4]), "repeated_gap": np.array([0.0, 1.5, 1.5, 1.5])}
+    found = onset_step(np.array([0, 10, 100, 1000]), curves, structure)
+    assert found == pytest.approx(100 * 10**0.5)  # 0.3 lies halfway between 0.2 and 0.4
+    assert onset_step(np.array([0, 10, 100]), {k: v[:3] for k, v in curves.items()}, structure) == float("inf")
+
+
+def test_reading_steps_lie_before_between_and_after() -> None:
+    curves = {
+        "previous_token": np.array([0.1, 0.1, 0.2, 0.5, 0.6, 0.6, 0.6, 0.6]),
+        "prefix_matching": np.array([0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.5, 0.6]),
+        "repeated_gap": np.array([0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 1.5, 1.6]),
+    }
+    steps = np.arange(8) * 10
+    at, notes = reading_steps(steps, curves, StructureSettings())
+    assert (at, notes) == ({"before": 20, "between": 40, "after": 70}, [])
+    flat = {name: np.zeros(8) for name in curves}
+    at, notes = reading_steps(steps, flat, StructureSettings())
+    assert at["before"] < at["between"] < at["after"]
+    assert len(notes) == 2
+
+
+def test_clustered_mean_matches_independent_rows() -> None:
+    rng = np.random.default_rng(0)
+    values, rows = rng.normal(size=4000), np.arange(4000)
+    found = clustered_mean(values, np.ones(4000, dtype=bool), rows)
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["standard_error"] == pytest.approx(values.std(ddof=1) / 4000**0.5)
+    # four equal values a row carry the information of one
+    repeated = clustered_mean(np.repeat(values[:1000], 4), np.ones(4000, dtype=bool), np.repeat(np.arange(1000), 4))
+    assert repeated["standard_error"] == pytest.approx(values[:1000].std(ddof=1) / 1000**0.5)
+
+
+def test_rows_are_dealt_the_largest_weights_by_worth() -> None:
+    rho = np.arange(12, dtype=np.float32).reshape(4, 3)[::-1].copy()
+    dealt = deal_to_rows(rho, np.array([0.1, 0.9, 0.5, 0.2]))
+    assert sorted(dealt.ravel()) == sorted(rho.ravel())
+    assert list(np.argsort(dealt.mean(axis=1))) == [0, 3, 2, 1]
+
+
+def test_strata_keep_their_shares() -> None:
+    domains = np.array([0] * 60 + [1] * 30 + [2] * 10, dtype=np.uint8)
+    rows = stratified(domains, 20)
+    assert np.bincount(domains[rows]).tolist() == [12, 6, 2]
+    assert len(set(rows)) == 20
+
+
+def test_goals_and_signs() -> None:
+    def arm(name: str, kind: str, toward: str, prefix: float, loss: float, shift: float, area: float = 0.0) -> dict:
+        effects = {"not_induction_percent": loss, "onset_percent": shift, "gap_area": area}
+        return {
+            "name": name, "label": name, "kind": kind, "toward": toward, "measures": {"prefix_matching": [prefix]},
+            "effect": {key: {"difference": value} for key, value in effects.items()},
+        }  # fmt: skip
+
+    arms = [
+        arm("unweighted", "base", "", 0.8, 0, 0),
+        arm("a", "steered", "less", 0.1, 1.0, 50),
+        arm("b", "steered", "less", 0.1, 3.0, 50),  # too dear
+        arm("c", "steered", "more", 0.8, 0.0, -25),
+        arm("d", "null", "", 0.1, 5.0, 0),  # a control that cuts the circuit breaks the goal, whatever it costs
+    ]
+    assert [goal["met"] for goal in judge(arms)] == [True, False, True, False]
+    domains = [arm("double-code", "domain", "", 1, 0, 0, 0.4), arm("remove-code", "domain", "", 1, 0, 0, -0.2)]
+    means = {"chi": {"code": {"mean": -0.1}}, "mode": {"code": {"mean": -0.3}}}
+    (row,) = by_domain(domains, {"by_domain": means})
+    assert row["measured"] == pytest.approx(0.3)
+    assert row["chi_agrees"]
+    assert not row["mode_agrees"]
