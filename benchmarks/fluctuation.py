@@ -7,7 +7,7 @@ directions s of the weights of the rows, for a Gaussian model (truth: 1) and a s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -67,12 +67,20 @@ def compare(
     task: LossTask, component: str, kernel: SGLD, chains: ChainConfig, *, estimator: Estimator, directions: int,
     alpha: float, seed: int = 0,
 ) -> tuple[Floats, Floats]:  # fmt: skip
-    """Predicted and measured dφ/dα (directions,) for random directions s of the rows' weights, at q = 1/n."""
+    """Predicted and measured dφ/dα (directions,) for directions s of the rows' weights, at q = 1/n.
+
+    s is random, plus χ of other chains by the pathwise estimator, both of unit size: where the gradient of φ is small,
+    a random direction alone moves it by less than the noise.
+    """
     n, anchor = len(task.base_weights), task.flatten(task.module)
-    found = component_response(task, anchor, [component], kernel, chains, estimator=estimator)
-    chi = found.chi()[0].reshape(n, -1).mean(1)
+
+    def row(config: ChainConfig, how: Estimator) -> Floats:
+        found = component_response(task, anchor, [component], kernel, config, estimator=how)
+        return found.chi()[0].reshape(n, -1).mean(1)
+
+    chi, other = row(chains, estimator), row(replace(chains, seed=chains.seed + 1), "pathwise")
     rng = np.random.default_rng(seed)
-    s = rng.standard_normal((directions, n))
+    s = rng.standard_normal((directions, n)) + (other - other.mean()) / other.std()
     s -= s.mean(1, keepdims=True)
     predicted = kernel.n_beta * s @ chi / n
     free = Restricted(task, anchor, component)
@@ -139,7 +147,7 @@ def main() -> None:
         found = slope(*compare(gaussian_task(), "full", kernel, chains, estimator=estimator, directions=8, alpha=0.05))
         print(f"| Gaussian | full | {estimator} | {found[0]:.3f} ± {found[1]:.3f} | {found[2]:.3f} |", flush=True)
     task = language_task()
-    chains = ChainConfig(8, 60, 40, 2, 32, matched=True)
+    chains = ChainConfig(8, 60, 40, 2, 64, matched=True)  # every row once a step: the same gradients on both sides
     kernel = SGLD(n_beta=30.0, localization=300.0, step_size=1e-3)
     for component in ("l0h1", "l1 mlp"):
         for estimator in ("covariance", "pathwise"):
