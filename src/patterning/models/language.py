@@ -20,14 +20,11 @@ from patterning.models.module import Batch, Call
 class LanguageConfig:
     """Shape of the model. `mlp_ratio` 0: attention only. Weights start as N(0, `init_std`).
 
-    `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude 1
-    (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys). For "shortformer"
-    positions it matters: what they are added to comes from a LayerNorm and has size 1.
-    `unembed_bias`: as TransformerLens has it.
     `position_init` "sinusoidal" starts the position vectors, which are learned all the same, as waves of amplitude
     `position_scale` (Vaswani et al., arXiv 1706.03762; the Shortformer paper adds such waves to queries and keys).
     "shortformer" positions are added to what comes from a LayerNorm and has size 1, so N(0, 0.02) is next to nothing
     there: waves of amplitude 3 bring previous-token heads forward several times (docs/results/induction-onset.md).
+    `unembed_bias`: the unembedding has a bias, as in TransformerLens.
     """
 
     vocabulary: int

@@ -27,7 +27,7 @@ _TINY: dict[str, Any] = {
 # Measured by benchmarks/onset.py: induction within 1,500 steps, about a minute of one core a run.
 _NANO: dict[str, Any] = {
     "corpus": {
-        "vocabulary": 512, "shares": {"code": 0.8, "docs": 0.13, "prose": 0.07}, "rows": 5000, "test_rows": 96,
+        "vocabulary": 512, "shares": {"code": 0.8, "docs": 0.13, "prose": 0.07}, "rows": 5000, "test_rows": 64,
         "repeat": True, "copy_top": 0.25,
     },
     "model": {
@@ -35,7 +35,7 @@ _NANO: dict[str, Any] = {
         "position_scale": 3.0,
     },
     "train": {
-        "steps": 2000, "batch_size": 16, "learning_rate": 5e-3, "warmup": 100, "checkpoints": 32, "bfloat16": True,
+        "steps": 2000, "batch_size": 16, "learning_rate": 5e-3, "warmup": 100, "checkpoints": 28, "bfloat16": True,
     },
     "structure": {"repeated_rows": 32},
     "reading": {
