@@ -24,13 +24,13 @@ def weighted_loss(model: LanguageModel, tokens: Tensor, weights: Tensor, bfloat1
     table = model.unembed.weight
     inner = torch.bfloat16 if bfloat16 else table.dtype
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
-        x, positions = model.start(tokens[:, :-1])  # the last token is only predicted
+        x, positions = model.start(tokens)
         mask = _later(x)
         for block in model.layers():
             x = x + _attend(block.attention, block.ln1(x), positions, mask)
             if block.mlp is not None and block.ln2 is not None:
                 x = x + block.mlp(block.ln2(x))
-        x = model.ln_final(x)
+        x = model.ln_final(x[:, :-1])  # the last token is only predicted, but kernels like an even number of positions
     hidden, targets = x.to(table.dtype).flatten(0, 1), tokens[:, 1:].flatten()
     if model.unembed.bias is not None:  # one more column, read by a constant
         table = torch.cat([table, model.unembed.bias[:, None]], dim=1)
