@@ -3,6 +3,7 @@ r"""χ of samples that were not sampled, predicted from the frozen model: ridge 
 Sampling χ takes hundreds of passes for each component and token; a training set of millions of tokens is out of reach.
 The second-order part of χ_j(φ_C) is set by how component C enters ℓ_j at w*, of which one pass knows much: what the
 component writes, what it attends to, and the error e_j = U[target] - E_p[U] that its output meets (U: unembedding).
+The first-order part is exact and cheap (`response.slopes`): append it as more columns.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,0 +1,65 @@
+r"""First-order χ of any sample, as features for the predictor: slopes of all token losses along fixed directions.
+
+With d_C the gradient of φ_C in the coordinates of component C at w*, the first-order part of χ_j(φ_C) is
+:math:`-\tfrac{1}{\gamma} d_C \cdot \nabla \ell_j`: two passes for each component and row, without sampling. At a
+checkpoint that is no minimum (a constant learning rate, a probe set of few rows) it is most of χ. SPEC §8.3, nβ = 0.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+
+from patterning.errors import PatterningError
+from patterning.models.components import ComponentLike
+from patterning.models.language import LanguageModel, next_token_losses
+from patterning.models.module import LossTask
+from patterning.models.restricted import Restricted
+
+
+def component_gradients(
+    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], rows: Tensor, *, at_once: int = 64
+) -> Tensor:
+    """∇ of the mean loss of `rows` (r,) at `anchor` w* (P,) in each component's coordinates, 0 elsewhere: (k, P).
+
+    For the φ of `component_response`, pass its probes. Raises `PatterningError` for no rows.
+    """
+    if not len(rows):
+        raise PatterningError("a gradient needs at least one row")
+    flat = anchor.detach()[None].clone().requires_grad_()
+    total = torch.zeros_like(anchor)
+    for part in rows.split(at_once):
+        (slope,) = torch.autograd.grad(task.losses(flat, part[None]).sum(), flat)
+        total += slope[0] / len(rows)
+    found = []
+    for component in components:
+        free = Restricted(task, anchor, component)
+        inside = free.expand(torch.full_like(free.anchor, torch.nan)[None])[0].isnan()  # which coordinates are free
+        found.append(torch.where(inside, total, 0.0))
+    return torch.stack(found)
+
+
+def loss_slopes(model: LanguageModel, tokens: Tensor, directions: Tensor) -> Tensor:
+    """Derivative (b·(t-1), k) of every next-token loss of `tokens` (b, t) along `directions` (k, P), at the model.
+
+    A direction lies in the order of `named_parameters`. Twice the time of a pass for each. Raises `PatterningError`
+    for directions of another length.
+    """
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    sizes = [p.numel() for p in own.values()]
+    if directions.ndim != 2 or directions.shape[1] != sum(sizes):
+        raise PatterningError(f"directions {tuple(directions.shape)} are not (k, {sum(sizes)}) for this model")
+
+    def losses(parameters: dict[str, Tensor]) -> Tensor:
+        return next_token_losses(lambda batch: functional_call(model, parameters, (batch,)), tokens).flatten()
+
+    found = []
+    for direction in directions:
+        parts = direction.split(sizes)
+        tangent = {name: part.view_as(p) for (name, p), part in zip(own.items(), parts, strict=True)}
+        with warnings.catch_warnings(), torch.no_grad():  # loading torch's own formulas warns of torch's own script
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+            found.append(jvp(losses, (own,), (tangent,))[1])
+    return torch.stack(found, dim=1)
