@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from patterning.errors import PatterningError
-from patterning.experiments.induction.arms import deal_to_rows
+from patterning.experiments.induction.arms import Strength, deal_to_rows, strength_of
 from patterning.experiments.induction.config import StructureSettings, load_config
 from patterning.experiments.induction.outcome import by_domain, judge, onset_step
 from patterning.experiments.induction.pilot import reading_steps
@@ -195,6 +195,12 @@ def test_rows_are_dealt_the_largest_weights_by_worth() -> None:
     dealt = deal_to_rows(rho, np.array([0.1, 0.9, 0.5, 0.2]))
     assert sorted(dealt.ravel()) == sorted(rho.ravel())
     assert list(np.argsort(dealt.mean(axis=1))) == [0, 3, 2, 1]
+
+
+def test_a_reversed_sign_is_the_swept_directions_own() -> None:
+    config, found = preset_config("nano"), Strength("after", "clip", 1.0, -1.0)
+    signs = {name: strength_of(config, found, name).sign for name in ("mode", "full", "first-mode")}
+    assert signs == {"mode": 1.0, "full": 1.0, "first-mode": 1.0} | {config.sweep.direction: -1.0}
 
 
 def test_strata_keep_their_shares() -> None:

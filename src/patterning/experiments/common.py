@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from patterning.errors import PatterningError
-from patterning.store import RunFolder, write_whole
+from patterning.store import RunFolder, write_json, write_whole
+from patterning.workers import Progress
 
 
 class Frozen(BaseModel):
@@ -23,14 +25,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-C = TypeVar("C", bound=BaseModel)
-
-
 class Settings(Frozen):
     """A whole configuration: doubtful results are used all the same under `force`, which may change between calls."""
 
     preset: str
     force: bool = False
+
+
+C = TypeVar("C", bound=Settings)
 
 
 def validate(kind: type[C], values: dict[str, Any], origin: str) -> C:
@@ -65,6 +67,27 @@ def open_folder(config: Settings, folder: Path, read: Callable[[Path], Any]) -> 
     run.create()
     write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     return run
+
+
+def conduct(
+    config: C,
+    folder: Path,
+    read: Callable[[Path], C],
+    stages: Callable[[C, RunFolder, int, Progress | None], dict[str, Any]],
+    workers: int,
+    progress: Progress | None,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Open the folder, run the `stages` of an experiment in it, and write `results.json` with its provenance."""
+    run = open_folder(config, folder, read)
+    begun, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers: a sum over two threads has other bits
+    try:
+        results = stages(config, run, workers, progress)
+    finally:
+        torch.set_num_threads(threads)
+    results["provenance"] = provenance(time.perf_counter() - begun, workers)
+    write_json(run.path / "results.json", results)
+    return run, results
 
 
 def read_json_results(run: RunFolder, experiment: str, needs: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

@@ -22,6 +22,12 @@ class Component:
     name: str
     masks: Masks
 
+    def count(self, module: nn.Module) -> int:
+        """P_C, the number of free coordinates."""
+        return sum(
+            module.get_parameter(name).numel() if mask is None else int(mask.sum()) for name, mask in self.masks.items()
+        )
+
 
 ComponentLike = str | Component
 
@@ -203,7 +209,6 @@ def _say_if_tied(module: nn.Module, name: str) -> None:
 
 def _checked(module: nn.Module, component: Component) -> Component:
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    count = 0
     for name, mask in component.masks.items():
         if name not in parameters:
             _say_if_tied(module, name)
@@ -214,7 +219,6 @@ def _checked(module: nn.Module, component: Component) -> Component:
                 f"component {component.name!r}: the mask of {name} is {mask.dtype} {tuple(mask.shape)}: it must be "
                 f"bool {tuple(shape)}"
             )
-        count += shape.numel() if mask is None else int(mask.sum())
-    if not count:
+    if not component.count(module):
         raise PatterningError(f"component {component.name!r} selects no parameter: there is nothing to sample")
     return component

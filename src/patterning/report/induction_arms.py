@@ -99,7 +99,7 @@ def warnings(results: Results) -> list[str]:
     if results["strength"]["sign"] < 0:
         lines.append(
             "on the pilot seeds the response's sign was reversed: what it calls 'more' gave less induction, so 'more' "
-            "is -s here (sweep.sign: pilot)"
+            f"is -s for the direction {results['config']['sweep']['direction']!r} (sweep.sign: pilot)"
         )
     for reading in results["readings"]:
         lines += [f"left out, diverged: {name}" for name in reading["excluded"]]

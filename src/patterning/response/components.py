@@ -161,7 +161,7 @@ def component_response(
         by_component=found,
         rows=np.repeat(rows.numpy(), own),
         positions=np.tile(np.arange(own), len(rows)),
-        n_free={component.name: Restricted(task, anchor, component).num_parameters for component in chosen},
+        n_free={component.name: component.count(task.module) for component in chosen},
         estimator=estimator,
         kernel=kernel,
         chains=chains,

@@ -1,7 +1,7 @@
 """Weights from directions: the strength found on pilot seeds, then every arm and control over the claim seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -133,7 +133,7 @@ def _plan(
     yield Arm("unweighted", "unweighted", "base"), [None] * config.seeds
     lead: dict[str, Weights] = {}
     for name, toward in product(names, TOWARD):
-        rho = weigh(config, _direction(found, strength, name), strength, toward)
+        rho = weigh(config, _direction(found, strength, name), strength_of(config, strength, name), toward)
         lead.setdefault(toward, rho)
         control = f"permuted-{toward}" if with_control else None
         arm = Arm(f"{name}-{toward}", f"{LABELS[name]}, {toward}", "steered", toward, control, dict(settings))
@@ -176,7 +176,7 @@ def _heuristics(
     """What needs no χ, or another part of it: the first mode, the induction label itself, and gzip."""
     first = found.get((strength.stage, "first-mode"))
     if "first-mode" in config.controls and first is not None and first.s is not None:
-        rho = weigh(config, first.s, strength, "more")
+        rho = weigh(config, first.s, strength_of(config, strength, "first-mode"), "more")
         yield Arm("first-mode", LABELS["first-mode"], "control", notes=dict(settings)), [rho] * config.seeds
     if "heuristic" in config.controls:
         label = induction_labels(text.train.tokens)
@@ -187,6 +187,11 @@ def _heuristics(
     if "gzip" in config.controls:
         rho = deal_to_rows(lead["more"], -compressed_size(text))
         yield Arm("gzip", "compressible rows (gzip)", "heuristic", "more", notes=dict(settings)), [rho] * config.seeds
+
+
+def strength_of(config: InductionConfig, strength: Strength, name: str) -> Strength:
+    """The sign was found for one direction, the sweep's; each of the others keeps the sign it was foretold with."""
+    return strength if name == config.sweep.direction else replace(strength, sign=1.0)
 
 
 def _smooth(found: Found, strength: Strength) -> Sequence[NDArray[np.float32]]:

@@ -3,15 +3,13 @@
 Read which training tokens an induction circuit answers to, weight them, and prove by retraining what that does.
 """
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from patterning.experiments.common import open_folder, provenance
+from patterning.experiments.common import conduct
 from patterning.experiments.induction import arms as arms_of
 from patterning.experiments.induction.config import InductionConfig, read_config
 from patterning.experiments.induction.directions import LABELS, Direction, find_directions
@@ -21,7 +19,7 @@ from patterning.experiments.induction.present import read_results, write_page
 from patterning.experiments.induction.reading import choose_probes, read_stages
 from patterning.experiments.induction.text import Text, load_text, make_source
 from patterning.response.susceptibility import rank_correlation
-from patterning.store import RunFolder, write_json
+from patterning.store import RunFolder
 from patterning.tasks.text.classes import induction_labels
 from patterning.training.language import init_language
 from patterning.workers import Progress, Workers
@@ -35,15 +33,7 @@ def run_induction(
     Raises `PatterningError` when the folder holds another configuration, the text is too small, chains diverge, or no
     direction can be trusted (and `force` is off).
     """
-    run = open_folder(config, folder, read_config)
-    begun, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the workers: a sum over two threads has other bits
-    try:
-        results = _stages(config, run, workers, progress)
-    finally:
-        torch.set_num_threads(threads)
-    results["provenance"] = provenance(time.perf_counter() - begun, workers)
-    write_json(run.path / "results.json", results)
+    run, results = conduct(config, folder, read_config, _stages, workers, progress)
     results = read_results(run)  # the page is made from what the file holds, as `patterning report` makes it
     write_page(run, results)
     return results

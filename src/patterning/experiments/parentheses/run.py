@@ -3,19 +3,16 @@
 Choose by data which of two algorithms a transformer learns, and prove it by retraining over paired seeds.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from patterning.experiments.common import open_folder, provenance
+from patterning.experiments.common import conduct
 from patterning.experiments.parentheses import stages, steering
 from patterning.experiments.parentheses.config import ParenthesesConfig, read_config
 from patterning.experiments.parentheses.directions import invert
 from patterning.experiments.parentheses.present import write_page
 from patterning.experiments.parentheses.units import build_task
-from patterning.store import RunFolder, write_json
+from patterning.store import RunFolder
 from patterning.workers import Progress, Workers
 
 
@@ -27,15 +24,7 @@ def run_parentheses(
     Raises `PatterningError` when the folder holds another configuration, no pilot run learns the task, too few chains
     survive, or χ is too unreliable to invert (and `force` is off).
     """
-    run = open_folder(config, folder, read_config)
-    begun, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the workers: a sum over two threads has other bits
-    try:
-        results = _stages(config, run, workers, progress)
-    finally:
-        torch.set_num_threads(threads)
-    results["provenance"] = provenance(time.perf_counter() - begun, workers)
-    write_json(run.path / "results.json", results)
+    run, results = conduct(config, folder, read_config, _stages, workers, progress)
     write_page(run, results)
     return results
 
