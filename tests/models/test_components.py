@@ -82,7 +82,8 @@ def test_a_probe_gives_every_loss_and_keeps_what_the_component_cannot_reach(name
     assert ("blocks.0" in kept) == (name in ("l1h1", "l1 mlp", "unembed"))
     assert ("blocks.1.attention" in kept) == (name == "l1 mlp")
     assert name != "full" or not kept
-    tangent = probe.along(flat, torch.ones_like(flat))
+    values, tangent = probe.along(flat, torch.ones_like(flat))
+    torch.testing.assert_close(values, truth)
     step = 1e-3
     torch.testing.assert_close(tangent, (probe(flat + step) - probe(flat - step)) / (2 * step), rtol=0.02, atol=0.02)
 

@@ -94,39 +94,60 @@ def cubic_losses(call, batch):
     return error**2 / 2 + error**3 / 20
 
 
-def test_pathwise_is_the_derivative_of_the_chain_itself() -> None:
-    """Against a finite difference: the same chain, its drift moved by h nβ ∇(ℓ_i - L), the same noise and batches."""
-    generator = torch.Generator().manual_seed(3)
-    x, y = torch.randn(8, 2, generator=generator), torch.randn(8, generator=generator)
-    task = LossTask(Line(), cubic_losses, (x, y))
-    anchor = task.flatten(task.module)
-    kernel = sgld.SGLD(n_beta=20.0, localization=10.0, step_size=0.01)
-    config = ChainConfig(chains=3, draws=20, burn_in=10, steps_between_draws=1, batch_size=2, seed=1)
-    free, rows = Restricted(task, anchor, "full"), torch.arange(8)
-    q = np.full(8, 1 / 8)
-    found = pathwise_chains(free, Probe(free, rows, 3), q, kernel, config)
+LINE_X, LINE_Y = (torch.randn(*shape, generator=torch.Generator().manual_seed(3)) for shape in ((8, 2), (8,)))
+LINE = LossTask(Line(), cubic_losses, (LINE_X, LINE_Y))
+LINE_KERNEL = sgld.SGLD(n_beta=20.0, localization=10.0, step_size=0.01)
+LINE_Q = np.full(8, 1 / 8)
 
-    def mean_phi(i: int, h: float) -> np.ndarray:
-        state = sgld.init(anchor.double(), 3)
-        phi = np.zeros(3)
-        for step in range(30):
-            w = state.position.detach().requires_grad_()
-            error = w @ x.double().T - y.double()
-            loss = error**2 / 2 + error**3 / 20  # (r, n)
-            index = minibatches(np.cumsum(q), config, 0, step)
-            total = loss.gather(1, index).mean(1) + h * (loss[:, i] - loss.mean(1))
-            (slope,) = torch.autograd.grad(total.sum(), w)
-            noise = gaussian(torch.zeros(3, 2), config.seed, 0, step).double()
-            state = sgld.update(state, slope, noise, kernel)
-            if step >= 10:
-                error = state.position @ x.double().T - y.double()
-                phi += (error**2 / 2 + error**3 / 20).mean(1).numpy() / 20
-        return phi
 
+def line_response(config: ChainConfig, **settings) -> np.ndarray:
+    """Pathwise χ (chains, 8) of all 8 samples."""
+    free = Restricted(LINE, LINE.flatten(LINE.module), "full")
+    probe = Probe(free, torch.arange(8), config.chains)
+    return pathwise_chains(free, probe, LINE_Q, LINE_KERNEL, config, **settings).chi
+
+
+def mean_phi(config: ChainConfig, i: int, h: float, read_after: int) -> np.ndarray:
+    """Mean L (chains,) over the 20 positions from `read_after` on, in chains whose drift is moved by h nβ ∇(ℓ_i - L).
+
+    The same noise and minibatches, in plain float64.
+    """
+    state = sgld.init(LINE.flatten(LINE.module).double(), config.chains)
+    phi = np.zeros(config.chains)
+    for step in range(31):
+        w = state.position.detach().requires_grad_()
+        error = w @ LINE_X.double().T - LINE_Y.double()
+        loss = error**2 / 2 + error**3 / 20  # (r, n)
+        if read_after <= step < read_after + 20:
+            phi += loss.detach().mean(1).numpy() / 20
+        index = minibatches(np.cumsum(LINE_Q), config, 0, step)
+        total = loss.gather(1, index).mean(1) + h * (loss[:, i] - loss.mean(1))
+        (slope,) = torch.autograd.grad(total.sum(), w)
+        noise = gaussian(torch.zeros(config.chains, 2), config.seed, 0, step).double()
+        state = sgld.update(state, slope, noise, LINE_KERNEL)
+    return phi
+
+
+@pytest.mark.parametrize(("phi", "batch", "first"), [("probes", 2, 11), ("data", 8, 10)])
+def test_pathwise_is_the_derivative_of_the_chain_itself(phi, batch, first) -> None:
+    """Against a finite difference of ⟨φ⟩; with minibatches of all the data, φ read off them is φ itself."""
+    config = ChainConfig(chains=3, draws=20, burn_in=10, steps_between_draws=1, batch_size=batch, seed=1)
+    chi = line_response(config, phi=phi)
     for i in (0, 5):
-        expected = (mean_phi(i, 1e-4) - mean_phi(i, -1e-4)) / 2e-4 / kernel.n_beta
-        np.testing.assert_allclose(found.chi[:, i], expected, rtol=2e-3, atol=1e-5)
-    np.testing.assert_allclose(found.chi @ q, 0, atol=1e-9)
+        expected = (mean_phi(config, i, 1e-4, first) - mean_phi(config, i, -1e-4, first)) / 2e-4 / LINE_KERNEL.n_beta
+        np.testing.assert_allclose(chi[:, i], expected, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(chi @ LINE_Q, 0, atol=1e-9)
+
+
+def test_phi_read_off_minibatches_is_unbiased() -> None:
+    """The same chains with φ read on all the data at every step, and off the two rows of each minibatch."""
+    config = ChainConfig(chains=400, draws=20, burn_in=10, steps_between_draws=1, batch_size=2, seed=1)
+    found = line_response(config, phi="data")
+    for i in (0, 5):
+        truth = (mean_phi(config, i, 1e-4, 10) - mean_phi(config, i, -1e-4, 10)) / 2e-4 / LINE_KERNEL.n_beta
+        error = found[:, i] - truth
+        assert abs(error.mean()) < 3 * error.std() / 20
+        assert error.std() / 20 < 0.15 * abs(truth.mean())
 
 
 def test_pathwise_agrees_with_the_covariance_of_many_draws() -> None:
@@ -230,6 +251,7 @@ def test_other_observables_and_the_other_sampler() -> None:
         ({"chains": replace(CHAINS, chains=1)}, "1 chain gives no error bar"),
         ({"probes": torch.tensor([16])}, "row numbers from 0 to 15"),
         ({"estimator": "guess"}, "'guess' is not one of"),
+        ({"estimator": "auto", "phi": "data"}, "as the pathwise estimator alone can"),
         ({"estimator": "pathwise", "kernel": RMSPropSGLD(30.0, 100.0, 1e-4)}, "plain SGLD"),
         ({"loss_band": -1.0, "components": ["l1h0"]}, "chains diverged and χ needs 2"),
         ({"loss_band": -1.0, "components": ["l1h0"], "estimator": "pathwise"}, "chains diverged and χ needs 2"),

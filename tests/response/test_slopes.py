@@ -36,7 +36,7 @@ def test_gradients_and_slopes_are_those_of_the_component() -> None:
         (own,) = torch.autograd.grad(free.losses(flat, rows[None]).mean(), flat)
         assert int((gradients[i] != 0).sum()) <= free.num_parameters
         assert gradients[i].norm() == pytest.approx(float(own.norm()), rel=1e-4)
-        expected = Probe(free, torch.arange(9)).along(free.anchor[None], own)[0]
+        expected = Probe(free, torch.arange(9)).along(free.anchor[None], own)[1][0]
         torch.testing.assert_close(slopes[:, i], expected.detach(), atol=1e-5, rtol=1e-3)
         # along its own gradient the mean loss of the rows rises by |g|²
         mean = slopes[:, i].view(9, 9)[rows].mean()

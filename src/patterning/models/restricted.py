@@ -173,11 +173,12 @@ class Probe:
         values = torch.cat(found, dim=1)
         return values, (values * weights).sum(1), slope
 
-    def along(self, flat: Tensor, tangent: Tensor) -> Tensor:
-        """Derivative of every loss at `flat` along `tangent`, both (r, P_C): (r, n), by forward differentiation."""
+    def along(self, flat: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses at `flat` and their derivatives along `tangent`, both (r, P_C): (r, n), by forward differentiation."""
         with warnings.catch_warnings():  # loading torch's own formulas warns of torch's own script
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-            return torch.func.jvp(self, (flat,), (tangent,))[1]
+            found = torch.func.jvp(self, (flat,), (tangent,))
+        return found[0], found[1]
 
 
 def _is_head(module: nn.Module, component: Component) -> bool:

@@ -26,7 +26,7 @@ from patterning.models.restricted import Probe, Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.response.devinterp2 import devinterp2_susceptibility
-from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
+from patterning.response.pathwise import Pathwise, PhiOf, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
     Draws,
     Observable,
@@ -108,6 +108,7 @@ def component_response(
     probes: Tensor | None = None,
     observables: Mapping[str, ModelObservable] | None = None,
     estimator: Estimator = "covariance",
+    phi: PhiOf = "probes",
     reliability: float | None = None,
     rounds: int = 1,
     batches: int = 4,
@@ -117,10 +118,12 @@ def component_response(
     """χ (components × samples) around `anchor` w* (P,), for the samples in rows `probes` of the task (default: all).
 
     `observables` (name → φ of full parameter rows) are measured for each component besides its loss (`covariance`
-    only). Up to `rounds` times `chains.chains` chains are run for a component, until its split-half `reliability` is
-    reached; `auto` is pathwise, or covariance where steps do not contract. With a `pool`, every component is a unit of
-    work: resumed, and run by other processes when there are several (then the task's module, loss and observables must
-    be importable). All settings are checked before anything is sampled.
+    only). `phi`: the component loss is that of the probed samples, or of all the task's rows ("data", `pathwise` only),
+    which costs less and keeps χ from belonging partly to the probes (docs/gotchas.md). Up to `rounds` times
+    `chains.chains` chains are run for a component, until its split-half `reliability` is reached; `auto` is pathwise,
+    or covariance where steps do not contract. With a `pool`, every component is a unit of work: resumed, and run by
+    other processes when there are several (then the task's module, loss and observables must be importable). All
+    settings are checked before anything is sampled.
     """
     chosen = [find_component(task.module, what) for what in components]
     names = [component.name for component in chosen]
@@ -137,12 +140,17 @@ def component_response(
             "the pathwise estimator differentiates the component loss through plain SGLD: for another sampler or "
             "observables use covariance"
         )
+    if phi == "data" and estimator != "pathwise":
+        raise PatterningError(
+            "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
+            f"estimator is {estimator!r}"
+        )
     if rounds < 1 or (reliability is not None and not 0 < reliability < 1):
         raise PatterningError(f"rounds is {rounds} and reliability {reliability}: at least 1, and between 0 and 1")
     rows = torch.arange(len(task.base_weights)) if probes is None else probes.cpu()
     if rows.ndim != 1 or not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= len(task.base_weights):
         raise PatterningError(f"probes must be row numbers from 0 to {len(task.base_weights) - 1}, at least one")
-    settings = Settings(rows, dict(observables or {}), estimator, reliability, rounds, batches, loss_band)
+    settings = Settings(rows, dict(observables or {}), estimator, phi, reliability, rounds, batches, loss_band)
     work = [
         Unit(
             f"component-{re.sub('[^a-z0-9]+', '-', component.name.lower())}",
@@ -176,6 +184,7 @@ class Settings:
     rows: Tensor
     observables: Mapping[str, ModelObservable]
     estimator: Estimator
+    phi: PhiOf
     reliability: float | None
     rounds: int
     batches: int
@@ -200,7 +209,7 @@ class Work:
         masks = {name: "all" if mask is None else mask.cpu().numpy() for name, mask in self.component.masks.items()}
         observables = {name: describe_code(phi) for name, phi in own.observables.items()}
         settings = [type(self.kernel).__name__, asdict(self.kernel), asdict(self.chains), own.estimator, own.batches]
-        settings += [own.reliability, own.rounds, str(own.loss_band)]
+        settings += [own.phi, own.reliability, own.rounds, str(own.loss_band)]
         return fingerprint(
             self.task.fingerprint, self.anchor.cpu().numpy(), masks, own.rows.numpy(), observables, settings
         )
@@ -227,7 +236,14 @@ def sample_component(work: Work) -> SampledResponse:
         for chosen in range(settings.rounds):
             parts.append(
                 pathwise_chains(
-                    free, probe, q, kernel, chains, loss_band=settings.loss_band, first_chain=chosen * chains.chains
+                    free,
+                    probe,
+                    q,
+                    kernel,
+                    chains,
+                    phi=settings.phi,
+                    loss_band=settings.loss_band,
+                    first_chain=chosen * chains.chains,
                 )
             )
             expansion = float(np.median(parts[0].expansion))

@@ -10,11 +10,18 @@ Re-weighting the data by h (ℓ_i - L) moves every step of a chain by -(ε/2) n�
 It is the response of the chain as it is run, step-size effects included, with exact Hessian-vector products and forward
 derivatives. It has little variance while steps contract (γ above the most negative nβ curvature), and blows up
 otherwise: that is recorded as `expansion`.
+
+φ is the loss of the probed samples, read at every draw; or, with `phi="data"`, L of all the data (SPEC §3). That is
+read off the chain's own minibatches: w_k is independent of the minibatch B_k that moves it on, so ∇L_B(w_k), which$
+hand, is unbiased. Its noise is cut by the control variate of SVRG (Johnson & Zhang 2013),
+
+.. math:: \nabla\phi(w_k) \approx \nabla L_{B_k}(w_k) - \nabla L_{B_k}(w^*) + \nabla L(w^*)
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +37,8 @@ from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
 
 Floats = NDArray[np.float64]
+PhiOf = Literal["probes", "data"]
+"""Whose mean loss φ of a component is: the probed samples', or that of all the task's rows."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +74,65 @@ def pathwise_chains(
     kernel: sgld.SGLD,
     chains: ChainConfig,
     *,
+    phi: PhiOf = "probes",
     loss_band: float = math.inf,
     first_chain: int = 0,
 ) -> Pathwise:
     """Run the chains, keep their positions, and go back through them. Memory: steps × chains × P_C floats.
 
-    φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*. Derivatives of the probe are
-    taken once in `steps_between_draws` steps, at the middle one, along the sum of their λ (which steps at every draw).
+    φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*; or that of all the data
+    (`phi`): then the mean over every step after burn-in is differentiated, and `Pathwise.phi` still shows the probes.
+    Derivatives of the probe are taken once in `steps_between_draws` steps, at the middle one, along the sum of their λ
+    (which steps at every draw).
     """
     q = torch.from_numpy(weights).to(free.anchor.device)
-    steps = chains.burn_in + chains.draws * chains.steps_between_draws
     cumulative = np.cumsum(free.base_weights.numpy())
-    device = free.anchor.device
+    positions, diverged = _forward(free, kernel, chains, cumulative, loss_band, first_chain)
+    steps, half, every = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws
+    adjoint = torch.zeros_like(positions[0])
+    span, count = torch.zeros_like(adjoint), 0  # Σ λ since the last derivative of the probe
+    chi = torch.zeros(chains.chains, len(weights), dtype=torch.float64, device=adjoint.device)
+    sums, seen = torch.zeros_like(chi), list[Tensor]()
+    centre = mean_gradient(free) if phi == "data" else None
+    bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
+    for k in range(steps, 0, -1):
+        if centre is None and k > chains.burn_in and (k - chains.burn_in) % every == 0:
+            values, mean, slope = probe.slope(positions[k], q)
+            adjoint, bound = adjoint + slope / chains.draws, bound + slope.norm(dim=1) / chains.draws
+            seen.append(mean)
+            sums += values
+        span, count = span + adjoint, count + 1
+        if count == every or k == 1:
+            values, tangent = (part.detach().double() for part in probe.along(positions[k - 1 + count // 2], span))
+            chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
+            span, count = torch.zeros_like(span), 0
+            if centre is not None and k > chains.burn_in:
+                seen.append((values * q).sum(1))
+                sums += values
+        expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
+        index = minibatches(cumulative, chains, first_chain, k - 1).to(adjoint.device)
+        gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
+        adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
+        bound = bound * (1 - half * kernel.localization)
+        if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
+            slope = (gradient - _anchor_gradient(free, index, chains) + centre) / (steps - chains.burn_in)
+            adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
+    with torch.no_grad():
+        start = float((probe(free.anchor[None])[0].double() * q).sum())
+    return Pathwise(
+        chi=chi.cpu().numpy(),
+        phi=torch.stack(seen[::-1]).cpu().numpy() - start,
+        mean_losses=(sums / len(seen)).cpu().numpy(),
+        expansion=expansion.double().cpu().numpy(),
+        diverged=diverged,
+    )
+
+
+def _forward(
+    free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, cumulative: Floats, loss_band: float, first_chain: int
+) -> tuple[Tensor, dict[int, str]]:
+    """Every position (steps + 1, chains, P_C) of the chains, and those that diverged: chain number → why."""
+    steps, device = chains.burn_in + chains.draws * chains.steps_between_draws, free.anchor.device
     positions = torch.empty(steps + 1, chains.chains, free.num_parameters, device=device, dtype=free.anchor.dtype)
     state = sgld.init(free.anchor, chains.chains)
     positions[0] = state.position
@@ -91,51 +147,33 @@ def pathwise_chains(
         worst = float(losses[chains.burn_in :, c].mean())
         if not (math.isfinite(worst) and worst <= loss_band and bool(positions[-1, c].isfinite().all())):
             diverged[first_chain + c] = f"chain {first_chain + c}: mean minibatch loss {worst:.4g} over its draws"
-    half, every = kernel.step_size / 2, chains.steps_between_draws
-    adjoint = torch.zeros_like(state.position)
-    span, count = torch.zeros_like(state.position), 0  # Σ λ since the last derivative of the probe
-    chi = torch.zeros(chains.chains, len(weights), dtype=torch.float64, device=device)
-    sums = torch.zeros_like(chi)
-    phi: list[Tensor] = []
-    bound, expansion = torch.zeros(chains.chains, device=device), torch.zeros(chains.chains, device=device)
-    for k in range(steps, 0, -1):
-        if k > chains.burn_in and (k - chains.burn_in) % every == 0:
-            values, mean, slope = probe.slope(positions[k], q)
-            adjoint = adjoint + slope / chains.draws
-            bound = bound + slope.norm(dim=1) / chains.draws
-            phi.append(mean)
-            sums += values
-        at = positions[k - 1]
-        span, count = span + adjoint, count + 1
-        if count == every or k == 1:
-            middle = positions[k - 1 + count // 2]
-            tangent = probe.along(middle, span).detach().double()
-            chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-            span, count = torch.zeros_like(span), 0
-        expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
-        index = minibatches(cumulative, chains, first_chain, k - 1).to(device)
-        bend = kernel.n_beta * _curvature(free, at, index, adjoint) + kernel.localization * adjoint
-        adjoint = adjoint - half * bend
-        bound = bound * (1 - half * kernel.localization)
-    with torch.no_grad():
-        start = float((probe(free.anchor[None])[0].double() * q).sum())
-    return Pathwise(
-        chi=chi.cpu().numpy(),
-        phi=torch.stack(phi[::-1]).cpu().numpy() - start,
-        mean_losses=(sums / chains.draws).cpu().numpy(),
-        expansion=expansion.double().cpu().numpy(),
-        diverged=diverged,
-    )
+    return positions, diverged
 
 
-def _curvature(free: Restricted, at: Tensor, index: Tensor, vector: Tensor) -> Tensor:
-    """H_B λ (r, P_C): curvature of the mean loss of rows `index` (r, b) at `at` (r, P_C), along `vector`."""
-    flat, result = at.detach().requires_grad_(), torch.zeros_like(at)
+def _anchor_gradient(free: Restricted, index: Tensor, chains: ChainConfig) -> Tensor:
+    """∇L_B(w*) of rows `index` (r, b), (r, P_C), or (1, P_C) where all chains have the same rows."""
+    rows = index[:1] if chains.matched else index
+    return loss_and_gradient(free, free.anchor.expand(len(rows), -1), rows)[1]
+
+
+def mean_gradient(free: Restricted) -> Tensor:
+    """∇L(w*) (P_C,) over all the data in the free coordinates."""
+    q, total = free.base_weights.to(free.anchor), torch.zeros_like(free.anchor)
+    flat = free.anchor[None].detach().requires_grad_()
+    for part in torch.arange(len(q), device=q.device).split(free.cut(1)):
+        total += torch.autograd.grad((free.losses(flat, part[None])[0] * q[part]).sum(), flat)[0][0]
+    return total
+
+
+def _curvature(free: Restricted, at: Tensor, index: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the mean loss of rows `index` (r, b) at `at`, and H_B λ, its curvature along `vector`: (r, P_C)."""
+    flat, slope, bend = at.detach().requires_grad_(), torch.zeros_like(at), torch.zeros_like(at)
     for part in index.split(free.rows_at_once(len(at)), dim=1):
         loss = free.losses(flat, part).sum() / index.shape[1]
         (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
-        result += torch.autograd.grad(gradient, flat, vector)[0]
-    return result
+        slope += gradient.detach()
+        bend += torch.autograd.grad(gradient, flat, vector)[0]
+    return slope, bend
 
 
 def summarise_pathwise(found: Pathwise, name: str, weights: Floats, n_beta: float) -> SampledResponse:
