@@ -12,17 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from patterning.errors import PatterningError
-from patterning.experiments.induction.arms import Strength, deal_to_rows, strength_of
+from patterning.experiments.induction.arms import deal_to_rows
 from patterning.experiments.induction.config import StructureSettings, load_config
 from patterning.experiments.induction.outcome import by_domain, judge, onset_step
 from patterning.experiments.induction.pilot import reading_steps
 from patterning.experiments.induction.presets import PRESETS, preset_config
 from patterning.experiments.induction.reading import clustered_mean
 from patterning.experiments.induction.run import run_induction
+from patterning.experiments.induction.structure import observable_gradients
+from patterning.experiments.induction.sweep import _choose
 from patterning.experiments.induction.text import stratified
-from patterning.models.language import LanguageModel
+from patterning.models.language import LanguageConfig, LanguageModel
+from patterning.tasks.induction import repeated_random, repeated_random_gap, token_losses
+from patterning.tasks.text.classes import induction_labels
+from patterning.training.language import flatten_language, init_language, load_language
 
 TINY = {"preset": "tiny", **PRESETS["tiny"]}
 
@@ -50,9 +56,17 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 def test_results_hold_every_arm_paired(finished: Path) -> None:
     results = numbers(finished)
     arms = {arm["name"]: arm for arm in results["arms"]}
-    assert {"unweighted", "mode-less", "mode-more", "permuted-less", "permuted-more", "random", "random-smooth"} <= set(
-        arms
-    )
+    assert {
+        "unweighted",
+        "structure-less",
+        "structure-more",
+        "mode-less",
+        "mode-more",
+        "permuted-less",
+        "permuted-more",
+        "random",
+        "random-smooth",
+    } <= set(arms)
     assert {"first-mode", "heuristic-less", "heuristic-more", "gzip", "remove-code", "double-prose"} <= set(arms)
     base = arms.pop("unweighted")
     for arm in arms.values():
@@ -66,7 +80,7 @@ def test_results_hold_every_arm_paired(finished: Path) -> None:
         assert effect["difference"] == pytest.approx(difference)
     # the same histogram of weights, dealt otherwise
     for name in ("permuted-more", "gzip"):
-        assert arms[name]["notes"]["largest"] == pytest.approx(arms["mode-more"]["notes"]["largest"], rel=1e-6)
+        assert arms[name]["notes"]["largest"] == pytest.approx(arms["structure-more"]["notes"]["largest"], rel=1e-6)
     assert [reading["stage"] for reading in results["readings"]] == ["before", "between", "after"]
     assert {row["domain"] for row in results["domains"]} == {"code", "docs", "prose"}
 
@@ -139,9 +153,10 @@ def test_bad_files_get_one_sentence_and_exit_code_2(text: str, says: str, tmp_pa
 def test_a_predictor_under_the_stated_r2_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "units").symlink_to(finished / "units")  # what was computed is found again
     (tmp_path / "corpus").symlink_to(finished / "corpus")
-    config = load_config(TINY | {"force": False, "min_r2": 1.0}, "tiny")
-    (tmp_path / "config.yaml").write_text((finished / "config.yaml").read_text().replace("min_r2: 0.2", "min_r2: 1.0"))
-    with pytest.raises(PatterningError, match="no direction along induction mode can be used"):
+    only = {"directions": ("mode", "full"), "min_r2": 1.0}
+    config = load_config(TINY | {"force": False} | only, "tiny")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with pytest.raises(PatterningError, match=r"no direction can be used .*induction mode, before: .*full χ†, after: "):
         run_induction(config, tmp_path)
 
 
@@ -172,7 +187,7 @@ def test_reading_steps_lie_before_between_and_after() -> None:
     }
     steps = np.arange(8) * 10
     at, notes = reading_steps(steps, curves, StructureSettings())
-    assert (at, notes) == ({"before": 20, "between": 40, "after": 70}, [])
+    assert (at, notes) == ({"before": 20, "between": 50, "after": 70}, [])
     flat = {name: np.zeros(8) for name in curves}
     at, notes = reading_steps(steps, flat, StructureSettings())
     assert at["before"] < at["between"] < at["after"]
@@ -197,10 +212,44 @@ def test_rows_are_dealt_the_largest_weights_by_worth() -> None:
     assert list(np.argsort(dealt.mean(axis=1))) == [0, 3, 2, 1]
 
 
-def test_a_reversed_sign_is_the_swept_directions_own() -> None:
-    config, found = preset_config("nano"), Strength("after", "clip", 1.0, -1.0)
-    signs = {name: strength_of(config, found, name).sign for name in ("mode", "full", "first-mode")}
-    assert signs == {"mode": 1.0, "full": 1.0, "first-mode": 1.0} | {config.sweep.direction: -1.0}
+def test_each_direction_gets_its_own_best_strength_each_way() -> None:
+    def row(alpha: float, less: float, more: float, side: float = 0.0) -> dict:
+        return {
+            "stage": "after", "policy": "clip", "alpha": alpha, "separation": more - less, "chosen": [],
+            "less_gap_area": less, "more_gap_area": more, "less_side": side, "more_side": 0.01,
+        }  # fmt: skip
+
+    config = preset_config("nano")
+    rows = [row(0.3, 0.2, 0.5), row(0.8, 0.1, 0.4), row(1.0, 0.0, 0.3, side=0.5)]  # the last one costs too much
+    found = _choose(config, rows)
+    assert {toward: (one.alpha, one.sign) for toward, one in found.items()} == {"less": (0.8, 1.0), "more": (0.3, 1.0)}
+    assert [one["chosen"] for one in rows] == [["more"], ["less"], []]
+    # where -s grew induction, "more" is -s: of the runs along -s, called "less", the one with the widest gap
+    found = _choose(config, [row(0.3, 0.5, 0.2), row(0.8, 0.4, 0.1)])
+    assert {toward: (one.alpha, one.sign) for toward, one in found.items()} == {
+        "less": (0.8, -1.0),
+        "more": (0.3, -1.0),
+    }
+    keep = config.model_copy(update={"sweep": config.sweep.model_copy(update={"sign": "response"})})
+    assert {one.sign for one in _choose(keep, [row(0.3, 0.5, 0.2)]).values()} == {1.0}
+
+
+def test_gradients_of_the_structure_are_those_of_its_measures() -> None:
+    """A step along ∇φ moves the measure, taken by other code, by |∇φ|² times the step."""
+    model = init_language(LanguageConfig(20, 12, 2, 2, 16, init_std=0.2), 0)
+    blocks = repeated_random(20, 12, 40, 1)
+    tokens = torch.randint(20, (40, 12), generator=torch.Generator().manual_seed(0))
+    found = observable_gradients(model, blocks, tokens)
+    other = ~induction_labels(tokens.numpy())
+
+    def measures(shift: torch.Tensor) -> list[float]:
+        moved = load_language(model.config, flatten_language(model) + shift)
+        return [repeated_random_gap(moved, blocks), float(token_losses(moved, tokens)[other].mean())]
+
+    for i, gradient in enumerate(found):
+        step = 0.02 * gradient / gradient.norm()
+        rise = measures(step)[i] - measures(-step)[i]
+        assert rise == pytest.approx(2 * 0.02 * float(gradient.norm()), rel=0.02)
 
 
 def test_strata_keep_their_shares() -> None:
@@ -226,9 +275,13 @@ def test_goals_and_signs() -> None:
         arm("d", "null", "", 0.1, 5.0, 0),  # a control that cuts the circuit breaks the goal, whatever it costs
     ]
     assert [goal["met"] for goal in judge(arms)] == [True, False, True, False]
-    domains = [arm("double-code", "domain", "", 1, 0, 0, 0.4), arm("remove-code", "domain", "", 1, 0, 0, -0.2)]
-    means = {"chi": {"code": {"mean": -0.1}}, "mode": {"code": {"mean": -0.3}}}
-    (row,) = by_domain(domains, {"by_domain": means})
-    assert row["measured"] == pytest.approx(0.3)
-    assert row["chi_agrees"]
-    assert not row["mode_agrees"]
+    twice, none = arm("double-code", "domain", "", 1, 0, 0), arm("remove-code", "domain", "", 1, 0, 0)
+    twice["measures"], none["measures"] = {"gap_area": [0.9, 0.8, 1.0]}, {"gap_area": [0.4, 0.1, 0.4]}
+    foretold = [
+        {"what": what, "stage": "after", "sign": sign, "domains": {"code": {"mean": 0.3, "standard_error": 0.1}}}
+        for what, sign in (("mode", 1.0), ("chi", -1.0))
+    ]
+    (row,) = by_domain([twice, none], foretold)
+    assert row["measured"]["difference"] == pytest.approx(0.3)
+    assert row["measured"]["low"] < 0.3 < row["measured"]["high"]
+    assert [one["agrees"] for one in row["foretold"]] == [True, False]

@@ -77,12 +77,12 @@ def headline(results: Results) -> list[str]:
         met = all(one["met"] for one in found) if goal == "neither" else any(one["met"] for one in found)
         lines.append(f"{ask}: {'met' if met else 'missed'}. {'; '.join(one['says'] for one in found)}.")
     domains = results["domains"]
-    if domains:
-        agree = [row["domain"] for row in domains if row["chi_agrees"]]
-        differ = [row["domain"] for row in domains if not row["chi_agrees"]]
+    for i, reading in enumerate(domains[0]["foretold"] if domains else []):
+        agree = [row["domain"] for row in domains if row["foretold"][i]["agrees"]]
+        differ = [row["domain"] for row in domains if not row["foretold"][i]["agrees"]]
         lines.append(
-            f"χ by domain agrees in sign with the domain's retrainings for {', '.join(agree) or 'none'}"
-            + (f", not for {', '.join(differ)}." if differ else ".")
+            f"By domain, {reading['what']} ({reading['stage']}) agrees in sign with retraining for "
+            f"{', '.join(agree) or 'none'}" + (f", not for {', '.join(differ)}." if differ else ".")
         )
     return lines
 
@@ -96,11 +96,12 @@ def warnings(results: Results) -> list[str]:
             lines.append(f"direction {where} was not used: {direction['refused']}")
         if "forced" in direction:
             lines.append(f"direction {where} was forced: {direction['forced']}")
-    if results["strength"]["sign"] < 0:
-        lines.append(
-            "on the pilot seeds the response's sign was reversed: what it calls 'more' gave less induction, so 'more' "
-            f"is -s for the direction {results['config']['sweep']['direction']!r} (sweep.sign: pilot)"
-        )
+    for name, ways in results["strengths"].items():
+        if ways["more"]["sign"] < 0:
+            lines.append(
+                f"direction {name}: on the pilot seeds the response's sign was reversed: what it calls 'more' gave "
+                "less induction, so its 'more' is -s (sweep.sign: pilot)"
+            )
     for reading in results["readings"]:
         lines += [f"left out, diverged: {name}" for name in reading["excluded"]]
         weak = [name for name, value in reading["reliability"].items() if not value >= 0.5]
@@ -131,7 +132,6 @@ def arm_sections(results: Results) -> list[Section]:
         for kind, title in kinds
         if (chosen := [arm for arm in arms if arm["kind"] in kind])
     ]
-    strength = results["strength"]
     return [
         Section(
             "Arms: what retraining shows",
@@ -156,18 +156,16 @@ def arm_sections(results: Results) -> list[Section]:
         Section("Where χ beats the plain heuristics, and where not", _rivals(results), (), [_likeness(results)]),
         Section(
             "χ by domain against retraining without it, or with twice as much",
-            "χ is the mean over the induction heads in units of each head's standard deviation, ± one standard error, "
-            "rows as units. Negative χ, or a positive mode score, foretells that more of the domain grows induction. "
-            "Measured: change of the repeated gap, averaged over the checkpoints.",
+            "Change of the repeated gap, averaged over the checkpoints, by doubling and by removing a domain; by more "
+            "of it: half their difference, or minus the change by removing it. Each reading is held to the last.",
             (),
-            [_domains(results)],
+            [_domains(results), _foretold(results)],
         ),
         Section(
             "Strength, chosen on pilot seeds",
-            f"χ read {strength['stage']}, policy {strength['policy']}, α {strength['alpha']:g}: where 'more' and "
-            "'less' part most in the repeated gap, averaged over the checkpoints, among candidates whose 'less' keeps "
-            f"the loss on other tokens within {100 * results['config']['sweep']['loss_limit']:g} %."
-            " No claim seed was used.",
+            "Each direction's own: the largest and the smallest repeated gap, averaged over the checkpoints, among "
+            "candidates that keep the loss on other tokens within "
+            f"{100 * results['config']['sweep']['loss_limit']:g} %. No claim seed was used.",
             [figures.sweep_figure(results["sweep"])],
             [_sweep(results)],
         ),
@@ -237,37 +235,54 @@ def _domains(results: Results) -> Table:
         Row(
             [
                 row["domain"],
-                f"{row['chi']['mean']:+.3f} ± {row['chi']['standard_error']:.3f}",
-                f"{row['mode']['mean']:+.3f} ± {row['mode']['standard_error']:.3f}",
-                f"{row['doubled']:+.3f}",
-                "" if row["removed"] is None else f"{row['removed']:+.3f}",
-                "yes" if row["chi_agrees"] else "no",
-                "yes" if row["mode_agrees"] else "no",
+                *(
+                    _interval(row[key], "+.3f") if key in row else "not run"
+                    for key in ("doubled", "removed", "measured")
+                ),
             ]
         )
         for row in results["domains"]
     ]
+    return Table(("domain", "doubled: gap", "removed: gap", "more of it: gap"), rows)
+
+
+def _foretold(results: Results) -> Table:
+    """χ by domain of every reading, and whether its sign is that of retraining."""
+    domains = results["domains"]
+    rows = []
+    for i, reading in enumerate(domains[0]["foretold"] if domains else []):
+        cells = [f"{reading['what']}, {reading['stage']}"]
+        for row in domains:
+            own = row["foretold"][i]
+            cells += [f"{own['mean']:+.3f} ± {own['standard_error']:.3f}", "yes" if own["agrees"] else "no"]
+        rows.append(Row(cells))
+    head = [cell for row in domains for cell in (row["domain"], "agrees")]
     return Table(
-        ("domain", "χ of induction heads", "mode score", "doubled: gap", "removed: gap", "χ agrees", "mode agrees"),
-        rows,
-    )
+        ("reading", *head), rows,
+        "mean ± standard error, rows as units, in standard deviations of the reading; more of a domain is foretold to "
+        "grow induction by a positive mean of the structure measure or of the mode, and by a negative χ of the heads",
+    )  # fmt: skip
 
 
 def _sweep(results: Results) -> Table:
     rows = [
         Row(
             [
-                f"{row['stage']}, {row['policy']}, α {row['alpha']:g}",
+                f"{row['direction']}, {row['stage']}, {row['policy']}, α {row['alpha']:g}",
                 f"{row['separation']:+.3f}",
-                *(f"{row[f'{toward}_{key}']:.3g}" for key in ("onset", "repeated_gap") for toward in ("less", "more")),
-                f"{100 * row['side_effect']:+.1f} %",
-                "chosen" if row["chosen"] else "",
+                *(
+                    f"{row[f'{toward}_{key}']:.3g}"
+                    for key in ("onset", "prefix_matching", "repeated_gap")
+                    for toward in ("less", "more")
+                ),
+                *(f"{100 * row[f'{toward}_side']:+.1f} %" for toward in ("less", "more")),
+                " and ".join(row["chosen"]),
             ],
             "sure" if row["chosen"] else "",
         )
         for row in results["sweep"]
     ]
     return Table(
-        ("candidate", "separation", "onset, less", "onset, more", "final gap, less", "final gap, more",
-         "loss, other, less", ""), rows,
+        ("candidate (signs as foretold)", "separation", "onset, less", "onset, more", "prefix, less", "prefix, more",
+         "gap, less", "gap, more", "loss, other, less", "loss, other, more", "chosen for"), rows,
     )  # fmt: skip

@@ -146,15 +146,15 @@ def group_means(readings: Sequence[Mapping[str, Any]], groups: str, value: str, 
 
 
 def sweep_figure(sweep: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Separation of "more" and "less" against α, one line a stage and policy; the chosen one is filled."""
+    """Separation of "more" and "less" against α, one line a direction, stage and policy; chosen ones are filled."""
     figure = go.Figure()
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in sweep:
-        lines.setdefault((row["stage"], row["policy"]), []).append(row)
-    for i, ((stage, policy), rows) in enumerate(lines.items()):
+        lines.setdefault((row["direction"], row["stage"], row["policy"]), []).append(row)
+    for i, ((direction, stage, policy), rows) in enumerate(lines.items()):
         figure.add_scatter(
             x=[row["alpha"] for row in rows], y=[row["separation"] for row in rows], mode="lines+markers",
-            name=f"{stage}, {policy}", line={"dash": DASHES[i % 5], "color": INK, "width": 1.2},
+            name=f"{direction}, {stage}, {policy}", line={"dash": DASHES[i % 5], "color": INK, "width": 1.2},
             marker={"symbol": ["circle" if row["chosen"] else "circle-open" for row in rows], "size": 9},
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": QUIET, "width": 1})

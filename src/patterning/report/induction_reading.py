@@ -16,6 +16,7 @@ def reading_sections(results: Results) -> list[Section]:
     """Pilot, χ, modes, what they say of the text, token pages, predictor, the text itself."""
     pilot, readings = results["pilot"], results["readings"]
     reading_settings = results["config"]["reading"]
+    used = results["strengths"].get("mode", results["strengths"][results["lead"]])["more"]["stage"]
     return [
         Section(
             "The pilot run, and where χ was read",
@@ -56,14 +57,14 @@ def reading_sections(results: Results) -> list[Section]:
         Section(
             "Text coloured by the induction mode",
             "Blue: high score, red: low. Each token is coloured as a prediction; hover for its score.",
-            html=[
-                _token_page(reading, opened=reading["stage"] == results["strength"]["stage"]) for reading in readings
-            ],
+            html=[_token_page(reading, opened=reading["stage"] == used) for reading in readings],
         ),
         Section(
             "From probed tokens to all of them",
             "A predictor from the frozen model's activations at the reading checkpoint, fitted on the probed tokens; "
-            f"R² on rows it has not seen, used from {results['config']['min_r2']:g} on.",
+            f"R² on rows it has not seen, used from {results['config']['min_r2']:g} on. The structure measure needs "
+            "none: its first-order χ is computed on every token; its reliability is that between halves of the random "
+            "blocks and rows that its gradients are taken on.",
             (),
             [_directions(results)],
         ),
@@ -146,6 +147,7 @@ def _directions(results: Results) -> Table:
                 f"{one['name']}, read {one['stage']}",
                 one.get("what", ""),
                 f"{one['r2']:.2f}" if "r2" in one else "",
+                ", ".join(f"{name} {value:.2f}" for name, value in one.get("reliability", {}).items()),
                 str(one.get("rank", "")),
                 "no: " + one["refused"] if "refused" in one else "forced" if "forced" in one else "yes",
             ],
@@ -153,7 +155,7 @@ def _directions(results: Results) -> Table:
         )
         for one in results["directions"]
     ]
-    return Table(("direction", "what it asks", "held-out R²", "rank of χ†", "used"), rows)
+    return Table(("direction", "what it asks", "held-out R²", "reliability", "rank of χ†", "used"), rows)
 
 
 def _text(results: Results) -> Table:

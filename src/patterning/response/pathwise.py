@@ -109,7 +109,8 @@ def pathwise_chains(
             if centre is not None and k > chains.burn_in:
                 seen.append((values * q).sum(1))
                 sums += values
-        expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
+        if bool((bound > 0).all()):  # φ has been read
+            expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
         index = minibatches(cumulative, chains, first_chain, k - 1).to(adjoint.device)
         gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
         adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)

@@ -6,7 +6,7 @@ checkpoint that is no minimum (a constant learning rate, a probe set of few rows
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,18 @@ def component_gradients(
         inside = free.expand(torch.full_like(free.anchor, torch.nan)[None])[0].isnan()  # which coordinates are free
         found.append(torch.where(inside, total, 0.0))
     return torch.stack(found)
+
+
+def parameter_gradient(model: LanguageModel, parts: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """Gradient (P,) of the sum of `parts`, scalars of the model, each evaluated and released in turn.
+
+    In the order of `named_parameters`; the model is left as it is.
+    """
+    own = list(model.parameters())
+    total = torch.zeros(sum(p.numel() for p in own), device=own[0].device)
+    for part in parts:
+        total += torch.cat([slope.flatten() for slope in torch.autograd.grad(part(), own)])
+    return total
 
 
 def loss_slopes(model: LanguageModel, tokens: Tensor, directions: Tensor) -> Tensor:

@@ -84,11 +84,22 @@ class _Progress:
     kept: dict[int, Tensor] = field(default_factory=dict)
 
 
-def log_spaced(steps: int, count: int) -> list[int]:
-    """0, `steps` and whole numbers between, even in the logarithm: at most `count`, fewer where they coincide."""
-    if steps < 1 or count < 2:
-        raise PatterningError(f"{count} checkpoints of {steps} steps: at least 2 of at least 1 are needed")
-    return [0, *sorted({round(float(step)) for step in np.geomspace(1, steps, count - 1)} | {steps})]
+def multiplies_bfloat16() -> bool:
+    """Whether this machine has units for bfloat16 products: a GPU, or a CPU with AVX512-BF16 or AMX."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.cuda.is_available() or any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def log_spaced(steps: int, count: int, first: int = 1) -> list[int]:
+    """0, `first`, `steps` and whole numbers between, even in the logarithm: at most `count`, fewer where they coincide.
+
+    Raises `PatterningError` for fewer than 2 checkpoints, or a first one that is not from 1 to `steps`.
+    """
+    if count < 2 or not 1 <= first <= steps:
+        raise PatterningError(
+            f"{count} checkpoints from {first} to {steps} steps: at least 2 are needed, the first from 1 to the last"
+        )
+    return [0, *sorted({round(float(step)) for step in np.geomspace(first, steps, count - 1)} | {steps})]
 
 
 def init_language(config: LanguageConfig, seed: int) -> LanguageModel:

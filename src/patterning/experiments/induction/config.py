@@ -9,11 +9,12 @@ from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 from patterning.models.language import LanguageConfig
 from patterning.response.components import Estimator
+from patterning.response.pathwise import PhiOf
 
 Stage = Literal["before", "between", "after"]
 STAGES: tuple[Stage, ...] = ("before", "between", "after")
 """Before previous-token heads; between them and induction; after induction has formed."""
-DirectionName = Literal["mode", "full"]
+DirectionName = Literal["structure", "mode", "full"]
 ControlName = Literal["permuted", "random", "random-smooth", "first-mode", "heuristic", "gzip", "domains"]
 
 
@@ -52,7 +53,11 @@ class ModelSettings(Frozen):
 
 
 class TrainSettings(Frozen):
-    """`LanguageTraining`, and how many log-spaced `checkpoints` are measured."""
+    """`LanguageTraining`, and how many log-spaced `checkpoints` from `first_checkpoint` on are measured.
+
+    `bfloat16`: "auto" rounds matrix products where the processor multiplies bfloat16 itself; elsewhere they would take
+    nine times as long as float32 (docs/gotchas.md). Runs on either kind of machine are runs of their own.
+    """
 
     steps: int = Field(ge=10)
     batch_size: int = Field(ge=1)
@@ -61,23 +66,29 @@ class TrainSettings(Frozen):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.05, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    bfloat16: bool = False
+    bfloat16: bool | Literal["auto"] = False
     checkpoints: int = Field(ge=4)
+    first_checkpoint: int = Field(default=1, ge=1)
 
 
 class StructureSettings(Frozen):
-    """When a structure counts as there: the thresholds that onset and the three reading checkpoints are found by."""
+    """When a structure counts as there: the thresholds that onset and the three reading checkpoints are found by.
+
+    The gap is measured on `repeated_rows` random blocks; χ of it is read on `read_on` other ones.
+    """
 
     previous_token: float = Field(default=0.3, gt=0, lt=1)
     prefix_matching: float = Field(default=0.3, gt=0, lt=1)
     repeated_gap: float = Field(default=1.0, gt=0)
     repeated_rows: int = Field(default=64, ge=4)
+    read_on: int = Field(default=256, ge=4)
 
 
 class ReadingSettings(Frozen):
     """χ at each checkpoint: `probe_rows` of the training rows (stratified by domain), gradients from `rows` of them.
 
-    `modes`: "rank" turns each row of χ into Gaussian scores before its modes are found (χ is heavy-tailed).
+    `phi`: whose loss the components' φ is, the probed rows' or that of all `rows` (`component_response`). `modes`:
+    "rank" turns each row of χ into Gaussian scores before its modes are found (χ is heavy-tailed).
     """
 
     rows: int = Field(ge=8)
@@ -92,33 +103,40 @@ class ReadingSettings(Frozen):
     batch_size: int = Field(ge=1)
     rounds: int = Field(default=1, ge=1)
     reliability: float = Field(default=0.9, gt=0, lt=1)
-    estimator: Estimator = "auto"
+    estimator: Estimator = "pathwise"
+    phi: PhiOf = "data"
     modes: Literal["none", "rank"] = "rank"
 
 
 class SweepSettings(Frozen):
-    """Candidate weights, tried on pilot seeds only: every stage × policy × α, "less" and "more" by `direction`.
+    """Candidate weights, tried on pilot seeds only: every direction × its stages × policy × α, both ways.
 
-    Candidates whose "less" changes the loss on other tokens by more than `loss_limit` (a share) come last. `sign`:
-    "pilot" calls "more" what grew induction in the sweep (and says where that is not what the response foretold);
-    "response" keeps the sign of the response, whatever the sweep shows.
+    `read_at`: the stages at which each direction is read; a direction that is not named is read "after".
+    Each direction is given its own best for "less" and for "more". Candidates that change the loss on other tokens by
+    more than `loss_limit` (a share) come last. `sign`: "pilot" calls "more" what grew induction in the sweep (and says
+    where that is not what the response foretold); "response" keeps the sign of the response, whatever the sweep shows.
     """
 
-    direction: DirectionName = "mode"
-    read_at: tuple[Stage, ...] = Field(default=("after",), min_length=1)
+    read_at: dict[DirectionName, tuple[Stage, ...]] = Field(default={"structure": ("between",)})
     policies: tuple[Policy, ...] = Field(default=("rank-tilt",), min_length=1)
     alphas: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
     seeds: int = Field(default=1, ge=1)
     loss_limit: float = Field(default=0.05, gt=0)
     sign: Literal["pilot", "response"] = "pilot"
 
+    def stages(self, direction: str) -> tuple[Stage, ...]:
+        """Where `direction` is read; the first mode goes with the induction mode."""
+        own: dict[str, tuple[Stage, ...]] = {**self.read_at}
+        return own.get("mode" if direction == "first-mode" else direction, ("after",))
+
 
 class InductionConfig(Settings):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on; choices are made on `pilot_seed` and after.
 
+    The first of `directions` leads: controls take its weights.
     `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
     the permuted control deals the weights out again; "random" draws its direction token by token, "random-smooth" as a
-    random function of the activations. `domain_seeds` runs for each removed and each doubled domain.
+    random function of the activations. `domain_seeds` runs for each `domain_changes` of a domain.
     """
 
     experiment: Literal["induction"] = "induction"
@@ -128,12 +146,13 @@ class InductionConfig(Settings):
     structure: StructureSettings = StructureSettings()
     reading: ReadingSettings
     sweep: SweepSettings = SweepSettings()
-    directions: tuple[DirectionName, ...] = Field(default=("mode", "full"), min_length=1)
+    directions: tuple[DirectionName, ...] = Field(default=("structure", "mode", "full"), min_length=1)
     controls: tuple[ControlName, ...] = get_args(ControlName)
     weigh: Literal["token", "sequence"] = "token"
     bands: int = Field(default=10, ge=1)
     seeds: int = Field(ge=3)
     domain_seeds: int = Field(default=1, ge=1)
+    domain_changes: tuple[Literal["remove", "double"], ...] = Field(default=("remove", "double"), min_length=1)
     first_seed: int = Field(default=5000, ge=2000)
     pilot_seed: int = Field(default=1000, ge=0, lt=2000)
     min_r2: float = Field(default=0.2, le=1)
@@ -146,8 +165,14 @@ class InductionConfig(Settings):
             raise ValueError("train.batch_size is larger than corpus.rows")
         if self.domain_seeds > self.seeds:
             raise ValueError("domain_seeds must be at most seeds: they are paired with the unweighted runs")
-        if self.sweep.direction not in self.directions:
-            raise ValueError("sweep.direction must be one of directions")
+        if len(set(self.directions)) < len(self.directions):
+            raise ValueError("directions must be named once each")
+        if self.train.first_checkpoint > self.train.steps:
+            raise ValueError("train.first_checkpoint is after the last step")
+        if "random-smooth" in self.controls and set(self.directions) == {"structure"}:
+            raise ValueError(
+                "the control 'random-smooth' needs the activations that 'mode' or 'full' are predicted from"
+            )
         if any(alpha <= 0 for alpha in self.sweep.alphas):
             raise ValueError("sweep.alphas must be positive: less and more are the two signs")
         return self

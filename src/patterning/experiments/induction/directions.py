@@ -1,6 +1,6 @@
 """From χ on sampled tokens to directions on all training tokens: along the induction mode, and by the full χ†."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from patterning.errors import PatterningError
 from patterning.experiments.induction.config import InductionConfig, Stage
 from patterning.experiments.induction.pilot import Pilot
 from patterning.experiments.induction.reading import Probes, Reading
+from patterning.experiments.induction.structure import Structure
 from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import joined, prediction_units
 from patterning.intervention.solve import solve
@@ -19,7 +20,7 @@ from patterning.store import Unit
 from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
-LABELS = {"mode": "induction mode", "full": "full χ†", "first-mode": "first mode"}
+LABELS = {"structure": "structure measure", "mode": "induction mode", "full": "full χ†", "first-mode": "first mode"}
 SMOOTH = "random-smooth "
 """Directions of this name and a seed are random linear functions of the activations: controls."""
 
@@ -35,21 +36,30 @@ class Direction:
 
 
 def find_directions(
-    config: InductionConfig, source: Source, probes: Probes, pilot: Pilot, readings: Sequence[Reading], pool: Workers
+    config: InductionConfig,
+    source: Source,
+    probes: Probes,
+    pilot: Pilot,
+    readings: Sequence[Reading],
+    structures: Mapping[Stage, Structure],
+    pool: Workers,
 ) -> dict[tuple[Stage, str], Direction]:
-    """Every direction at every stage that the sweep looks at; `PatterningError` when the sweep's has none left.
+    """Every direction at every stage that the sweep looks at; `PatterningError` when there is none left.
 
-    A direction is refused where the induction mode is not one mode by its two signs, nothing of χ is above its noise,
-    or the predictor's held-out R² is under `min_r2`; `force` lets all but the second pass.
+    That of the structure measure is known on every token. Each of the others is predicted from the probed ones, and
+    refused where the induction mode is not one mode by its two signs, nothing of χ is above its noise, or the
+    predictor's held-out R² is under `min_r2`; `force` lets all but the second pass.
     """
-    names = [*config.directions, *(["first-mode"] if "first-mode" in config.controls else [])]
-    chosen = [reading for reading in readings if reading.stage in config.sweep.read_at]
+    names = [name for name in config.directions if name != "structure"]
+    names += ["first-mode"] if "first-mode" in config.controls else []
+    read_at = {name: config.sweep.stages(name) for name in names}
+    chosen = [reading for reading in readings if any(reading.stage in stages for stages in read_at.values())]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     smooth = list(seeds) if "random-smooth" in config.controls else []
     work: list[list[Unit]] = []
     sampled: list[tuple[dict[str, Any], list[str]]] = []
     for reading in chosen:
-        targets = {name: _sampled(name, reading, pilot) for name in names}
+        targets = {name: _sampled(name, reading, pilot) for name in names if reading.stage in read_at[name]}
         usable = {name: target for name, (target, _) in targets.items() if target is not None}
         sampled.append((targets, list(usable)))
         if usable:
@@ -64,11 +74,12 @@ def find_directions(
             work.append(prediction_units(f"predict-{reading.stage}", config.corpus.rows, arguments))
     done = iter(pool.compute([unit for units in work for unit in units], "predicting all training tokens"))
     found = iter([joined([next(done) for _ in units]) for units in work])
-    result: dict[tuple[Stage, str], Direction] = {}
+    result: dict[tuple[Stage, str], Direction] = {
+        (stage, "structure"): Direction("structure", stage, one.s, one.summary) for stage, one in structures.items()
+    }
     for reading, (targets, usable) in zip(chosen, sampled, strict=True):
         predicted = next(found) if usable else {}
-        for name in names:
-            _, summary = targets[name]
+        for name, (_, summary) in targets.items():
             s = None
             if name in usable:
                 i = usable.index(name)
@@ -84,12 +95,12 @@ def find_directions(
         for seed, s in zip(smooth, predicted.get("random", ()), strict=False):
             name = f"{SMOOTH}{seed}"
             result[reading.stage, name] = Direction(name, reading.stage, s, {})
-    wanted = [result[stage, config.sweep.direction] for stage in config.sweep.read_at]
+    wanted = [result[stage, name] for name in config.directions for stage in config.sweep.stages(name)]
     if all(direction.s is None for direction in wanted):
-        reasons = "; ".join(f"{d.stage}: {d.summary['refused']}" for d in wanted)
+        reasons = "; ".join(f"{LABELS[d.name]}, {d.stage}: {d.summary['refused']}" for d in wanted)
         raise PatterningError(
-            f"no direction along {LABELS[config.sweep.direction]} can be used ({reasons}): sample longer, probe more "
-            "rows, choose another sweep.direction, or use --force"
+            f"no direction can be used ({reasons}): sample longer, probe more rows, add the direction 'structure', or "
+            "use --force"
         )
     return result
 

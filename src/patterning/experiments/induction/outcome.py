@@ -135,32 +135,32 @@ def judge(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return goals
 
 
-def by_domain(arms: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """χ and mode score of each domain beside what its removal and doubling did to the repeated gap along training.
+def by_domain(arms: Sequence[Mapping[str, Any]], foretold: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What removing and doubling a domain did to the repeated gap along training, beside what χ foretold.
 
-    χ < 0 on the induction heads, or a positive mode score, foretells that more of the domain grows induction.
-    `measured` is half of (doubled - removed) in the mean repeated gap over the log-spaced checkpoints.
+    `foretold`: readings of `domain_means`. `measured` is the change by more of the domain in the mean repeated gap over
+    the log-spaced checkpoints, paired by seed: by doubling it, minus that by removing it, or half the difference of the
+    two. A reading agrees where its sign is that of `measured`.
     """
     found = {arm["name"]: arm for arm in arms if arm["kind"] == "domain"}
+    base = next((arm for arm in arms if arm["kind"] == "base"), None)
     rows = []
-    for domain, chi in reading["by_domain"]["chi"].items():
-        twice, none = found.get(f"double-{domain}"), found.get(f"remove-{domain}")
-        if twice is None:
-            continue
-        up = twice["effect"]["gap_area"]["difference"]
-        down = none["effect"]["gap_area"]["difference"] if none is not None else None
-        measured = up if down is None else (up - down) / 2
-        mode = reading["by_domain"]["mode"][domain]
-        rows.append(
-            {
-                "domain": domain,
-                "chi": chi,
-                "mode": mode,
-                "doubled": up,
-                "removed": down,
-                "measured": measured,
-                "chi_agrees": bool(-chi["mean"] * measured > 0),
-                "mode_agrees": bool(mode["mean"] * measured > 0),
-            }
-        )
+    for domain in dict.fromkeys(name.partition("-")[2] for name in found):
+        up, down = (found.get(f"{way}-{domain}", base) for way in ("double", "remove"))
+        assert up is not None and down is not None  # noqa: PT018 (no test)
+        half = 0.5 if up is not base and down is not base else 1.0
+        measured = effect(*([half * value for value in arm["measures"]["gap_area"]] for arm in (up, down)))
+        assert measured is not None
+        said = []
+        for reading in foretold:
+            own = reading["domains"][domain]
+            toward = reading["sign"] * own["mean"]
+            said.append(
+                {"what": reading["what"], "stage": reading["stage"], **own,
+                 "agrees": bool(toward * measured["difference"] > 0)}
+            )  # fmt: skip
+        change = {
+            key: arm["effect"]["gap_area"] for key, arm in (("doubled", up), ("removed", down)) if arm is not base
+        }
+        rows.append({"domain": domain, **change, "measured": measured, "foretold": said})
     return rows

@@ -12,7 +12,7 @@ from patterning.experiments.induction.config import InductionConfig, Stage, Stru
 from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import training_unit
 from patterning.store import Arrays
-from patterning.training.language import LanguageTraining, log_spaced
+from patterning.training.language import LanguageTraining, log_spaced, multiplies_bfloat16
 from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
@@ -36,12 +36,15 @@ class Pilot:
 
 def training_of(config: InductionConfig) -> LanguageTraining:
     """The optimiser of every run."""
-    return LanguageTraining(**config.train.model_dump(exclude={"checkpoints"}))
+    settings = config.train.model_dump(exclude={"checkpoints", "first_checkpoint"})
+    if settings["bfloat16"] == "auto":
+        settings["bfloat16"] = multiplies_bfloat16()
+    return LanguageTraining(**settings)
 
 
 def checkpoints_of(config: InductionConfig) -> list[int]:
     """The steps at which every run is measured."""
-    return log_spaced(config.train.steps, config.train.checkpoints)
+    return log_spaced(config.train.steps, config.train.checkpoints, config.train.first_checkpoint)
 
 
 def train_pilot(config: InductionConfig, source: Source, pool: Workers) -> Pilot:
@@ -86,8 +89,8 @@ def reading_steps(
 ) -> tuple[dict[Stage, int], list[str]]:
     """Steps of the three readings, and notes where a structure did not appear in the order expected.
 
-    "before": the last checkpoint before some head's previous-token score reaches its threshold. "after": the last one.
-    "between": halfway, counted in checkpoints, from the first with previous-token heads to the first with induction.
+    "before": the last checkpoint before some head's previous-token score reaches its threshold. "between": the last one
+    before induction is there, when it has begun to form. "after": the last one of the run.
     """
     notes = []
     last = len(steps) - 1
@@ -102,9 +105,9 @@ def reading_steps(
     if previous >= induction or previous < 1:
         notes.append(
             f"previous-token heads (score {structure.previous_token}) did not come before induction in the pilot run: "
-            "'before' and 'between' split the checkpoints before its onset in three"
+            "'before' is at a third of the checkpoints before its onset"
         )
         previous = max(1, induction // 3)
     before = max(0, previous - 1)
-    between = min(max(before + 1, (previous + induction) // 2), last - 1)
+    between = min(max(before + 1, induction - 1), last - 1)
     return {"before": int(steps[before]), "between": int(steps[between]), "after": int(steps[last])}, notes

@@ -17,7 +17,7 @@ Results = dict[str, Any]
 
 def read_results(run: RunFolder) -> Results:
     """The results of a finished run; raises `PatterningError` when it has none or they are damaged."""
-    return read_json_results(run, "induction", lambda results: "goals" in results and "domains" in results)
+    return read_json_results(run, "induction", lambda results: "goals" in results and "strengths" in results)
 
 
 def print_table(results: Results, console: Console) -> None:
@@ -43,7 +43,8 @@ def write_page(run: RunFolder, results: Results) -> None:
         subtitle=(
             f"preset {config['preset']} · {model['layers']} layers, {model['heads']} heads, width {model['width']}, "
             f"context {model['context']} · {text['parameters']:,} parameters · {text['tokens_read']:,} tokens a run "
-            f"({text['epochs']:.1f} passes) · {config['seeds']} paired seeds an arm"
+            f"({text['epochs']:.1f} passes), {'bfloat16 products' if text['bfloat16'] else 'float32'} · "
+            f"{config['seeds']} paired seeds an arm"
         ),
         headline=headline(results),
         warnings=warnings(results),

@@ -1,6 +1,6 @@
 """χ at three checkpoints of the pilot run: reliability, modes, which one is induction, and what it says of the text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from patterning.experiments.induction.config import InductionConfig, Stage
 from patterning.experiments.induction.pilot import Pilot
+from patterning.experiments.induction.structure import Structure
 from patterning.experiments.induction.text import Text, pieces, stratified
 from patterning.models.components import list_components
 from patterning.models.language import next_token_losses
@@ -92,8 +93,8 @@ def _read(config: InductionConfig, text: Text, probes: Probes, pilot: Pilot, sta
         ChainConfig(
             own.chains, own.draws, own.burn_in, own.steps_between_draws, own.batch_size, config.pilot_seed, matched=True
         ),
-        probes=torch.from_numpy(probes.places), estimator=own.estimator, reliability=own.reliability, rounds=own.rounds,
-        pool=pool,
+        probes=torch.from_numpy(probes.places), estimator=own.estimator, phi=own.phi, reliability=own.reliability,
+        rounds=own.rounds, pool=pool,
     )  # fmt: skip
     names = tuple(found.by_component)
     halves = np.stack([part.susceptibility.halves[:, 0] for part in found.by_component.values()], axis=1)
@@ -175,6 +176,32 @@ def clustered_mean(values: Floats, label: Bools, rows: NDArray[np.int64]) -> dic
     units = int((np.bincount(rows, label) > 0).sum())
     error = float(np.sqrt((influence**2).sum() * units / (units - 1))) if units > 1 else float("nan")
     return {"mean": mean, "standard_error": error, "count": count}
+
+
+def domain_means(
+    text: Text, readings: Sequence[Reading], structures: Mapping[Stage, Structure]
+) -> list[dict[str, Any]]:
+    """What each reading foretells of each domain: mean and standard error by domain, rows as units.
+
+    `sign` is that of a mean by which more of the domain grows induction: + for the directions, - for χ of the heads'
+    loss. χ of a group is the mean of its members' (SPEC §4).
+    """
+    found = []
+    for stage, structure in structures.items():
+        per_row = structure.s.astype(np.float64).mean(axis=1)
+        unit = structure.s.std(dtype=np.float64)
+        means = {
+            name: clustered_mean(per_row / unit, text.train.domains == i, np.arange(len(per_row)))
+            for i, name in enumerate(text.corpus.domains)
+            if (text.train.domains == i).any()
+        }
+        found.append({"what": "structure measure", "stage": stage, "sign": 1.0, "domains": means})
+    for key, what, sign in (("mode", "induction mode", 1.0), ("chi", "χ of the induction heads", -1.0)):
+        found += [
+            {"what": what, "stage": one.stage, "sign": sign, "domains": one.summary["by_domain"][key]}
+            for one in readings
+        ]
+    return found
 
 
 def token_page(

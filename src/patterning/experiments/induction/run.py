@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from patterning.experiments.common import conduct
-from patterning.experiments.induction import arms as arms_of
+from patterning.experiments.induction.arms import compressed_size, leading, retrain
 from patterning.experiments.induction.config import InductionConfig, read_config
 from patterning.experiments.induction.directions import LABELS, Direction, find_directions
 from patterning.experiments.induction.outcome import by_domain, judge, tabulate
-from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilot
+from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilot, training_of
 from patterning.experiments.induction.present import read_results, write_page
-from patterning.experiments.induction.reading import choose_probes, read_stages
+from patterning.experiments.induction.reading import choose_probes, domain_means, read_stages
+from patterning.experiments.induction.structure import read_structure
+from patterning.experiments.induction.sweep import sweep
 from patterning.experiments.induction.text import Text, load_text, make_source
 from patterning.response.susceptibility import rank_correlation
 from patterning.store import RunFolder
@@ -46,11 +48,12 @@ def _stages(config: InductionConfig, run: RunFolder, workers: int, progress: Pro
     with Workers(run, workers, progress) as pool:
         pilot = train_pilot(config, source, pool)
         readings = read_stages(config, text, probes, pilot, pool)
-        found = find_directions(config, source, probes, pilot, readings, pool)
-        swept, strength = arms_of.sweep(config, source, pilot, found, pool)
-        arms = arms_of.retrain(config, source, text, found, strength, pool)
+        wanted = "structure" in config.directions
+        structures = read_structure(config, source, text, probes.data, pilot, pool) if wanted else {}
+        found = find_directions(config, source, probes, pilot, readings, structures, pool)
+        swept, strengths = sweep(config, source, pilot, found, pool)
+        arms = retrain(config, source, text, found, strengths, pool)
     table = tabulate(arms, config.structure, config.first_seed)
-    used = next(reading for reading in readings if reading.stage == strength.stage)
     return {
         "experiment": "induction",
         "config": config.model_dump(mode="json"),
@@ -60,10 +63,11 @@ def _stages(config: InductionConfig, run: RunFolder, workers: int, progress: Pro
         "directions": [one.summary for (_, name), one in found.items() if name in LABELS],
         "likeness": _likeness(found, text),
         "sweep": swept,
-        "strength": asdict(strength),
+        "lead": leading(config, strengths),
+        "strengths": {name: {toward: asdict(one) for toward, one in ways.items()} for name, ways in strengths.items()},
         "arms": table,
         "goals": judge(table),
-        "domains": by_domain(table, used.summary),
+        "domains": by_domain(table, domain_means(text, readings, structures)),
     }
 
 
@@ -75,6 +79,7 @@ def _describe(config: InductionConfig, text: Text) -> dict[str, Any]:
         "domains": {text.corpus.domains[i]: int(count) for i, count in zip(names, counts, strict=True)},
         "rows": len(text.train.tokens),
         "tokens_read": tokens,
+        "bfloat16": training_of(config).bfloat16,
         "epochs": config.train.steps * config.train.batch_size / len(text.train.tokens),
         "parameters": sum(p.numel() for p in init_language(config.language, 0).parameters()),
         "classes": {name: float(label.mean()) for name, label in text.test_classes.items()},
@@ -96,7 +101,7 @@ def _pilot(pilot: Pilot) -> dict[str, Any]:
 def _likeness(found: dict[Any, Direction], text: Text) -> list[dict[str, Any]]:
     """Rank correlation of each direction, over rows, with the plain heuristics and with the other directions."""
     label = induction_labels(text.train.tokens).mean(axis=1)
-    other = {"share of induction tokens": label, "compressibility (gzip)": -arms_of.compressed_size(text)}
+    other = {"share of induction tokens": label, "compressibility (gzip)": -compressed_size(text)}
     means = {key: direction.s.mean(axis=1) for key, direction in found.items()
              if direction.s is not None and key[1] in LABELS}  # fmt: skip
     return [

@@ -1,7 +1,7 @@
 """What the workers of the induction experiment run: one training run, or one predictor over all training tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from patterning.experiments.induction.text import Source, load_text
 from patterning.models.language import LanguageConfig
 from patterning.response.predictor import features, fit_in_batches
+from patterning.response.slopes import loss_slopes
 from patterning.rng import Stream, generator
 from patterning.store import Arrays, Unit
 from patterning.tasks.induction import measure_structure
@@ -148,3 +150,54 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
     """The parts of one prediction put together along the rows."""
     whole = {name: np.concatenate([part[name] for part in parts], axis=1) for name in ("predicted", "random")}
     return {**whole, "r2": parts[0]["r2"]}
+
+
+@dataclass(frozen=True)
+class SlopeFit:
+    """Where slopes are taken: the text, the model's shape and its parameters `anchor` (P,)."""
+
+    source: Source
+    model: LanguageConfig
+    anchor: Tensor
+
+
+SLOPE_ROWS = 16
+"""Rows whose slopes are taken at a time: what a CPU's cache holds."""
+
+
+def slope_units(name: str, count: int, at: SlopeFit, gradients: Tensor) -> list[Unit]:
+    """Slopes of every token loss of `count` training rows along `gradients` (k, P), in parts."""
+    stops = np.linspace(0, count, min(PARTS, count) + 1).astype(int)
+    shared = {
+        "source": at.source,
+        "model": asdict(at.model),
+        "anchor": at.anchor.numpy(),
+        "gradients": gradients.numpy(),
+    }
+    return [
+        Unit(f"{name}-{i}", slope_unit, {**shared, "start": int(start), "stop": int(stop)})
+        for i, (start, stop) in enumerate(pairwise(stops))
+    ]
+
+
+def slope_unit(
+    *,
+    source: Source,
+    model: Mapping[str, Any],
+    anchor: NDArray[np.float32],
+    gradients: NDArray[np.float32],
+    start: int,
+    stop: int,
+    scratch: Path,
+) -> Arrays:
+    """`slopes` float32 (k, stop - start, t - 1)."""
+    del scratch
+    text, network = load_text(source), load_language(LanguageConfig(**model), torch.from_numpy(anchor))
+    rows = text.tokens[start:stop]
+    found = torch.cat([loss_slopes(network, part, torch.from_numpy(gradients)) for part in rows.split(SLOPE_ROWS)])
+    return {"slopes": found.T.reshape(len(gradients), len(rows), -1).contiguous().numpy()}
+
+
+def joined_slopes(parts: Sequence[Arrays]) -> NDArray[np.float32]:
+    """The parts of `slope_units` put together: (k, rows, t - 1)."""
+    return np.concatenate([part["slopes"] for part in parts], axis=1)
