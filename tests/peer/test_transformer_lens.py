@@ -27,7 +27,7 @@ def hooked(model: LanguageModel):
         HookedTransformerConfig(
             n_layers=config.layers, d_model=d, n_ctx=config.context, d_head=d // h, n_heads=h,
             d_vocab=config.vocabulary, d_mlp=config.mlp_ratio * d or None, attn_only=not config.mlp_ratio,
-            act_fn="gelu_new" if config.mlp_ratio else None, normalization_type="LN",
+            act_fn="gelu" if config.mlp_ratio else None, normalization_type="LN",
             positional_embedding_type=POSITIONS[config.positions],
         )
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A small causal language model as a plain module: the reference for components, response and tests.
 
-Pre-LayerNorm, GELU (tanh), optional MLP blocks, untied unembedding. `positions="shortformer"` adds the position vectors
-to the inputs of queries and keys only (Press et al., arXiv 2012.15832), as in the paper's attention-only model.
+Pre-LayerNorm, GELU (exact), optional MLP blocks, untied unembedding. `positions="shortformer"` adds the position
+vectors to the inputs of queries and keys only (Press et al., arXiv 2012.15832), as in the paper's attention-only model.
 """
 
 import math
@@ -138,9 +138,10 @@ def project(
 
 def attention_pattern(q: Tensor, k: Tensor) -> Tensor:
     """What each position reads from each earlier one and itself, (b, h, t, t): rows sum to 1."""
-    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(later, -math.inf).softmax(-1)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    # Adding -inf takes half of the time of filling it in.
+    later = torch.full(scores.shape[-2:], -math.inf, dtype=scores.dtype, device=q.device).triu(1)
+    return (scores + later).softmax(-1)
 
 
 def mix(pattern: Tensor, v: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d) → (b, t, d)."""
-        return self.write(F.gelu(self.read(x), approximate="tanh"))
+        return self.write(F.gelu(self.read(x)))
 
 
 class Block(nn.Module):
@@ -215,4 +216,5 @@ def next_token_losses(call: Call, batch: Batch) -> Tensor:
     """Cross-entropy in nats of every next token of `batch` (b, t) int64: (b, t - 1). A `BatchLoss`."""
     logits = call(batch)
     logits = getattr(logits, "logits", logits)
-    return F.cross_entropy(logits[:, :-1].transpose(1, 2), batch[:, 1:], reduction="none")
+    # F.cross_entropy takes half as long again under vmap.
+    return -logits[:, :-1].log_softmax(-1).gather(2, batch[:, 1:, None])[..., 0]
