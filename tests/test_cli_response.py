@@ -92,6 +92,8 @@ def test_llc_and_a_dry_run(where: str, tmp_path: Path) -> None:
         (["response", "{}:task", *SETTINGS, "--components", "l7h0"], "2 layers of 2 heads"),
         (["response", "{}:task", *SETTINGS, "--probes", "99"], "there are 12 rows"),
         (["response", "{}:task", *SETTINGS, "--estimator", "magic"], "'magic' is not one of"),
+        (["response", "{}:task", *SETTINGS, "--phi", "magic"], "'magic' is not one of probes, data"),
+        (["response", "{}:task", *SETTINGS, "--phi", "data"], "as the pathwise estimator alone can"),
         (["llc", "{}:task", "--n-beta", "30", "--localization", "0", "--step-size", "1"], "localization is 0"),
     ],
 )

@@ -134,6 +134,7 @@ def response(
     batch_size: BatchSize = 32,
     probes: Probes = 0,
     estimator: Annotated[str, typer.Option(help="auto, covariance or pathwise.")] = "auto",
+    phi: Annotated[str, typer.Option(help="Whose loss φ is: probes, or data (all rows; pathwise only).")] = "probes",
     reliability: Annotated[float, typer.Option(help="Go on until this split-half reliability.")] = 0.9,
     rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component.")] = 4,
     seed: Seed = 0,
@@ -145,7 +146,7 @@ def response(
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
-        probes, estimator, reliability, rounds, seed,
+        probes, estimator, reliability, rounds, seed, phi,
     )  # fmt: skip
     answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
 

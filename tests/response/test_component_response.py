@@ -218,6 +218,7 @@ def test_resumed_and_stored_components_are_the_same(sampled, tmp_path: Path, mon
     assert chi["row"].values.tolist() == sampled.rows.tolist()
     assert tree["posterior"]["phi"].dims == ("chain", "draw", "component", "observable")
     settings = tree["susceptibility"].attrs
+    assert settings["phi_of"] == "probes"
     assert (settings["n_beta"], settings["localization"], settings["estimator"]) == (30.0, 1000.0, "covariance")
     with pytest.raises(PatterningError, match="exists"):
         save_response(sampled, tmp_path / "chi.zarr")

@@ -237,6 +237,10 @@ def test_a_state_of_another_run_is_not_used(tmp_path: Path, monkeypatch: pytest.
 def test_log_spaced() -> None:
     assert log_spaced(100, 4) == [0, 1, 10, 100]
     assert log_spaced(1, 5) == [0, 1]
+    assert log_spaced(800, 5, first=100) == [0, 100, 200, 400, 800]
+    for count, first in ((1, 1), (5, 0), (5, 801)):
+        with pytest.raises(PatterningError, match=f"{count} checkpoints from {first} to 800 steps"):
+            log_spaced(800, count, first)
     found = log_spaced(3000, 30)
     assert found == sorted(set(found))
     assert (found[0], found[-1]) == (0, 3000)

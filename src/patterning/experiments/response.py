@@ -18,6 +18,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.report.response_page import HEAD, component_rows, response_page
 from patterning.response.components import ComponentResponse, Estimator, component_response
 from patterning.response.estimate import estimate_cost
+from patterning.response.pathwise import PhiOf
 from patterning.response.store import save_response
 from patterning.store import RunFolder, write_json, write_whole
 from patterning.workers import Progress, Workers
@@ -42,6 +43,7 @@ class Request:
     reliability: float | None
     rounds: int
     seed: int
+    phi: str = "probes"
 
     @property
     def chain_config(self) -> ChainConfig:
@@ -119,8 +121,8 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress, con
     with Workers(run, workers, progress) as pool:
         found = component_response(
             task, task.flatten(task.module), names, kernel, request.chain_config, probes=probes,
-            estimator=cast("Estimator", request.estimator), reliability=request.reliability, rounds=request.rounds,
-            pool=pool,
+            estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
+            reliability=request.reliability, rounds=request.rounds, pool=pool,
         )  # fmt: skip
     rows = component_rows(found)
     facts: dict[str, Any] = {

@@ -67,7 +67,8 @@ def response_page(response: ComponentResponse, title: str) -> str:
         warnings.append(f"reliability under 0.5, mostly noise: {', '.join(weak)}")
     return render_page(
         title=title,
-        subtitle=f"{len(names)} components × {len(response.rows):,} samples · estimator {response.estimator}",
+        subtitle=f"{len(names)} components × {len(response.rows):,} samples · estimator {response.estimator}"
+        f" · φ: loss of the {'probed samples' if response.phi == 'probes' else 'whole data'}",
         headline=[],
         warnings=warnings,
         sections=[

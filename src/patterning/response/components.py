@@ -55,7 +55,8 @@ class ComponentResponse:
     """What each component answers to each probed sample.
 
     `by_component` maps its name to χ, diagnostics, excluded chains and rise. `rows`, `positions` (n,): where each
-    column of χ lies in the task's data (row, and sample within the row). `n_free` free coordinates by component.
+    column of χ lies in the task's data (row, and sample within the row). `n_free` free coordinates by component. `phi`:
+    whose loss the component loss is.
     """
 
     by_component: Mapping[str, SampledResponse]
@@ -66,6 +67,7 @@ class ComponentResponse:
     kernel: Kernel
     chains: ChainConfig
     fingerprint: str
+    phi: PhiOf = "probes"
 
     def chi(self, observable: str = COMPONENT_LOSS) -> Floats:
         """χ (components, n) of one observable."""
@@ -140,6 +142,8 @@ def component_response(
             "the pathwise estimator differentiates the component loss through plain SGLD: for another sampler or "
             "observables use covariance"
         )
+    if phi not in get_args(PhiOf):
+        raise PatterningError(f"phi {phi!r} is not one of {', '.join(get_args(PhiOf))}")
     if phi == "data" and estimator != "pathwise":
         raise PatterningError(
             "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
@@ -174,6 +178,7 @@ def component_response(
         kernel=kernel,
         chains=chains,
         fingerprint=task.fingerprint,
+        phi=phi,
     )
 
 

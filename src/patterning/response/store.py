@@ -138,6 +138,7 @@ def attributes(response: "ComponentResponse") -> dict[str, Any]:
         "sign": SIGN,
         "units": "units of phi times nats; the response is d<phi>/dalpha = n_beta * sum_j q_j s_j chi_j",
         "estimator": response.estimator,
+        "phi_of": response.phi,  # whose mean loss, less its value at w*, the component loss is
         "sampler": type(response.kernel).__name__,
         **asdict(response.kernel),
         **{f"chains_{key}": int(value) for key, value in asdict(response.chains).items()},
