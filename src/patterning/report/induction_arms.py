@@ -77,13 +77,13 @@ def headline(results: Results) -> list[str]:
         met = all(one["met"] for one in found) if goal == "neither" else any(one["met"] for one in found)
         lines.append(f"{ask}: {'met' if met else 'missed'}. {'; '.join(one['says'] for one in found)}.")
     domains = results["domains"]
-    for i, reading in enumerate(domains[0]["foretold"] if domains else []):
-        agree = [row["domain"] for row in domains if row["foretold"][i]["agrees"]]
-        differ = [row["domain"] for row in domains if not row["foretold"][i]["agrees"]]
-        lines.append(
-            f"By domain, {reading['what']} ({reading['stage']}) agrees in sign with retraining for "
-            f"{', '.join(agree) or 'none'}" + (f", not for {', '.join(differ)}." if differ else ".")
-        )
+    if domains:
+        said = [
+            f"{reading['what']} ({reading['stage']}) for "
+            f"{', '.join(row['domain'] for row in domains if row['foretold'][i]['agrees']) or 'none'}"
+            for i, reading in enumerate(domains[0]["foretold"])
+        ]
+        lines.append(f"χ by domain agrees in sign with the means of retraining: {'; '.join(said)}.")
     return lines
 
 

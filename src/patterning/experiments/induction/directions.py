@@ -20,7 +20,12 @@ from patterning.store import Unit
 from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
-LABELS = {"structure": "structure measure", "mode": "induction mode", "full": "full χ†", "first-mode": "first mode"}
+LABELS = {
+    "structure": "structure measure",
+    "mode": "induction mode",
+    "full": "full χ†",
+    "first-mode": "largest other mode",
+}
 SMOOTH = "random-smooth "
 """Directions of this name and a seed are random linear functions of the activations: controls."""
 
