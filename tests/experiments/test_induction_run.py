@@ -18,11 +18,11 @@ from patterning.errors import PatterningError
 from patterning.experiments.induction.arms import deal_to_rows
 from patterning.experiments.induction.config import StructureSettings, load_config
 from patterning.experiments.induction.outcome import by_domain, judge, onset_step
-from patterning.experiments.induction.pilot import reading_steps
+from patterning.experiments.induction.pilot import Pilot, reading_steps
 from patterning.experiments.induction.presets import PRESETS, preset_config
 from patterning.experiments.induction.reading import clustered_mean
 from patterning.experiments.induction.run import run_induction
-from patterning.experiments.induction.structure import observable_gradients
+from patterning.experiments.induction.structure import _describe, observable_gradients
 from patterning.experiments.induction.sweep import _choose
 from patterning.experiments.induction.text import stratified
 from patterning.models.language import LanguageConfig, LanguageModel
@@ -67,7 +67,9 @@ def test_results_hold_every_arm_paired(finished: Path) -> None:
         "random",
         "random-smooth",
     } <= set(arms)
-    assert {"first-mode", "heuristic-less", "heuristic-more", "gzip", "remove-code", "double-prose"} <= set(arms)
+    assert {"one-run", "first-mode", "heuristic-less", "heuristic-more", "gzip", "remove-code", "double-prose"} <= set(
+        arms
+    )
     base = arms.pop("unweighted")
     for arm in arms.values():
         pairs = len(arm["seeds"])
@@ -81,8 +83,14 @@ def test_results_hold_every_arm_paired(finished: Path) -> None:
     # the same histogram of weights, dealt otherwise
     for name in ("permuted-more", "gzip"):
         assert arms[name]["notes"]["largest"] == pytest.approx(arms["structure-more"]["notes"]["largest"], rel=1e-6)
+    for name in ("one-run", "structure-less"):  # ranked otherwise, at the same strength; ties share a rank
+        assert arms[name]["notes"]["largest"] == pytest.approx(arms["structure-more"]["notes"]["largest"], rel=1e-3)
     assert [reading["stage"] for reading in results["readings"]] == ["before", "between", "after"]
     assert {row["domain"] for row in results["domains"]} == {"code", "docs", "prose"}
+    read = {one["name"]: one["readings"] for one in results["directions"] if "readings" in one}
+    places = {name: [(one["seed"], one["step"]) for one in some] for name, some in read.items()}
+    assert len({seed for seed, _ in places["structure"]}) >= 2
+    assert [place for place in places["structure"] if place[0] == places["structure"][0][0]] == places["one-run"]
 
 
 def test_page_is_self_contained_and_made_from_the_results_alone(finished: Path) -> None:
@@ -250,6 +258,26 @@ def test_gradients_of_the_structure_are_those_of_its_measures() -> None:
         step = 0.02 * gradient / gradient.norm()
         rise = measures(step)[i] - measures(-step)[i]
         assert rise == pytest.approx(2 * 0.02 * float(gradient.norm()), rel=0.02)
+
+
+def test_agreement_of_runs_foretells_that_of_their_means() -> None:
+    """χ of a run is what all runs share, and its own: across_runs is the correlation of two means of four runs each."""
+    random = np.random.default_rng(0)
+    shared = random.standard_normal((60, 200))
+    runs = np.stack([0.6 * shared + 0.8 * random.standard_normal(shared.shape) for _ in range(8)]).astype(np.float32)
+    found = _describe(preset_config("tiny"), runs[:4], [{"reliability": {"gap": 0.9}}] * 4)
+    ours, theirs = (some.mean(axis=0).ravel() for some in (runs[:4], runs[4:]))
+    assert found["between_runs"] == pytest.approx(0.36, abs=0.03)
+    assert found["across_runs"] == pytest.approx(np.corrcoef(ours, theirs)[0, 1], abs=0.03)
+    alone = _describe(preset_config("tiny"), runs[:1], [{"reliability": {"gap": 0.9}}])
+    assert alone["between_runs"] is None
+
+
+def test_chi_is_read_at_the_checkpoint_of_a_stage_and_before() -> None:
+    run = {"steps": np.array([0, 1, 10, 100, 1000])}
+    pilot = Pilot(1000, run, {"before": 1, "between": 100, "after": 1000}, True, {}, {}, (), ())
+    assert pilot.last_steps("between", 2) == [10, 100]
+    assert pilot.last_steps("before", 3) == [1]  # not at the start, where there is nothing to read
 
 
 def test_strata_keep_their_shares() -> None:

@@ -122,6 +122,7 @@ def warnings(results: Results) -> list[str]:
 def arm_sections(results: Results) -> list[Section]:
     """Curves, outcome table, paired differences, heuristics, domains, strength."""
     arms, steps, structure = results["arms"], results["pilot"]["steps"], results["config"]["structure"]
+    limits = results["config"]["sweep"]["loss_limit"]
     base = [arm for arm in arms if arm["kind"] == "base"]
     kinds = (
         (("steered",), "weights by χ"), (("null", "control"), "controls"), (("heuristic",), "without χ"),
@@ -165,7 +166,8 @@ def arm_sections(results: Results) -> list[Section]:
             "Strength, chosen on pilot seeds",
             "Each direction's own: the largest and the smallest repeated gap, averaged over the checkpoints, among "
             "candidates that keep the loss on other tokens within "
-            f"{100 * results['config']['sweep']['loss_limit']:g} %. No claim seed was used.",
+            f"{' and '.join(f'{100 * limit:g} % ({toward})' for toward, limit in limits.items())}. Seeds are others "
+            "than those that χ was read on; no claim seed was used.",
             [figures.sweep_figure(results["sweep"])],
             [_sweep(results)],
         ),

@@ -64,7 +64,8 @@ def reading_sections(results: Results) -> list[Section]:
             "A predictor from the frozen model's activations at the reading checkpoint, fitted on the probed tokens; "
             f"R² on rows it has not seen, used from {results['config']['min_r2']:g} on. The structure measure needs "
             "none: its first-order χ is computed on every token; its reliability is that between halves of the random "
-            "blocks and rows that its gradients are taken on.",
+            "blocks and rows that its gradients are taken on. Between runs: mean rank correlation of χ read in two "
+            "pilot runs, and (Spearman-Brown) that of the mean over all with the mean over as many other runs.",
             (),
             [_directions(results)],
         ),
@@ -148,6 +149,7 @@ def _directions(results: Results) -> Table:
                 one.get("what", ""),
                 f"{one['r2']:.2f}" if "r2" in one else "",
                 ", ".join(f"{name} {value:.2f}" for name, value in one.get("reliability", {}).items()),
+                _between(one),
                 str(one.get("rank", "")),
                 "no: " + one["refused"] if "refused" in one else "forced" if "forced" in one else "yes",
             ],
@@ -155,7 +157,14 @@ def _directions(results: Results) -> Table:
         )
         for one in results["directions"]
     ]
-    return Table(("direction", "what it asks", "held-out R²", "reliability", "rank of χ†", "used"), rows)
+    return Table(
+        ("direction", "what it asks", "held-out R²", "reliability", "between runs", "rank of χ†", "used"), rows
+    )
+
+
+def _between(direction: Mapping[str, Any]) -> str:
+    one, all_ = direction.get("between_runs"), direction.get("across_runs")
+    return "" if one is None or all_ is None else f"{one:.2f}, all {all_:.2f}"
 
 
 def _text(results: Results) -> Table:

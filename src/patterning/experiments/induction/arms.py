@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.experiments.induction.config import InductionConfig
-from patterning.experiments.induction.directions import LABELS, SMOOTH
+from patterning.experiments.induction.config import TOWARD, InductionConfig
+from patterning.experiments.induction.direction import LABELS, SMOOTH, Direction
 from patterning.experiments.induction.outcome import Arm
-from patterning.experiments.induction.sweep import TOWARD, Found, Strength, Strengths, run_unit, weigh
+from patterning.experiments.induction.sweep import Found, Strength, Strengths, run_unit, weigh
 from patterning.experiments.induction.text import Source, Text
 from patterning.experiments.induction.units import Weights
 from patterning.intervention.weights import summarise
@@ -64,7 +64,7 @@ def _plan(config: InductionConfig, text: Text, found: Found, strengths: Strength
     weights: dict[str, Weights] = {}
     for name, toward in product((name for name in config.directions if name in strengths), TOWARD):
         strength = strengths[name][toward]
-        rho = weigh(config, _direction(found, strength, name), strength, toward)
+        rho = weigh(config, found[strength.stage, name], strength, toward)
         control = None
         if name == lead:
             weights[toward] = rho
@@ -109,13 +109,14 @@ def _nulls(
             yield arm, [row.reshape(rho.shape).astype(np.float32) for row in dealt]
     strength = replace(strengths["more"], sign=1.0)
     if "random" in config.controls:
-        s = _direction(found, strength, lead)
+        s = found[strength.stage, lead].along("more")
         drawn = [random_direction_like(s.astype(np.float64).ravel(), seed).reshape(s.shape) for seed in seeds]
+        drawn = [Direction("random", strength.stage, one.astype(np.float32), {}) for one in drawn]
         arm = Arm("random", "random direction", "null", notes=_settings(strength))
         yield arm, [weigh(config, one, strength, "more") for one in drawn]
     if "random-smooth" in config.controls:
-        stage = next(stage for stage, name in found if name.startswith(SMOOTH))
-        drawn = [_direction(found, replace(strength, stage=stage), f"{SMOOTH}{seed}") for seed in seeds]
+        smooth = {name: direction for (_, name), direction in found.items() if name.startswith(SMOOTH)}
+        drawn = [smooth[f"{SMOOTH}{seed}"] for seed in seeds]
         arm = Arm("random-smooth", "random function of activations", "null", notes=_settings(strength))
         yield arm, [weigh(config, one, strength, "more") for one in drawn]
 
@@ -125,9 +126,13 @@ def _heuristics(
 ) -> Planned:
     """What needs no χ, or another part of it: the first mode, the induction label itself, and gzip."""
     lead = leading(config, strengths)
+    lead_more = strengths[lead]["more"]
+    if "one-run" in config.controls and (lead_more.stage, "one-run") in found:
+        rho = weigh(config, found[lead_more.stage, "one-run"], lead_more, "more")
+        yield Arm("one-run", LABELS["one-run"], "control", "more", notes=_settings(lead_more)), [rho] * config.seeds
     first = replace(strengths.get("mode", strengths[lead])["more"], sign=1.0)
     if "first-mode" in config.controls and found[first.stage, "first-mode"].s is not None:
-        rho = weigh(config, _direction(found, first, "first-mode"), first, "more")
+        rho = weigh(config, found[first.stage, "first-mode"], first, "more")
         yield Arm("first-mode", LABELS["first-mode"], "control", notes=_settings(first)), [rho] * config.seeds
     if "heuristic" in config.controls:
         label = induction_labels(text.train.tokens)
@@ -137,14 +142,8 @@ def _heuristics(
             yield arm, [flat.reshape(rho.shape).astype(np.float32)] * config.seeds
     if "gzip" in config.controls:
         rho = deal_to_rows(weights["more"], -compressed_size(text))
-        arm = Arm("gzip", "compressible rows (gzip)", "heuristic", "more", notes=_settings(strengths[lead]["more"]))
+        arm = Arm("gzip", "compressible rows (gzip)", "heuristic", "more", notes=_settings(lead_more))
         yield arm, [rho] * config.seeds
-
-
-def _direction(found: Found, strength: Strength, name: str) -> NDArray[np.float32]:
-    s = found[strength.stage, name].s
-    assert s is not None  # only usable ones are planned
-    return s
 
 
 def compressed_size(text: Text) -> Floats:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
@@ -15,7 +15,9 @@ Stage = Literal["before", "between", "after"]
 STAGES: tuple[Stage, ...] = ("before", "between", "after")
 """Before previous-token heads; between them and induction; after induction has formed."""
 DirectionName = Literal["structure", "mode", "full"]
-ControlName = Literal["permuted", "random", "random-smooth", "first-mode", "heuristic", "gzip", "domains"]
+ControlName = Literal["permuted", "random", "random-smooth", "one-run", "first-mode", "heuristic", "gzip", "domains"]
+Toward = Literal["less", "more"]
+TOWARD: dict[Toward, float] = {"less": -1.0, "more": 1.0}
 
 
 class CorpusSettings(Frozen):
@@ -74,7 +76,9 @@ class TrainSettings(Frozen):
 class StructureSettings(Frozen):
     """When a structure counts as there: the thresholds that onset and the three reading checkpoints are found by.
 
-    The gap is measured on `repeated_rows` random blocks; χ of it is read on `read_on` other ones.
+    The gap is measured on `repeated_rows` random blocks; χ of it is read on `read_on` other ones, in `runs` unweighted
+    runs of pilot seeds, at `readings` checkpoints of each (the stage's and those before it), and averaged: what χ says
+    of one run alone is mostly about that run. `hold_other`: which ways to hold the loss on other tokens.
     """
 
     previous_token: float = Field(default=0.3, gt=0, lt=1)
@@ -82,6 +86,9 @@ class StructureSettings(Frozen):
     repeated_gap: float = Field(default=1.0, gt=0)
     repeated_rows: int = Field(default=64, ge=4)
     read_on: int = Field(default=256, ge=4)
+    runs: int = Field(default=1, ge=1)
+    readings: int = Field(default=1, ge=1)
+    hold_other: tuple[Toward, ...] = ("less",)
 
 
 class ReadingSettings(Frozen):
@@ -112,16 +119,17 @@ class SweepSettings(Frozen):
     """Candidate weights, tried on pilot seeds only: every direction × its stages × policy × α, both ways.
 
     `read_at`: the stages at which each direction is read; a direction that is not named is read "after".
-    Each direction is given its own best for "less" and for "more". Candidates that change the loss on other tokens by
-    more than `loss_limit` (a share) come last. `sign`: "pilot" calls "more" what grew induction in the sweep (and says
-    where that is not what the response foretold); "response" keeps the sign of the response, whatever the sweep shows.
+    Each direction is given its own best for "less" and for "more", on `seeds` pilot seeds after those that χ was read
+    on. Candidates that change the loss on other tokens by more than `loss_limit` (a share) come last. `sign`: "pilot"
+    calls "more" what grew induction in the sweep (and says where that is not what the response foretold); "response"
+    keeps the sign of the response, whatever the sweep shows.
     """
 
     read_at: dict[DirectionName, tuple[Stage, ...]] = Field(default={"structure": ("between",)})
     policies: tuple[Policy, ...] = Field(default=("rank-tilt",), min_length=1)
     alphas: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
     seeds: int = Field(default=1, ge=1)
-    loss_limit: float = Field(default=0.05, gt=0)
+    loss_limit: dict[Toward, PositiveFloat] = Field(default={"less": 0.05, "more": 0.05})
     sign: Literal["pilot", "response"] = "pilot"
 
     def stages(self, direction: str) -> tuple[Stage, ...]:
@@ -136,7 +144,8 @@ class InductionConfig(Settings):
     The first of `directions` leads: controls take its weights.
     `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
     the permuted control deals the weights out again; "random" draws its direction token by token, "random-smooth" as a
-    random function of the activations. `domain_seeds` runs for each `domain_changes` of a domain.
+    random function of the activations; "one-run" is χ of the structure from the first pilot run alone, against the
+    average over all of them. `domain_seeds` runs for each `domain_changes` of a domain.
     """
 
     experiment: Literal["induction"] = "induction"
@@ -173,6 +182,8 @@ class InductionConfig(Settings):
             raise ValueError(
                 "the control 'random-smooth' needs the activations that 'mode' or 'full' are predicted from"
             )
+        if set(self.sweep.loss_limit) != {"less", "more"}:
+            raise ValueError("sweep.loss_limit needs a share for 'less' and one for 'more'")
         if any(alpha <= 0 for alpha in self.sweep.alphas):
             raise ValueError("sweep.alphas must be positive: less and more are the two signs")
         return self

@@ -1,7 +1,7 @@
 """From χ on sampled tokens to directions on all training tokens: along the induction mode, and by the full χ†."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from patterning.errors import PatterningError
 from patterning.experiments.induction.config import InductionConfig, Stage
+from patterning.experiments.induction.direction import LABELS, SMOOTH, Direction
 from patterning.experiments.induction.pilot import Pilot
 from patterning.experiments.induction.reading import Probes, Reading
-from patterning.experiments.induction.structure import Structure
 from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import joined, prediction_units
 from patterning.intervention.solve import solve
@@ -20,24 +20,6 @@ from patterning.store import Unit
 from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
-LABELS = {
-    "structure": "structure measure",
-    "mode": "induction mode",
-    "full": "full χ†",
-    "first-mode": "largest other mode",
-}
-SMOOTH = "random-smooth "
-"""Directions of this name and a seed are random linear functions of the activations: controls."""
-
-
-@dataclass(frozen=True)
-class Direction:
-    """s (rows, t - 1) towards "more" on every training token, or why there is none (`summary["refused"]`)."""
-
-    name: str
-    stage: Stage
-    s: NDArray[np.float32] | None
-    summary: dict[str, Any]
 
 
 def find_directions(
@@ -46,7 +28,7 @@ def find_directions(
     probes: Probes,
     pilot: Pilot,
     readings: Sequence[Reading],
-    structures: Mapping[Stage, Structure],
+    structures: Mapping[tuple[Stage, str], Direction],
     pool: Workers,
 ) -> dict[tuple[Stage, str], Direction]:
     """Every direction at every stage that the sweep looks at; `PatterningError` when there is none left.
@@ -79,9 +61,7 @@ def find_directions(
             work.append(prediction_units(f"predict-{reading.stage}", config.corpus.rows, arguments))
     done = iter(pool.compute([unit for units in work for unit in units], "predicting all training tokens"))
     found = iter([joined([next(done) for _ in units]) for units in work])
-    result: dict[tuple[Stage, str], Direction] = {
-        (stage, "structure"): Direction("structure", stage, one.s, one.summary) for stage, one in structures.items()
-    }
+    result = dict(structures)
     for reading, (targets, usable) in zip(chosen, sampled, strict=True):
         predicted = next(found) if usable else {}
         for name, (_, summary) in targets.items():

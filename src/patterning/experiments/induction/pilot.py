@@ -1,4 +1,4 @@
-"""The unweighted pilot run, and the three checkpoints at which χ is read, found on its curves."""
+"""The unweighted pilot runs, and the three checkpoints at which χ is read, found on the curves of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,18 +20,29 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pilot:
-    """`run`: measures along training; `at` and `anchors`: step and parameters (P,) of each reading checkpoint.
+    """`run`: measures along training, and parameters at every checkpoint; `at`: step of each reading checkpoint.
 
-    `prefix_matching` by head name is of the end of the run: it says which heads become induction heads.
+    `prefix_matching` by head name is of the end of the run: it says which heads become induction heads. `formed`:
+    whether induction did.
     """
 
+    seed: int
     run: Arrays
     at: dict[Stage, int]
-    anchors: dict[Stage, torch.Tensor]
+    formed: bool
     prefix_matching: dict[str, float]
     previous_token: dict[str, float]
     induction_heads: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def anchor(self, step: int) -> torch.Tensor:
+        """Parameters (P,) at a checkpoint."""
+        return torch.from_numpy(self.run[f"at_{step}"])
+
+    def last_steps(self, stage: Stage, count: int) -> list[int]:
+        """The checkpoint of `stage` and those before it, `count` in all where there are as many past step 0."""
+        steps = [int(step) for step in self.run["steps"] if 0 < step <= self.at[stage]]
+        return steps[-count:] or [self.at[stage]]
 
 
 def training_of(config: InductionConfig) -> LanguageTraining:
@@ -47,16 +58,26 @@ def checkpoints_of(config: InductionConfig) -> list[int]:
     return log_spaced(config.train.steps, config.train.checkpoints, config.train.first_checkpoint)
 
 
-def train_pilot(config: InductionConfig, source: Source, pool: Workers) -> Pilot:
-    """One unweighted run, every checkpoint kept; the reading checkpoints and the induction heads found on it."""
+def train_pilots(config: InductionConfig, source: Source, pool: Workers) -> list[Pilot]:
+    """Unweighted runs of the seeds from `pilot_seed` on, every checkpoint kept, as many as χ is averaged over.
+
+    The first one is where the components' χ is read.
+    """
     steps = checkpoints_of(config)
-    unit = training_unit(
-        "pilot", source, config.language, training_of(config), config.pilot_seed, None, steps, keep=steps
-    )
-    run = pool.compute([unit], "pilot run")[0]
+    seeds = range(config.pilot_seed, config.pilot_seed + config.structure.runs)
+    units = [
+        training_unit("pilot", source, config.language, training_of(config), seed, None, steps, keep=steps)
+        for seed in seeds
+    ]
+    runs = pool.compute(units, "pilot runs")
+    return [_look(config, seed, run) for seed, run in zip(seeds, runs, strict=True)]
+
+
+def _look(config: InductionConfig, seed: int, run: Arrays) -> Pilot:
+    """The reading checkpoints and the induction heads, found on a pilot run."""
     curves = curves_of(run)
     at, notes = reading_steps(run["steps"], curves, config.structure)
-    anchors: dict[Stage, torch.Tensor] = {stage: torch.from_numpy(run[f"at_{step}"]) for stage, step in at.items()}
+    formed = bool(induction_there(curves, config.structure).any())
     prefix, previous = by_head(run["prefix_matching"][-1]), by_head(run["previous_token"][-1])
     best = max(prefix.values())
     wanted = max(config.structure.prefix_matching, best / 2)
@@ -67,7 +88,7 @@ def train_pilot(config: InductionConfig, source: Source, pool: Workers) -> Pilot
             f"no head of the pilot run reaches a prefix-matching score of {config.structure.prefix_matching} "
             f"(largest {best:.2f}): {heads[0]} stands for the induction heads"
         )
-    return Pilot(run, at, anchors, prefix, previous, tuple(heads), tuple(notes))
+    return Pilot(seed, run, at, formed, prefix, previous, tuple(heads), tuple(notes))
 
 
 def by_head(scores: Floats) -> dict[str, float]:
@@ -84,6 +105,12 @@ def curves_of(run: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
     return {name: np.asarray(values, dtype=np.float64) for name, values in (heads | scalars).items()}
 
 
+def induction_there(curves: Mapping[str, Floats], structure: StructureSettings) -> NDArray[np.bool_]:
+    """At which checkpoints prefix matching and repeated gap are both at their thresholds, (c,)."""
+    prefix = curves["prefix_matching"] >= structure.prefix_matching
+    return prefix & (curves["repeated_gap"] >= structure.repeated_gap)
+
+
 def reading_steps(
     steps: NDArray[np.int64], curves: Mapping[str, Floats], structure: StructureSettings
 ) -> tuple[dict[Stage, int], list[str]]:
@@ -94,9 +121,7 @@ def reading_steps(
     """
     notes = []
     last = len(steps) - 1
-    there = (curves["prefix_matching"] >= structure.prefix_matching) & (
-        curves["repeated_gap"] >= structure.repeated_gap
-    )
+    there = induction_there(curves, structure)
     induction = int(there.argmax()) if there.any() else last
     if not there.any():
         notes.append("induction did not form in the pilot run: 'after' is only its last checkpoint")

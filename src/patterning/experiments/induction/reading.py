@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from patterning.experiments.induction.config import InductionConfig, Stage
+from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.pilot import Pilot
-from patterning.experiments.induction.structure import Structure
 from patterning.experiments.induction.text import Text, pieces, stratified
 from patterning.models.components import list_components
 from patterning.models.language import next_token_losses
@@ -85,7 +85,7 @@ def read_stages(config: InductionConfig, text: Text, probes: Probes, pilot: Pilo
 
 
 def _read(config: InductionConfig, text: Text, probes: Probes, pilot: Pilot, stage: Stage, pool: Workers) -> Reading:
-    own, anchor = config.reading, pilot.anchors[stage]
+    own, anchor = config.reading, pilot.anchor(pilot.at[stage])
     model = load_language(config.language, anchor)
     task = LossTask(model, next_token_losses, text.tokens[torch.from_numpy(probes.data)])
     found = component_response(
@@ -179,7 +179,7 @@ def clustered_mean(values: Floats, label: Bools, rows: NDArray[np.int64]) -> dic
 
 
 def domain_means(
-    text: Text, readings: Sequence[Reading], structures: Mapping[Stage, Structure]
+    text: Text, readings: Sequence[Reading], structures: Mapping[tuple[Stage, str], Direction]
 ) -> list[dict[str, Any]]:
     """What each reading foretells of each domain: mean and standard error by domain, rows as units.
 
@@ -187,9 +187,12 @@ def domain_means(
     loss. χ of a group is the mean of its members' (SPEC §4).
     """
     found = []
-    for stage, structure in structures.items():
-        per_row = structure.s.astype(np.float64).mean(axis=1)
-        unit = structure.s.std(dtype=np.float64)
+    for (stage, name), structure in structures.items():
+        if name != "structure":
+            continue
+        s = structure.along("more")
+        per_row = s.astype(np.float64).mean(axis=1)
+        unit = s.std(dtype=np.float64)
         means = {
             name: clustered_mean(per_row / unit, text.train.domains == i, np.arange(len(per_row)))
             for i, name in enumerate(text.corpus.domains)

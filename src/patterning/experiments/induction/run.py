@@ -3,6 +3,7 @@
 Read which training tokens an induction circuit answers to, weight them, and prove by retraining what that does.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from patterning.experiments.common import conduct
 from patterning.experiments.induction.arms import compressed_size, leading, retrain
 from patterning.experiments.induction.config import InductionConfig, read_config
-from patterning.experiments.induction.directions import LABELS, Direction, find_directions
+from patterning.experiments.induction.direction import LABELS, Direction
+from patterning.experiments.induction.directions import find_directions
 from patterning.experiments.induction.outcome import by_domain, judge, tabulate
-from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilot, training_of
+from patterning.experiments.induction.pilot import Pilot, curves_of, train_pilots, training_of
 from patterning.experiments.induction.present import read_results, write_page
 from patterning.experiments.induction.reading import choose_probes, domain_means, read_stages
 from patterning.experiments.induction.structure import read_structure
@@ -46,19 +48,20 @@ def _stages(config: InductionConfig, run: RunFolder, workers: int, progress: Pro
     text = load_text(source)
     probes = choose_probes(config, text)
     with Workers(run, workers, progress) as pool:
-        pilot = train_pilot(config, source, pool)
+        pilots = train_pilots(config, source, pool)
+        pilot = pilots[0]
         readings = read_stages(config, text, probes, pilot, pool)
         wanted = "structure" in config.directions
-        structures = read_structure(config, source, text, probes.data, pilot, pool) if wanted else {}
+        structures = read_structure(config, source, text, probes.data, pilots, pool) if wanted else {}
         found = find_directions(config, source, probes, pilot, readings, structures, pool)
-        swept, strengths = sweep(config, source, pilot, found, pool)
+        swept, strengths = sweep(config, source, found, pool)
         arms = retrain(config, source, text, found, strengths, pool)
     table = tabulate(arms, config.structure, config.first_seed)
     return {
         "experiment": "induction",
         "config": config.model_dump(mode="json"),
         "text": _describe(config, text),
-        "pilot": _pilot(pilot),
+        "pilot": _pilot(pilots),
         "readings": [reading.summary for reading in readings],
         "directions": [one.summary for (_, name), one in found.items() if name in LABELS],
         "likeness": _likeness(found, text),
@@ -86,7 +89,10 @@ def _describe(config: InductionConfig, text: Text) -> dict[str, Any]:
     }
 
 
-def _pilot(pilot: Pilot) -> dict[str, Any]:
+def _pilot(pilots: Sequence[Pilot]) -> dict[str, Any]:
+    pilot = pilots[0]
+    missing = [str(one.seed) for one in pilots if not one.formed]
+    notes = [f"induction did not form at seeds {', '.join(missing)}: χ was not read there"] if missing else []
     return {
         "steps": pilot.run["steps"],
         "curves": {name: np.round(values, 5) for name, values in curves_of(pilot.run).items()},
@@ -94,7 +100,7 @@ def _pilot(pilot: Pilot) -> dict[str, Any]:
         "previous_token": pilot.run["previous_token"],
         "at": pilot.at,
         "induction_heads": list(pilot.induction_heads),
-        "notes": list(pilot.notes),
+        "notes": [*pilot.notes, *notes],
     }
 
 

@@ -6,13 +6,12 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from patterning.errors import PatterningError
-from patterning.experiments.induction.config import InductionConfig, Stage
-from patterning.experiments.induction.directions import Direction
+from patterning.experiments.induction.config import TOWARD, InductionConfig, Stage, Toward
+from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.outcome import outcomes
-from patterning.experiments.induction.pilot import Pilot, checkpoints_of, training_of
+from patterning.experiments.induction.pilot import checkpoints_of, training_of
 from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import Weights, training_unit
 from patterning.intervention.weights import Policy, make_weights
@@ -20,7 +19,8 @@ from patterning.store import Unit
 from patterning.workers import Workers
 
 Found = Mapping[tuple[Stage, str], Direction]
-TOWARD = {"less": -1.0, "more": 1.0}
+SIDE = "loss:not induction"
+Worth = tuple[bool, float]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ Strengths = Mapping[str, Mapping[str, Strength]]
 """Direction → "less" and "more" → strength."""
 
 
-def weigh(config: InductionConfig, s: NDArray[Any], strength: Strength, toward: str) -> Weights:
-    """ρ (rows, t - 1) float32 for `s` of that shape; with `weigh: sequence` one weight a row, from its mean score."""
-    values = np.asarray(s, dtype=np.float64)
+def weigh(config: InductionConfig, direction: Direction, strength: Strength, toward: Toward) -> Weights:
+    """ρ (rows, t - 1) float32 along `direction`; with `weigh: sequence` one weight a row, from its mean score."""
+    values = direction.along(tried_as(toward, strength.sign)).astype(np.float64)
     if config.weigh == "sequence":
         values = np.broadcast_to(values.mean(axis=1, keepdims=True), values.shape)
     flat = values.ravel() * TOWARD[toward] * strength.sign
@@ -48,19 +48,24 @@ def weigh(config: InductionConfig, s: NDArray[Any], strength: Strength, toward: 
     return rho.reshape(values.shape).astype(np.float32)
 
 
+def tried_as(toward: Toward, sign: float) -> Toward:
+    """What the sweep called the runs that are now `toward`: the other one where the pilot turned the sign."""
+    return toward if sign > 0 else "less" if toward == "more" else "more"
+
+
 def run_unit(config: InductionConfig, source: Source, name: str, seed: int, rho: Weights | None) -> Unit:
     """One run of the experiment under ρ (None: unweighted)."""
     return training_unit(name, source, config.language, training_of(config), seed, rho, checkpoints_of(config))
 
 
 def sweep(
-    config: InductionConfig, source: Source, pilot: Pilot, found: Found, pool: Workers
+    config: InductionConfig, source: Source, found: Found, pool: Workers
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Strength]]]:
     """Try every candidate on pilot seeds; the rows of the table, and each direction's strengths.
 
     A candidate is run both ways. They part by the difference of their repeated gaps, averaged over the log-spaced
-    checkpoints, which sees the onset as well as the end. Seed 0 of the sweep is the pilot's own, so that run is the
-    unweighted partner. Raises `PatterningError` when no direction stands.
+    checkpoints, which sees the onset as well as the end. Seeds follow those that χ was read on: a direction is not
+    tried on what it was read from. Raises `PatterningError` when no direction stands.
     """
     own, names = config.sweep, config.directions
     candidates: list[tuple[str, Stage, Policy, float]] = [
@@ -71,16 +76,14 @@ def sweep(
     ]
     if not candidates:
         raise PatterningError("no direction stands at any stage that the sweep looks at")
-    seeds = [config.pilot_seed + i for i in range(own.seeds)]
-    work = []
+    seeds = [config.pilot_seed + config.structure.runs + i for i in range(own.seeds)]
+    work = [run_unit(config, source, "sweep-unweighted", seed, None) for seed in seeds]
     for name, stage, policy, alpha in candidates:
-        s = found[stage, name].s
-        assert s is not None
         for toward in TOWARD:
-            rho = weigh(config, s, Strength(stage, policy, alpha, 1.0), toward)
+            rho = weigh(config, found[stage, name], Strength(stage, policy, alpha, 1.0), toward)
             work += [run_unit(config, source, f"sweep-{name}-{toward}", seed, rho) for seed in seeds]
     runs = iter(pool.compute(work, "strength, on pilot seeds"))
-    base = outcomes(pilot.run, config.structure)
+    base = [outcomes(next(runs), config.structure) for _ in seeds]
     rows: list[dict[str, Any]] = []
     for name, stage, policy, alpha in candidates:
         row: dict[str, Any] = {"direction": name, "stage": stage, "policy": policy, "alpha": alpha, "seeds": seeds}
@@ -88,7 +91,8 @@ def sweep(
             ended = [outcomes(next(runs), config.structure) for _ in seeds]
             for key in ("onset", "repeated_gap", "prefix_matching", "gap_area"):
                 row[f"{toward}_{key}"] = float(np.mean([run[key] for run in ended]))
-            row[f"{toward}_side"] = float(ended[0]["loss:not induction"] / base["loss:not induction"] - 1)
+            sides = [run[SIDE] / unweighted[SIDE] - 1 for run, unweighted in zip(ended, base, strict=True)]
+            row[f"{toward}_side"] = float(np.mean(sides))
         rows.append(row | {"separation": row["more_gap_area"] - row["less_gap_area"], "chosen": []})
     return rows, {
         name: _choose(config, mine) for name in names if (mine := [row for row in rows if row["direction"] == name])
@@ -100,11 +104,12 @@ def _choose(config: InductionConfig, rows: Sequence[dict[str, Any]]) -> dict[str
     widest = max(rows, key=lambda row: abs(row["separation"]))
     sign = -1.0 if config.sweep.sign == "pilot" and widest["separation"] < 0 else 1.0
     chosen = {}
-    for toward, way in TOWARD.items():
-        tried = toward if sign > 0 else next(other for other in TOWARD if other != toward)
+    for toward, limit in config.sweep.loss_limit.items():
+        way = TOWARD[toward]
+        tried = tried_as(toward, sign)
 
-        def worth(row: Mapping[str, Any], tried: str = tried, way: float = way) -> tuple[bool, float]:
-            return abs(row[f"{tried}_side"]) <= config.sweep.loss_limit, way * row[f"{tried}_gap_area"]
+        def worth(row: Mapping[str, Any], tried: str = tried, way: float = way, limit: float = limit) -> Worth:
+            return abs(row[f"{tried}_side"]) <= limit, way * row[f"{tried}_gap_area"]
 
         best = max(rows, key=worth)
         best["chosen"].append(toward)
