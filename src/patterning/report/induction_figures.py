@@ -25,30 +25,37 @@ def pilot_curves(pilot: Mapping[str, Any], structure: Mapping[str, float]) -> go
     """Structure along the pilot run, with thresholds and the three readings."""
     names = ("previous_token", "prefix_matching", "repeated_gap", "loss:not induction")
     figure = make_subplots(rows=1, cols=4, subplot_titles=[TITLES[name] for name in names], horizontal_spacing=0.06)
-    steps = [max(1, step) for step in pilot["steps"]]
+    begin = _begin(pilot["steps"])
+    steps = pilot["steps"][begin:]
     for i, name in enumerate(names, 1):
         place: dict[str, Any] = {"row": 1, "col": i}
         figure.add_scatter(
-            x=steps, y=pilot["curves"][name], mode="lines+markers", line={"color": INK, "width": 1.5},
+            x=steps, y=pilot["curves"][name][begin:], mode="lines+markers", line={"color": INK, "width": 1.5},
             marker={"size": 4}, row=1, col=i,
         )  # fmt: skip
         if name in structure:
             figure.add_hline(y=structure[name], line={"color": QUIET, "dash": "dot"}, **place)
         for step in pilot["at"].values():
-            figure.add_vline(x=max(1, step), line={"color": ACCENT, "width": 1}, **place)
+            figure.add_vline(x=max(steps[0], step), line={"color": ACCENT, "width": 1}, **place)
     _layout(figure, height=300)
     # a line across a logarithmic axis would stretch it: the range is stated
-    figure.update_xaxes(type="log", title="step", range=[-0.05, math.log10(steps[-1]) + 0.05])
+    figure.update_xaxes(type="log", title="step", range=[math.log10(steps[0]) - 0.05, math.log10(steps[-1]) + 0.05])
     figure.update_annotations(font_size=12)
     figure.update_layout(margin={"t": 40})
     return figure
+
+
+def _begin(steps: Sequence[int]) -> int:
+    """Place of the first step that a logarithmic axis can show."""
+    return next((i for i, step in enumerate(steps) if step > 0), 0)
 
 
 def arm_curves(arms: Sequence[Mapping[str, Any]], steps: Sequence[int], title: str) -> go.Figure:
     """Mean (thick) and every seed (thin) of some arms along training, for four measures; unweighted is grey."""
     names = ("prefix_matching", "repeated_gap", "loss:induction", "loss:not induction")
     figure = make_subplots(rows=1, cols=4, subplot_titles=[TITLES[name] for name in names], horizontal_spacing=0.06)
-    x = [max(1, step) for step in steps]
+    begin = _begin(steps)
+    x = steps[begin:]
     seen = {"less": 0, "more": 0, "": 0}
     others = ("#2e8b57", "#8250df", "#9a6700", "#0a7ea4", "#bf3989", "#57606a")
     for arm in arms:
@@ -60,7 +67,7 @@ def arm_curves(arms: Sequence[Mapping[str, Any]], steps: Sequence[int], title: s
         else:
             seen[arm["toward"]] += 1
         for i, name in enumerate(names, 1):
-            curves = [curve[name] for curve in arm["curves"]]
+            curves = [curve[name][begin:] for curve in arm["curves"]]
             for curve in curves:
                 figure.add_scatter(
                     x=x, y=curve, mode="lines", line={"color": colour, "width": 0.7, "dash": dash}, opacity=0.35,
