@@ -155,13 +155,7 @@ def arm_sections(results: Results) -> list[Section]:
              _classes(arms)],
         ),
         Section("Where χ beats the plain heuristics, and where not", _rivals(results), (), [_likeness(results)]),
-        Section(
-            "χ by domain against retraining without it, or with twice as much",
-            "Change of the repeated gap, averaged over the checkpoints, by doubling and by removing a domain; by more "
-            "of it: half their difference, or minus the change by removing it. Each reading is held to the last.",
-            (),
-            [_domains(results), _foretold(results)],
-        ),
+        *_domain_section(results),
         Section(
             "Strength, chosen on pilot seeds",
             "Each direction's own: the largest and the smallest repeated gap, averaged over the checkpoints, among "
@@ -172,6 +166,21 @@ def arm_sections(results: Results) -> list[Section]:
             [_sweep(results)],
         ),
     ]  # fmt: skip
+
+
+def _domain_section(results: Results) -> list[Section]:
+    """None where no domain was retrained without, or with twice as much."""
+    if not results["domains"]:
+        return []
+    return [
+        Section(
+            "χ by domain against retraining without it, or with twice as much",
+            "Change of the repeated gap, averaged over the checkpoints, by doubling and by removing a domain; by more "
+            "of it: half their difference, or minus the change by removing it. Each reading is held to the last.",
+            (),
+            [_domains(results), _foretold(results)],
+        )
+    ]
 
 
 def _effects(arms: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:

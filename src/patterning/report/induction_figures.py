@@ -39,7 +39,9 @@ def pilot_curves(pilot: Mapping[str, Any], structure: Mapping[str, float]) -> go
             figure.add_vline(x=max(steps[0], step), line={"color": ACCENT, "width": 1}, **place)
     _layout(figure, height=300)
     # a line across a logarithmic axis would stretch it: the range is stated
-    figure.update_xaxes(type="log", title="step", range=[math.log10(steps[0]) - 0.05, math.log10(steps[-1]) + 0.05])
+    figure.update_xaxes(
+        type="log", dtick="D2", title="step", range=[math.log10(steps[0]) - 0.05, math.log10(steps[-1]) + 0.05]
+    )
     figure.update_annotations(font_size=12)
     figure.update_layout(margin={"t": 40})
     return figure
@@ -79,7 +81,7 @@ def arm_curves(arms: Sequence[Mapping[str, Any]], steps: Sequence[int], title: s
                 hovertemplate=f"{arm['label']}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
     _layout(figure, height=380, title=title)
-    figure.update_xaxes(type="log", title="step")
+    figure.update_xaxes(type="log", dtick="D2", title="step")
     figure.update_annotations(font_size=12)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.28}, margin={"t": 70})
     return figure
