@@ -1,4 +1,4 @@
-"""The sizes the experiment comes in: tiny (its test), nano (an hour on two cores), small and paper (a GPU)."""
+"""The sizes the experiment comes in: tiny (its test), nano (two cores, an hour or two), small and paper (a GPU)."""
 
 from typing import Any
 
