@@ -282,8 +282,8 @@ def _sweep(results: Results) -> Table:
                 f"{row['direction']}, {row['stage']}, {row['policy']}, α {row['alpha']:g}",
                 f"{row['separation']:+.3f}",
                 *(
-                    f"{row[f'{toward}_{key}']:.3g}"
-                    for key in ("onset", "prefix_matching", "repeated_gap")
+                    f"{row[f'{toward}_{key}']:{form}}"
+                    for key, form in (("onset", ".0f"), ("prefix_matching", ".3f"), ("repeated_gap", ".2f"))
                     for toward in ("less", "more")
                 ),
                 *(f"{100 * row[f'{toward}_side']:+.1f} %" for toward in ("less", "more")),

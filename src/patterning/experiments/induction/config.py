@@ -182,7 +182,7 @@ class InductionConfig(Settings):
             raise ValueError(
                 "the control 'random-smooth' needs the activations that 'mode' or 'full' are predicted from"
             )
-        if set(self.sweep.loss_limit) != {"less", "more"}:
+        if set(self.sweep.loss_limit) != set(TOWARD):
             raise ValueError("sweep.loss_limit needs a share for 'less' and one for 'more'")
         if any(alpha <= 0 for alpha in self.sweep.alphas):
             raise ValueError("sweep.alphas must be positive: less and more are the two signs")
