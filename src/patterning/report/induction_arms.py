@@ -9,7 +9,7 @@ from patterning.report.page import Row, Section, Table
 Results = Mapping[str, Any]
 HEAD = (
     "arm", "onset, step", "onset, % of unweighted", "prefix matching", "repeated gap", "ICL", "loss, induction",
-    "loss, other, %", "ESS",
+    "loss, other, %", "ESS", "seeds",
 )  # fmt: skip
 SHOWN = (
     ("onset_percent", "+.0f", "onset, %"), ("prefix_matching", "+.3f", "prefix matching"),
@@ -50,6 +50,7 @@ def outcome_rows(results: Results) -> list[Row]:
             f"{_mean(own['loss:induction']):.3f}",
             _interval(effect["not_induction_percent"], "+.2f") if effect else f"{_mean(own['loss:not induction']):.3f}",
             f"{notes['effective_sample_size']:.2f}" if "effective_sample_size" in notes else "1",
+            str(len(arm["seeds"])),
         ]
         rows.append(Row(cells, f"wrap {arm['toward']}{' sure' if _sure(effect.get('onset_percent')) else ''}"))
     return rows
@@ -140,7 +141,8 @@ def arm_sections(results: Results) -> list[Section]:
             f"Onset: the step at which some head's prefix matching reaches {structure['prefix_matching']:g} and the "
             f"repeated-random gap {structure['repeated_gap']:g} nats, interpolated in log(step) between checkpoints; a "
             "run that never gets there counts with its last step (≥). Brackets: 95 % intervals over paired seeds "
-            "(bootstrap-t); bold: the onset's interval excludes 0.",
+            "(bootstrap-t); bold: the onset's interval excludes 0. Means are over the arm's own seeds, the first of "
+            "the unweighted arm's; shifts are to the same seeds unweighted.",
             drawn,
             [Table(HEAD, outcome_rows(results))],
         ),

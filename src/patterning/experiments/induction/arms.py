@@ -38,7 +38,11 @@ def retrain(
     plan: list[Arm] = []
     work: list[Unit] = []
     counts: list[int] = []
+    main = {"unweighted"}
+    main |= {f"{name}-{toward}" for name in (leading(config, strengths), "permuted") for toward in TOWARD}
     for arm, weights in _plan(config, text, found, strengths):
+        if arm.name not in main and arm.kind != "domain":
+            weights = weights[: config.other_seeds]
         plan.append(arm)
         counts.append(len(weights))
         for i, rho in enumerate(weights):

@@ -118,7 +118,8 @@ class ReadingSettings(Frozen):
 class SweepSettings(Frozen):
     """Candidate weights, tried on pilot seeds only: every direction × its stages × policy × α, both ways.
 
-    `read_at`: the stages at which each direction is read; a direction that is not named is read "after".
+    `read_at`: the stages at which each direction is read; a direction that is not named is read "after". `alphas_of`:
+    the strengths of a direction, where they are not `alphas`.
     Each direction is given its own best for "less" and for "more", on `seeds` pilot seeds after those that χ was read
     on. Candidates that change the loss on other tokens by more than `loss_limit` (a share) come last. `sign`: "pilot"
     calls "more" what grew induction in the sweep (and says where that is not what the response foretold); "response"
@@ -127,7 +128,8 @@ class SweepSettings(Frozen):
 
     read_at: dict[DirectionName, tuple[Stage, ...]] = Field(default={"structure": ("between",)})
     policies: tuple[Policy, ...] = Field(default=("rank-tilt",), min_length=1)
-    alphas: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
+    alphas: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0), min_length=1)
+    alphas_of: dict[DirectionName, tuple[PositiveFloat, ...]] = Field(default={})
     seeds: int = Field(default=1, ge=1)
     loss_limit: dict[Toward, PositiveFloat] = Field(default={"less": 0.05, "more": 0.05})
     sign: Literal["pilot", "response"] = "pilot"
@@ -141,7 +143,8 @@ class SweepSettings(Frozen):
 class InductionConfig(Settings):
     """The whole experiment: `seeds` claim runs an arm from `first_seed` on; choices are made on `pilot_seed` and after.
 
-    The first of `directions` leads: controls take its weights.
+    The first of `directions` leads: controls take its weights. `other_seeds` (None: `seeds`) runs for each arm that is
+    not unweighted, the leading direction or its permuted weights.
     `weigh`: a weight for each token, or one for each row (its mean score). `bands`: token-frequency bands within which
     the permuted control deals the weights out again; "random" draws its direction token by token, "random-smooth" as a
     random function of the activations; "one-run" is χ of the structure from the first pilot run alone, against the
@@ -160,6 +163,7 @@ class InductionConfig(Settings):
     weigh: Literal["token", "sequence"] = "token"
     bands: int = Field(default=10, ge=1)
     seeds: int = Field(ge=3)
+    other_seeds: int | None = Field(default=None, ge=1)
     domain_seeds: int = Field(default=1, ge=1)
     domain_changes: tuple[Literal["remove", "double"], ...] = Field(default=("remove", "double"), min_length=1)
     first_seed: int = Field(default=5000, ge=2000)
@@ -172,8 +176,8 @@ class InductionConfig(Settings):
             raise ValueError("reading.probe_rows <= reading.rows <= corpus.rows must hold")
         if self.train.batch_size > self.corpus.rows:
             raise ValueError("train.batch_size is larger than corpus.rows")
-        if self.domain_seeds > self.seeds:
-            raise ValueError("domain_seeds must be at most seeds: they are paired with the unweighted runs")
+        if max(self.domain_seeds, self.other_seeds or 0) > self.seeds:
+            raise ValueError("domain_seeds and other_seeds must be at most seeds: unweighted runs are their pairs")
         if len(set(self.directions)) < len(self.directions):
             raise ValueError("directions must be named once each")
         if self.train.first_checkpoint > self.train.steps:
@@ -184,8 +188,6 @@ class InductionConfig(Settings):
             )
         if set(self.sweep.loss_limit) != set(TOWARD):
             raise ValueError("sweep.loss_limit needs a share for 'less' and one for 'more'")
-        if any(alpha <= 0 for alpha in self.sweep.alphas):
-            raise ValueError("sweep.alphas must be positive: less and more are the two signs")
         return self
 
     @property

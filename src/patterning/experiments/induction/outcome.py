@@ -121,7 +121,8 @@ def judge(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for arm in arms:
         if arm["kind"] not in ("steered", "null"):
             continue
-        share = float(np.mean(arm["measures"]["prefix_matching"]) / np.mean(base["measures"]["prefix_matching"]))
+        own = arm["measures"]["prefix_matching"]
+        share = float(np.mean(own) / np.mean(base["measures"]["prefix_matching"][: len(own)]))  # the same seeds
         loss, shift = (arm["effect"][name]["difference"] for name in ("not_induction_percent", "onset_percent"))
         cut, sooner = share < 0.25, shift <= -20
         less = f"{arm['label']}: final prefix matching {share:.2f} of unweighted, loss on other tokens {loss:+.1f} %"

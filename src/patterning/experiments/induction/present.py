@@ -45,6 +45,7 @@ def write_page(run: RunFolder, results: Results) -> None:
             f"context {model['context']} · {text['parameters']:,} parameters · {text['tokens_read']:,} tokens a run "
             f"({text['epochs']:.1f} passes), {'bfloat16 products' if text['bfloat16'] else 'float32'} · "
             f"{config['seeds']} paired seeds an arm"
+            + (f" ({others} beside the leading direction)" if (others := config.get("other_seeds")) else "")
         ),
         headline=headline(results),
         warnings=warnings(results),

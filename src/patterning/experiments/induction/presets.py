@@ -21,8 +21,12 @@ _TINY: dict[str, Any] = {
         "rows": 32, "probe_rows": 16, "n_beta": 30.0, "localization": 300.0, "step_size": 1e-3, "chains": 2, "draws": 8,
         "burn_in": 2, "steps_between_draws": 1, "batch_size": 4,
     },
-    "sweep": {"read_at": {"structure": ("between",), "mode": ("before", "after")}, "alphas": (1.0,), "seeds": 1},
+    "sweep": {
+        "read_at": {"structure": ("between",), "mode": ("before", "after")}, "alphas": (1.0,),
+        "alphas_of": {"mode": (0.5,)}, "seeds": 1,
+    },
     "seeds": 3,
+    "other_seeds": 2,
     "bands": 4,
     "force": True,
 }  # fmt: skip

@@ -71,7 +71,7 @@ def sweep(
     candidates: list[tuple[str, Stage, Policy, float]] = [
         (name, stage, policy, alpha)
         for name in names
-        for stage, policy, alpha in product(own.stages(name), own.policies, own.alphas)
+        for stage, policy, alpha in product(own.stages(name), own.policies, own.alphas_of.get(name, own.alphas))
         if found[stage, name].s is not None
     ]
     if not candidates:
