@@ -197,6 +197,9 @@ def test_losses_by_class() -> None:
     assert found["loss:not induction"] == pytest.approx(losses[~label].mean())
     assert found["loss"] == pytest.approx(losses.mean())
     assert np.isnan(found["loss:never"])
+    np.testing.assert_allclose(found["previous_token"], previous_token_scores(model, tokens), rtol=1e-6)
+    np.testing.assert_allclose(found["prefix_matching"], prefix_matching_scores(model, tokens), rtol=1e-6)
+    assert found["repeated_gap"] == pytest.approx(repeated_random_gap(model, tokens))
     assert found["loss:induction"] != pytest.approx(float(found["loss:not induction"]), rel=1e-3)
     assert {name: value.shape for name, value in found.items()} == {
         "previous_token": (2, 2), "prefix_matching": (2, 2), "repeated_gap": (), "icl": (), "loss": (),

@@ -175,7 +175,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → (b, t, d)."""
-        x = x + self.attention(self.ln1(x), positions)
+        return self.after_attention(x + self.attention(self.ln1(x), positions))
+
+    def after_attention(self, x: Tensor) -> Tensor:
+        """The MLP's part, if there is one: (b, t, d) → (b, t, d)."""
         return x if self.mlp is None or self.ln2 is None else x + self.mlp(self.ln2(x))
 
 
@@ -215,6 +218,10 @@ class LanguageModel(nn.Module):
 def next_token_losses(call: Call, batch: Batch) -> Tensor:
     """Cross-entropy in nats of every next token of `batch` (b, t) int64: (b, t - 1). A `BatchLoss`."""
     logits = call(batch)
-    logits = getattr(logits, "logits", logits)
+    return losses_of_logits(getattr(logits, "logits", logits), batch)
+
+
+def losses_of_logits(logits: Tensor, batch: Tensor) -> Tensor:
+    """`next_token_losses` of logits (b, t, vocabulary)."""
     # F.cross_entropy takes half as long again under vmap.
     return -logits[:, :-1].log_softmax(-1).gather(2, batch[:, 1:, None])[..., 0]

@@ -5,7 +5,7 @@ followed the token's earlier occurrence, and predicts it (Olsson et al., arXiv 2
 twice nothing else helps, so the gap between the losses of the two copies measures what the circuit does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from patterning.errors import PatterningError
-from patterning.models.language import LanguageModel, next_token_losses
+from patterning.models.language import LanguageModel, losses_of_logits, mix, next_token_losses
 from patterning.rng import Stream, generator
 
 CHUNK = 64
@@ -22,19 +22,30 @@ CHUNK = 64
 
 def attention_patterns(model: LanguageModel, tokens: Tensor) -> Tensor:
     """Attention of every head on `tokens` (b, t): (layers, b, heads, t, t), from query (row) to key (column)."""
+    return _passed(model, tokens)[0]
+
+
+def _passed(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Patterns, as `attention_patterns`, and the stream (b, t, d) after the last block: both of one pass."""
     found = []
     with torch.no_grad():
         x, positions = model.start(tokens)
         for block in model.layers():
-            q, k, _ = block.attention.project(block.ln1(x), positions)
-            found.append(block.attention.pattern(q, k))
-            x = block(x, positions)
-    return torch.stack(found)
+            q, k, v = block.attention.project(block.ln1(x), positions)
+            pattern = block.attention.pattern(q, k)
+            found.append(pattern)
+            x = block.after_attention(x + block.attention.out(mix(pattern, v)))
+    return torch.stack(found), x
 
 
 def previous_token_scores(model: LanguageModel, tokens: Tensor) -> NDArray[np.float64]:
     """Mean attention from position i to i - 1, i = 1..t-1, over rows `tokens` (b, t): (layers, heads)."""
-    return _mean_over_rows(attention_patterns(model, rows).diagonal(-1, dim1=3, dim2=4) for rows in tokens.split(CHUNK))
+    return _mean_over_rows(_to_previous(attention_patterns(model, rows)) for rows in tokens.split(CHUNK))
+
+
+def _to_previous(patterns: Tensor) -> Tensor:
+    """Attention from each position i ≥ 1 to i - 1: (layers, b, heads, t - 1)."""
+    return patterns.diagonal(-1, dim1=3, dim2=4)
 
 
 def prefix_matching_scores(model: LanguageModel, tokens: Tensor) -> NDArray[np.float64]:
@@ -43,9 +54,12 @@ def prefix_matching_scores(model: LanguageModel, tokens: Tensor) -> NDArray[np.f
     `tokens` (b, 2L) are blocks of L distinct tokens repeated twice (`repeated_random`): from L + i to i + 1.
     """
     length = _block_length(tokens)
-    return _mean_over_rows(
-        attention_patterns(model, rows).diagonal(1 - length, dim1=3, dim2=4)[..., 1:] for rows in tokens.split(CHUNK)
-    )
+    return _mean_over_rows(_to_successor(attention_patterns(model, rows), length) for rows in tokens.split(CHUNK))
+
+
+def _to_successor(patterns: Tensor, length: int) -> Tensor:
+    """Attention from each token of the second copy to the one after its first occurrence: (layers, b, heads, L - 1)."""
+    return patterns.diagonal(1 - length, dim1=3, dim2=4)[..., 1:]
 
 
 def repeated_random(vocabulary: int, context: int, count: int, seed: int) -> Tensor:
@@ -65,8 +79,10 @@ def repeated_random_gap(model: LanguageModel, tokens: Tensor) -> float:
 
     The same L - 1 tokens in both: each copy's first token has nothing before it that could tell.
     """
-    length = _block_length(tokens)
-    losses = token_losses(model, tokens)
+    return _gap(token_losses(model, tokens), _block_length(tokens))
+
+
+def _gap(losses: NDArray[np.float64], length: int) -> float:
     return float(losses[:, : length - 1].mean() - losses[:, length:].mean())
 
 
@@ -116,12 +132,14 @@ def measure_structure(
     """
     device = next(model.parameters()).device
     test_tokens, repeated = test_tokens.to(device), repeated.to(device)
-    losses = token_losses(model, test_tokens)
+    length = _block_length(repeated)
+    previous, losses = _read(model, test_tokens, _to_previous)
+    successor, of_blocks = _read(model, repeated, lambda patterns: _to_successor(patterns, length))
     eighth = max(1, losses.shape[1] // 8)
     found: dict[str, float | NDArray[np.float64]] = {
-        "previous_token": previous_token_scores(model, test_tokens),
-        "prefix_matching": prefix_matching_scores(model, repeated),
-        "repeated_gap": repeated_random_gap(model, repeated),
+        "previous_token": previous,
+        "prefix_matching": successor,
+        "repeated_gap": _gap(of_blocks, length),
         "icl": icl_score(losses, early=eighth, late=losses.shape[1], window=eighth),
         "loss": float(losses.mean()),
     }
@@ -133,6 +151,20 @@ def measure_structure(
             raise PatterningError(f"class {name!r} is {label.dtype} {label.shape}: it must be bool {losses.shape}")
         found[f"loss:{name}"] = float(losses[label].mean()) if label.any() else float("nan")
     return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+
+
+def _read(
+    model: LanguageModel, tokens: Tensor, part: Callable[[Tensor], Tensor]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (layers, heads) of a `part` of the attention patterns, and losses (n, t - 1), in one pass over `tokens`."""
+    parts: list[Tensor] = []
+    losses: list[Tensor] = []
+    with torch.no_grad():
+        for rows in tokens.split(CHUNK):
+            patterns, x = _passed(model, rows)
+            parts.append(part(patterns))
+            losses.append(losses_of_logits(model.unembed(model.ln_final(x)), rows).cpu())
+    return _mean_over_rows(iter(parts)), torch.cat(losses).double().numpy()
 
 
 def onset(steps: Sequence[float] | NDArray[np.integer], values: ArrayLike, threshold: float) -> float:
