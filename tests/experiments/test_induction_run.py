@@ -231,7 +231,9 @@ def test_each_direction_gets_its_own_best_strength_each_way() -> None:
             "less_gap_area": less, "more_gap_area": more, "less_side": side, "more_side": 0.01,
         }  # fmt: skip
 
-    config = preset_config("nano")
+    keep = preset_config("nano")
+    assert keep.sweep.sign == "response"
+    config = keep.model_copy(update={"sweep": keep.sweep.model_copy(update={"sign": "pilot"})})
     rows = [row(0.3, 0.2, 0.5), row(0.8, 0.1, 0.4), row(1.0, 0.0, 0.3, side=0.5)]  # the last one costs too much
     found = _choose(config, rows)
     assert {toward: (one.alpha, one.sign) for toward, one in found.items()} == {"less": (0.8, 1.0), "more": (0.3, 1.0)}
@@ -242,7 +244,6 @@ def test_each_direction_gets_its_own_best_strength_each_way() -> None:
         "less": (0.8, -1.0),
         "more": (0.3, -1.0),
     }
-    keep = config.model_copy(update={"sweep": config.sweep.model_copy(update={"sign": "response"})})
     assert {one.sign for one in _choose(keep, [row(0.3, 0.5, 0.2)]).values()} == {1.0}
 
 

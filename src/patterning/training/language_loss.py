@@ -2,7 +2,8 @@
 
 Two things cost the most on a CPU and are done otherwise than in `LanguageModel.forward`, which must stay plain to run
 under `torch.func.vmap`: the unembedding and its softmax go by in slices that fit the cache, with their gradient made in
-the same pass (no logits are kept), and causal scores come from a `baddbmm` for each half of the queries (a fused kernel on a GPU).
+the same pass (no logits are kept), and causal scores come from a `baddbmm` for each half of the queries (a fused kernel
+on a GPU).
 """
 
 import math

@@ -40,9 +40,8 @@ def retrain(
     counts: list[int] = []
     main = {"unweighted"}
     main |= {f"{name}-{toward}" for name in (leading(config, strengths), "permuted") for toward in TOWARD}
-    for arm, weights in _plan(config, text, found, strengths):
-        if arm.name not in main and arm.kind != "domain":
-            weights = weights[: config.other_seeds]
+    for arm, every in _plan(config, text, found, strengths):
+        weights = every if arm.name in main or arm.kind == "domain" else every[: config.other_seeds]
         plan.append(arm)
         counts.append(len(weights))
         for i, rho in enumerate(weights):

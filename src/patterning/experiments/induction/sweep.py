@@ -64,29 +64,36 @@ def sweep(
     """Try every candidate on pilot seeds; the rows of the table, and each direction's strengths.
 
     A candidate is run both ways. They part by the difference of their repeated gaps, averaged over the log-spaced
-    checkpoints, which sees the onset as well as the end. Seeds follow those that χ was read on: a direction is not
+    checkpoints, which sees the onset as well as the end. A direction of one candidate is not tried where the sign is
+    the response's: nothing is left to choose. Seeds follow those that χ was read on: a direction is not
     tried on what it was read from. Raises `PatterningError` when no direction stands.
     """
     own, names = config.sweep, config.directions
-    candidates: list[tuple[str, Stage, Policy, float]] = [
-        (name, stage, policy, alpha)
+    standing = {
+        name: [
+            Strength(stage, policy, alpha, 1.0)
+            for stage, policy, alpha in product(own.stages(name), own.policies, own.alphas_of.get(name, own.alphas))
+            if found[stage, name].s is not None
+        ]
         for name in names
-        for stage, policy, alpha in product(own.stages(name), own.policies, own.alphas_of.get(name, own.alphas))
-        if found[stage, name].s is not None
-    ]
-    if not candidates:
+    }
+    if not any(standing.values()):
         raise PatterningError("no direction stands at any stage that the sweep looks at")
+    settled = {name for name, some in standing.items() if len(some) == 1 and own.sign == "response"}
+    candidates = [(name, one) for name, some in standing.items() if name not in settled for one in some]
     seeds = [config.pilot_seed + config.structure.runs + i for i in range(own.seeds)]
-    work = [run_unit(config, source, "sweep-unweighted", seed, None) for seed in seeds]
-    for name, stage, policy, alpha in candidates:
+    work = [run_unit(config, source, "sweep-unweighted", seed, None) for seed in seeds if candidates]
+    for name, one in candidates:
         for toward in TOWARD:
-            rho = weigh(config, found[stage, name], Strength(stage, policy, alpha, 1.0), toward)
+            rho = weigh(config, found[one.stage, name], one, toward)
             work += [run_unit(config, source, f"sweep-{name}-{toward}", seed, rho) for seed in seeds]
     runs = iter(pool.compute(work, "strength, on pilot seeds"))
-    base = [outcomes(next(runs), config.structure) for _ in seeds]
+    base = [outcomes(next(runs), config.structure) for _ in seeds if candidates]
     rows: list[dict[str, Any]] = []
-    for name, stage, policy, alpha in candidates:
-        row: dict[str, Any] = {"direction": name, "stage": stage, "policy": policy, "alpha": alpha, "seeds": seeds}
+    for name, one in candidates:
+        row: dict[str, Any] = {
+            "direction": name, "stage": one.stage, "policy": one.policy, "alpha": one.alpha, "seeds": seeds,
+        }  # fmt: skip
         for toward in TOWARD:
             ended = [outcomes(next(runs), config.structure) for _ in seeds]
             for key in ("onset", "repeated_gap", "prefix_matching", "gap_area"):
@@ -95,7 +102,11 @@ def sweep(
             row[f"{toward}_side"] = float(np.mean(sides))
         rows.append(row | {"separation": row["more_gap_area"] - row["less_gap_area"], "chosen": []})
     return rows, {
-        name: _choose(config, mine) for name in names if (mine := [row for row in rows if row["direction"] == name])
+        name: dict.fromkeys(TOWARD, some[0])
+        if name in settled
+        else _choose(config, [row for row in rows if row["direction"] == name])
+        for name, some in standing.items()
+        if some
     }
 
 
