@@ -77,11 +77,13 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def ours(task: LossTask, name: str, chains: ChainConfig, probes: int, estimator: str = "covariance"):
+def ours(
+    task: LossTask, name: str, chains: ChainConfig, probes: int, estimator: str = "covariance", phi: str = "probes"
+):
     """χ of one component by this library."""
     return component_response(
         task, task.flatten(task.module), [name], SGLD(step_size=STEP, **SETTINGS), chains,
-        probes=torch.arange(probes), estimator=estimator,
+        probes=torch.arange(probes), estimator=estimator, phi=phi,
     )  # fmt: skip
 
 
@@ -160,21 +162,32 @@ def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: boo
     """CPU time to a split-half reliability of 0.9."""
     few = ChainConfig(4, 10 if quick else 20, 20, 4, 16, matched=True)
     many = ChainConfig(4, 20 if quick else 40, 20, 1, 16, matched=True)
-    print("\n| component | pathwise reliability | CPU s | reliability of the peer's draws | peer CPU s to 0.9 |")
-    print("|---|---|---|---|---|")
-    sums = np.zeros(2)
+    print(
+        "\n| component | pathwise: reliability, CPU s | φ of all rows: reliability, CPU s "
+        "| reliability of the peer's draws | peer CPU s to 0.9 |\n|---|---|---|---|---|"
+    )
+    sums = np.zeros(3)
     for name in names:
         box: list = []
-        mine = cpu_seconds(lambda name=name, box=box: box.append(ours(task, name, few, 64, "pathwise")))
-        own = next(iter(box[0].reliability().values()))
+        cells, spent = [], []
+        for phi in ("probes", "data"):
+            mine = cpu_seconds(
+                lambda name=name, phi=phi, box=box: box.append(ours(task, name, few, 64, "pathwise", phi))
+            )
+            own = next(iter(box[-1].reliability().values()))
+            cells.append(f"{own:.2f}, {mine:.1f}")
+            spent.append(mine * max(1.0, longer(own)))
         peer = cpu_seconds(lambda name=name: theirs(task, data, name, many, 64))
         plain = next(iter(ours(task, name, many, 64).reliability().values()))
-        # Spearman-Brown: how many times as long until 0.9
-        longer = (0.9 / 0.1) * (1 - plain) / plain if plain > 0 else float("inf")
-        own_longer = max(1.0, (0.9 / 0.1) * (1 - own) / own) if own > 0 else float("inf")
-        sums += [mine * own_longer, peer * longer]
-        print(f"| {name} | {own:.2f} | {mine:.1f} | {plain:.2f} | {peer * longer:.0f} |", flush=True)
-    print(f"| all: to 0.9 | | {sums[0]:.0f} | | {sums[1]:.0f}, {sums[1] / sums[0]:.0f} times ours |")
+        sums += [*spent, peer * longer(plain)]
+        print(f"| {name} | {' | '.join(cells)} | {plain:.2f} | {peer * longer(plain):.0f} |", flush=True)
+    ratio = sums[2] / sums[:2]
+    print(f"| all: to 0.9 | {sums[0]:.0f} | {sums[1]:.0f} | | {sums[2]:.0f}: {ratio[0]:.0f} and {ratio[1]:.0f} times |")
+
+
+def longer(reliability: float) -> float:
+    """How many times as long a run must be until 0.9, by Spearman-Brown."""
+    return (0.9 / 0.1) * (1 - reliability) / reliability if reliability > 0 else float("inf")
 
 
 def main() -> None:

@@ -73,13 +73,20 @@ def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Pa
 def test_llc_and_a_dry_run(where: str, tmp_path: Path) -> None:
     settings = SETTINGS[:-2]
     answer = command(
-        "llc", where, *settings, "--out", str(tmp_path / "llc"), "--workers", "1", "--components", "full,l0h0"
-    )
+        "llc", where, *settings, "--out", str(tmp_path / "llc"), "--workers", "1", "--components", "full,l0h0",
+        "--steps-between-draws", "0",
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert "±" in answer.stdout
-    answer = command("response", where, *SETTINGS, "--out", str(tmp_path / "dry"), "--dry-run", "--components", "l0h0")
+    assert "steps between draws, the median of full" in answer.stdout
+    results = json.loads((tmp_path / "llc" / "results.json").read_text())
+    steps = [one["steps"] for one in results["spacing"]]
+    assert min(steps) <= results["request"]["steps_between_draws"] <= max(steps)
+    answer = command("response", where, *SETTINGS, "--out", str(tmp_path / "dry"), "--dry-run", "--components", "l0h0",
+                     "--steps-between-draws", "0")  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert "all components:" in answer.stdout
+    assert "assumed here: 4" in answer.stdout
     assert not (tmp_path / "dry").exists()
 
 

@@ -17,13 +17,14 @@ import yaml
 from patterning.errors import PatterningError
 from patterning.experiments.induction.arms import deal_to_rows
 from patterning.experiments.induction.config import StructureSettings, load_config
+from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.outcome import by_domain, judge, onset_step
 from patterning.experiments.induction.pilot import Pilot, reading_steps
 from patterning.experiments.induction.presets import PRESETS, preset_config
 from patterning.experiments.induction.reading import clustered_mean
 from patterning.experiments.induction.run import run_induction
 from patterning.experiments.induction.structure import _describe, observable_gradients
-from patterning.experiments.induction.sweep import _choose
+from patterning.experiments.induction.sweep import Strength, _choose, sweep
 from patterning.experiments.induction.text import stratified
 from patterning.models.language import LanguageConfig, LanguageModel
 from patterning.tasks.induction import repeated_random, repeated_random_gap, token_losses
@@ -245,6 +246,21 @@ def test_each_direction_gets_its_own_best_strength_each_way() -> None:
         "more": (0.3, -1.0),
     }
     assert {one.sign for one in _choose(keep, [row(0.3, 0.5, 0.2)]).values()} == {1.0}
+
+
+def test_a_direction_with_nothing_to_choose_is_not_tried() -> None:
+    class Pool:
+        def compute(self, units: list, stage: str) -> list:
+            del stage
+            assert not units
+            return []
+
+    values = TINY | {"directions": ["structure"], "controls": ["permuted"]}
+    values["sweep"] = {"alphas": [0.4], "sign": "response"}
+    found = {("between", "structure"): Direction("structure", "between", np.zeros((2, 3), np.float32), {})}
+    rows, strengths = sweep(load_config(values, "tiny"), None, found, Pool())
+    assert rows == []
+    assert strengths == {"structure": dict.fromkeys(("less", "more"), Strength("between", "rank-tilt", 0.4, 1.0))}
 
 
 def test_gradients_of_the_structure_are_those_of_its_measures() -> None:

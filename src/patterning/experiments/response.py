@@ -2,10 +2,11 @@
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -20,13 +21,17 @@ from patterning.response.components import ComponentResponse, Estimator, compone
 from patterning.response.estimate import estimate_cost
 from patterning.response.pathwise import PhiOf
 from patterning.response.store import save_response
+from patterning.response.thinning import Spacing, measure_spacing
 from patterning.store import RunFolder, write_json, write_whole
 from patterning.workers import Progress, Workers
+
+ASSUMED_BETWEEN = 4
+"""Steps between draws that `dry` reckons with where they are still to be measured."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command line."""
+    """The arguments of the command line; `steps_between_draws` 0: to be measured."""
 
     task: str
     components: str
@@ -97,6 +102,9 @@ def answer(request: Request, out: Path, workers: int, progress: Progress, consol
 def dry(request: Request, console: Console) -> None:
     """Print time and memory of one round of chains for each component."""
     task, names, probes = _prepare(request)
+    if not request.steps_between_draws:
+        request = replace(request, steps_between_draws=ASSUMED_BETWEEN)
+        console.print(f"steps between draws are measured first; assumed here: {ASSUMED_BETWEEN}")
     costs = estimate_cost(
         task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator
     )
@@ -110,6 +118,19 @@ def dry(request: Request, console: Console) -> None:
     console.print(f"all components: {total:.0f} s on one worker, up to {total * request.rounds:.0f} s in all rounds")
 
 
+def _spaced(
+    request: Request, task: LossTask, names: list[str], probes: torch.Tensor, kernel: SGLD, pool: Workers
+) -> tuple[Request, list[Spacing]]:
+    """The request with its steps between draws, and the measurement where there was one: the median of components."""
+    if request.steps_between_draws:
+        return request, []
+    chains = replace(request, steps_between_draws=1).chain_config
+    found = measure_spacing(
+        task, task.flatten(task.module), names, kernel, chains, probes=probes, estimator=request.estimator, pool=pool
+    )
+    return replace(request, steps_between_draws=int(np.median([one.steps for one in found]))), found
+
+
 def sample_to(request: Request, out: Path, workers: int, progress: Progress, console: Console) -> ComponentResponse:
     """Sample, write `chi.zarr`, `results.json` and `report.html` into `out`, print the table."""
     kernel = SGLD(request.n_beta, request.localization, request.step_size)
@@ -119,6 +140,7 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress, con
     run = RunFolder(out)
     run.create()
     with Workers(run, workers, progress) as pool:
+        request, spacing = _spaced(request, task, names, probes, kernel, pool)
         found = component_response(
             task, task.flatten(task.module), names, kernel, request.chain_config, probes=probes,
             estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
@@ -127,6 +149,7 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress, con
     rows = component_rows(found)
     facts: dict[str, Any] = {
         "request": vars(request),
+        "spacing": [asdict(one) for one in spacing],
         "table": [dict(zip(HEAD, row.cells, strict=True)) for row in rows],
     }
     write_json(out / "results.json", facts)
@@ -138,5 +161,8 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress, con
     for row in rows:
         table.add_row(*row.cells)
     console.print(table)
+    if spacing:
+        measured = ", ".join(f"{one.component} {one.steps}" for one in spacing)
+        console.print(f"{request.steps_between_draws} steps between draws, the median of {measured}", highlight=False)
     console.print(f"page: {out / 'report.html'}", highlight=False)
     return found

@@ -123,7 +123,6 @@ def warnings(results: Results) -> list[str]:
 def arm_sections(results: Results) -> list[Section]:
     """Curves, outcome table, paired differences, heuristics, domains, strength."""
     arms, steps, structure = results["arms"], results["pilot"]["steps"], results["config"]["structure"]
-    limits = results["config"]["sweep"]["loss_limit"]
     base = [arm for arm in arms if arm["kind"] == "base"]
     kinds = (
         (("steered",), "weights by χ"), (("null", "control"), "controls"), (("heuristic",), "without χ"),
@@ -158,15 +157,7 @@ def arm_sections(results: Results) -> list[Section]:
         ),
         Section("Where χ beats the plain heuristics, and where not", _rivals(results), (), [_likeness(results)]),
         *_domain_section(results),
-        Section(
-            "Strength, chosen on pilot seeds",
-            "Each direction's own: the largest and the smallest repeated gap, averaged over the checkpoints, among "
-            "candidates that keep the loss on other tokens within "
-            f"{' and '.join(f'{100 * limit:g} % ({toward})' for toward, limit in limits.items())}. Seeds are others "
-            "than those that χ was read on; no claim seed was used.",
-            [figures.sweep_figure(results["sweep"])],
-            [_sweep(results)],
-        ),
+        *_strength_section(results),
     ]  # fmt: skip
 
 
@@ -182,6 +173,27 @@ def _domain_section(results: Results) -> list[Section]:
             (),
             [_domains(results), _foretold(results)],
         )
+    ]
+
+
+def _strength_section(results: Results) -> list[Section]:
+    """None where nothing was left to choose."""
+    if not results["sweep"]:
+        return []
+    limits = results["config"]["sweep"]["loss_limit"]
+    tried = {row["direction"] for row in results["sweep"]}
+    given = [f"{name} (α {one['more']['alpha']:g})" for name, one in results["strengths"].items() if name not in tried]
+    return [
+        Section(
+            "Strength, chosen on pilot seeds",
+            "Each direction's own: the largest and the smallest repeated gap, averaged over the checkpoints, among "
+            "candidates that keep the loss on other tokens within "
+            f"{' and '.join(f'{100 * limit:g} % ({toward})' for toward, limit in limits.items())}. Seeds are others "
+            "than those that χ was read on; no claim seed was used."
+            + (f" Given, not chosen: {', '.join(given)}." if given else ""),
+            [figures.sweep_figure(results["sweep"])],
+            [_sweep(results)],
+        ),
     ]
 
 
