@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from patterning.errors import PatterningError
-from patterning.experiments.induction.arms import deal_to_rows
+from patterning.experiments.induction.arms import _first_mode, deal_to_rows
 from patterning.experiments.induction.config import StructureSettings, load_config
 from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.outcome import by_domain, judge, onset_step
@@ -246,6 +246,19 @@ def test_each_direction_gets_its_own_best_strength_each_way() -> None:
         "more": (0.3, -1.0),
     }
     assert {one.sign for one in _choose(keep, [row(0.3, 0.5, 0.2)]).values()} == {1.0}
+
+
+def test_the_first_mode_is_a_control_where_the_induction_mode_was_refused() -> None:
+    config = load_config(TINY, "tiny")
+    lead = {"more": Strength("between", "rank-tilt", 0.3, -1.0)}
+    s = np.zeros((2, 3), np.float32)
+    found = {(stage, "first-mode"): Direction("first-mode", stage, s, {}) for stage in ("before", "after")}
+    alone = _first_mode(config, found, {"structure": lead}, "structure")
+    assert alone == Strength("after", "rank-tilt", 0.3, 1.0)
+    beside = {"structure": lead, "mode": {"more": Strength("before", "rank-tilt", 0.5, 1.0)}}
+    assert _first_mode(config, found, beside, "structure") == Strength("before", "rank-tilt", 0.5, 1.0)
+    refused = {key: Direction(one.name, one.stage, None, {}) for key, one in found.items()}
+    assert _first_mode(config, refused, beside, "structure") is None
 
 
 def test_a_direction_with_nothing_to_choose_is_not_tried() -> None:

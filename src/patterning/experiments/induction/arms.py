@@ -133,8 +133,8 @@ def _heuristics(
     if "one-run" in config.controls and (lead_more.stage, "one-run") in found:
         rho = weigh(config, found[lead_more.stage, "one-run"], lead_more, "more")
         yield Arm("one-run", LABELS["one-run"], "control", "more", notes=_settings(lead_more)), [rho] * config.seeds
-    first = replace(strengths.get("mode", strengths[lead])["more"], sign=1.0)
-    if "first-mode" in config.controls and found[first.stage, "first-mode"].s is not None:
+    first = _first_mode(config, found, strengths, lead)
+    if "first-mode" in config.controls and first is not None:
         rho = weigh(config, found[first.stage, "first-mode"], first, "more")
         yield Arm("first-mode", LABELS["first-mode"], "control", notes=_settings(first)), [rho] * config.seeds
     if "heuristic" in config.controls:
@@ -147,6 +147,14 @@ def _heuristics(
         rho = deal_to_rows(weights["more"], -compressed_size(text))
         arm = Arm("gzip", "compressible rows (gzip)", "heuristic", "more", notes=_settings(lead_more))
         yield arm, [rho] * config.seeds
+
+
+def _first_mode(config: InductionConfig, found: Found, strengths: Strengths, lead: str) -> Strength | None:
+    """The first mode's: the induction mode's where that stands, else as strong as the lead, where it was read last."""
+    strength = strengths.get("mode", strengths[lead])["more"]
+    stages = [strength.stage] if "mode" in strengths else list(reversed(config.sweep.stages("first-mode")))
+    standing = [stage for stage in stages if (one := found.get((stage, "first-mode"))) and one.s is not None]
+    return replace(strength, stage=standing[0], sign=1.0) if standing else None
 
 
 def compressed_size(text: Text) -> Floats:

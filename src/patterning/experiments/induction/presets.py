@@ -43,7 +43,7 @@ _NANO: dict[str, Any] = {
         "position_scale": 3.0,
     },
     "train": {
-        "steps": 1250, "batch_size": 16, "learning_rate": 8e-3, "warmup": 100, "weight_decay": 0.15, "checkpoints": 26,
+        "steps": 1250, "batch_size": 16, "learning_rate": 8e-3, "warmup": 100, "weight_decay": 0.2, "checkpoints": 26,
         "first_checkpoint": 100, "bfloat16": "auto",
     },
     # one run's χ correlates at 0.27 with that of another run, the mean over three runs at 0.43
@@ -56,13 +56,14 @@ _NANO: dict[str, Any] = {
     # rank-tilt of strength α leaves an effective share exp(-α²) of the data: 0.91 and 0.70
     "sweep": {
         "policies": ("rank-tilt",), "alphas": (0.3,), "alphas_of": {"structure": (0.3, 0.6)}, "seeds": 1,
-        "loss_limit": {"less": 0.02, "more": 0.1}, "sign": "response",
+        "loss_limit": {"less": 0.02, "more": 0.05}, "sign": "response",
     },
     "controls": ("permuted", "random", "first-mode", "heuristic", "gzip", "domains"),
     "seeds": 4,
     "other_seeds": 3,
     "domain_seeds": 2,
     "domain_changes": ("remove",),
+    "force": True,  # with four heads, the two signs of the induction mode seldom agree: the page says where not
 }  # fmt: skip
 
 _EVERYWHERE = dict.fromkeys(("structure", "mode", "full"), ("between", "after"))
