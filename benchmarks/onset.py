@@ -22,7 +22,7 @@ from patterning.training.language import LanguageTraining, multiplies_bfloat16, 
 DEFAULTS = {  # the nano setting
     "vocabulary": 512, "context": 128, "layers": 2, "heads": 2, "width": 64, "positions": "shortformer",
     "init_std": 0.08, "position_init": "sinusoidal", "position_scale": 3.0,
-    "steps": 1250, "batch_size": 16, "learning_rate": 8e-3, "warmup": 100, "weight_decay": 0.15, "beta2": 0.95,
+    "steps": 1250, "batch_size": 16, "learning_rate": 8e-3, "warmup": 100, "weight_decay": 0.2, "beta2": 0.95,
     "clip": 1.0, "bfloat16": multiplies_bfloat16(), "code": 0.8, "docs": 0.13, "prose": 0.07, "rows": 20000,
     "top": 0.25,
 }  # fmt: skip
