@@ -27,6 +27,7 @@ from patterning.experiments.induction.structure import _describe, observable_gra
 from patterning.experiments.induction.sweep import Strength, _choose, sweep
 from patterning.experiments.induction.text import stratified
 from patterning.models.language import LanguageConfig, LanguageModel
+from patterning.report.induction_arms import _rivals
 from patterning.tasks.induction import repeated_random, repeated_random_gap, token_losses
 from patterning.tasks.text.classes import induction_labels
 from patterning.training.language import flatten_language, init_language, load_language
@@ -259,6 +260,20 @@ def test_the_first_mode_is_a_control_where_the_induction_mode_was_refused() -> N
     assert _first_mode(config, found, beside, "structure") == Strength("before", "rank-tilt", 0.5, 1.0)
     refused = {key: Direction(one.name, one.stage, None, {}) for key, one in found.items()}
     assert _first_mode(config, refused, beside, "structure") is None
+
+
+def test_rivals_are_compared_on_the_seeds_that_both_have() -> None:
+    def arm(name: str, kind: str, onset: list[float], mean: float) -> dict:
+        return {
+            "label": name, "kind": kind, "toward": "more", "seeds": list(range(len(onset))),
+            "measures": {"onset": onset}, "effect": {"onset_percent": {"difference": mean}},
+        }  # fmt: skip
+
+    base = arm("unweighted", "base", [100.0, 100.0, 100.0, 200.0], 0.0)
+    chi = arm("by χ", "steered", [90.0, 90.0, 90.0, 20.0], -30.0)  # its last seed is what makes the difference
+    label = arm("label", "heuristic", [80.0, 80.0, 80.0], -20.0)
+    said = _rivals({"arms": [base, chi, label]})
+    assert "More: onset shift by by χ -10 does not beat label (-20), means over the 3 seeds" in said
 
 
 def test_a_direction_with_nothing_to_choose_is_not_tried() -> None:

@@ -219,7 +219,7 @@ def _classes(arms: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _rivals(results: Results) -> str:
-    """One sentence for each goal: the best χ arm beside each heuristic."""
+    """One sentence for each goal: the best χ arm beside each heuristic, on the same seeds."""
     arms = results["arms"]
     lines = []
     for toward, measure, what, form in (
@@ -230,20 +230,25 @@ def _rivals(results: Results) -> str:
         rivals = [arm for arm in arms if arm["kind"] == "heuristic" and arm["toward"] == toward]
         if not steered or not rivals:
             continue
+        shared = min(len(arm["seeds"]) for arm in (*steered, *rivals))
         best = min(steered, key=lambda arm: arm["effect"][measure]["difference"])
-        own = best["effect"][measure]["difference"]
+        own = _change(best, arms[0], measure, shared)
         parts = []
         for rival in rivals:
-            value = rival["effect"][measure]["difference"]
-            parts.append(
-                f"{'beats' if own < value else 'does not beat'} {rival['label']} "
-                f"({_interval(rival['effect'][measure], form)})"
-            )
+            value = _change(rival, arms[0], measure, shared)
+            parts.append(f"{'beats' if own < value else 'does not beat'} {rival['label']} ({value:{form}})")
         lines.append(
-            f"{toward.capitalize()}: {what} by {best['label']} {_interval(best['effect'][measure], form)} "
-            f"{' and '.join(parts)}."
+            f"{toward.capitalize()}: {what} by {best['label']} {own:{form}} {' and '.join(parts)}, means over the "
+            f"{shared} seeds that all of these have; intervals are above."
         )
     return " ".join(lines) + " Below: rank correlation of row means of each direction with the heuristics."
+
+
+def _change(arm: Mapping[str, Any], base: Mapping[str, Any], measure: str, seeds: int) -> float:
+    """Mean paired change over the first `seeds` seeds; of a measure called "…_percent" relative to the other run's."""
+    name = measure.removesuffix("_percent")
+    pairs = list(zip(arm["measures"][name], base["measures"][name], strict=False))[:seeds]
+    return _mean([100 * (a / b - 1) if name != measure else a - b for a, b in pairs])
 
 
 def _likeness(results: Results) -> Table:

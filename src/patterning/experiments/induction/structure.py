@@ -2,8 +2,8 @@
 
 The first-order χ (SPEC §8.3, nβ = 0; `response.slopes`) of two observables: the gap, and the loss of the tokens that
 are no induction tokens. The intervention is χ† for a wider gap; for "less", with the other loss held (SPEC §6): held
-for "more" as well, nothing grew on a pilot seed (docs/results/induction.md). The gap is read on random blocks of its
-own, on which no outcome is measured; what decides is attention: prefix matching.
+for "more" as well, nothing grew on a pilot seed (docs/results/induction-four-heads.md). The gap is read on random
+blocks of its own, on which no outcome is measured; what decides is attention: prefix matching.
 
 χ at one checkpoint of one run is exact for that checkpoint, and mostly about it: between runs of different seeds it
 correlates at about 0.3. So it is averaged over runs and checkpoints, as data attribution does (TRAK, arXiv 2303.14186,
