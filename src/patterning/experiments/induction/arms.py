@@ -152,7 +152,7 @@ def _heuristics(
 def _first_mode(config: InductionConfig, found: Found, strengths: Strengths, lead: str) -> Strength | None:
     """The first mode's: the induction mode's where that stands, else as strong as the lead, where it was read last."""
     strength = strengths.get("mode", strengths[lead])["more"]
-    stages = [strength.stage] if "mode" in strengths else list(reversed(config.sweep.stages("first-mode")))
+    stages = (strength.stage,) if "mode" in strengths else config.sweep.stages("first-mode")[::-1]
     standing = [stage for stage in stages if (one := found.get((stage, "first-mode"))) and one.s is not None]
     return replace(strength, stage=standing[0], sign=1.0) if standing else None
 
