@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from patterning.experiments.induction.text import stratified
+from patterning.experiments.induction.text import most_to_copy
 from patterning.models.language import LanguageConfig, LanguageModel
-from patterning.tasks.induction import copy_gain, measure_structure, onset, repeated_random
+from patterning.tasks.induction import measure_structure, onset, repeated_random
 from patterning.tasks.text import mixed_rows, sample_corpus
 from patterning.training.language import LanguageTraining, multiplies_bfloat16, train_language
 
@@ -40,9 +40,8 @@ def sample_rows(settings: dict, folder: Path) -> tuple[torch.Tensor, torch.Tenso
         mixed_rows(split, settings["context"], shares, number, 0, corpus.domains, repeat=True)
         for split, number in ((corpus.train, count), (corpus.test, 64))
     )
-    order = np.argsort(-copy_gain(train.tokens, settings["vocabulary"]), kind="stable")
-    best = np.sort(order[stratified(train.domains[order], round(count * settings["top"]))])
-    return torch.from_numpy(train.tokens[best]), torch.from_numpy(test.tokens)
+    train = most_to_copy(train, settings["vocabulary"], round(count * settings["top"]))
+    return torch.from_numpy(train.tokens), torch.from_numpy(test.tokens)
 
 
 def measure_onset(settings: dict, seed: int, folder: Path, every: int, verbose: bool = False) -> dict:

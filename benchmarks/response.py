@@ -6,7 +6,7 @@ process; and the CPU time to a split-half reliability of 0.9 for every component
 the reliability of the chains that were run: for ours pathwise; for devinterp's loop from the covariance of as many
 draws.
 
-    python benchmarks/response.py [--quick]
+    python benchmarks/response.py [--quick] [--reliability COMPONENT ...]
 """
 
 import argparse
@@ -195,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer draws and components")
     parser.add_argument("--memory", nargs=2, metavar=("SIDE", "COMPONENT"), help=argparse.SUPPRESS)
+    parser.add_argument("--reliability", nargs="+", metavar="COMPONENT", help="only the last table, of these")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory:
@@ -202,6 +203,9 @@ def main() -> None:
         return
     quick = arguments.quick
     task, data = wide(300 if quick else 1400)
+    if arguments.reliability:
+        reliability(task, data, arguments.reliability, quick)
+        return
     tiny = sequences(np.random.default_rng(1), 256, 64, 16)
     small = LossTask(LanguageModel(LanguageConfig(64, 16, 2, 4, 16)), next_token_losses, tiny)
     heads = [f"l{layer} mlp" if i == 4 else f"l{layer}h{i}" for layer in range(2) for i in range(5)]

@@ -25,8 +25,8 @@ def test_best_spacing_has_the_least_exact_variance_for_a_budget(time: float, rea
     exact = {m: variance(m) for m in range(1, 65)}
     assert exact[best_spacing(time, reading)] <= min(exact.values()) * 1.001
     assert max(exact.values()) > min(exact.values()) * 1.2  # it matters
-    for wrong in (0.5, 2.0):  # and a rough time is enough
-        assert exact[best_spacing(time * wrong, reading)] <= min(exact.values()) * 1.25
+    for wrong in (0.4, 3.3):  # and a rough time is enough
+        assert exact[best_spacing(time * wrong, reading)] <= min(exact.values()) * 1.4
 
 
 def test_best_spacing_at_the_ends() -> None:

@@ -11,21 +11,16 @@ with r the cost of a reading in steps and τ the integrated autocorrelation time
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patterning.errors import PatterningError
-from patterning.models.components import ComponentLike, find_component
+from patterning.models.components import ComponentLike
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
-from patterning.posterior.diagnostics import effective_sample_size
-from patterning.response.components import COMPONENT_LOSS, Settings, Work
-from patterning.response.sample import OfLosses, Readout, sample_draws
-from patterning.store import Arrays, Unit
+from patterning.response.components import COMPONENT_LOSS, component_response
 from patterning.workers import Workers
 
 PILOT_ROWS = 16
@@ -81,51 +76,15 @@ def measure_spacing(
     """Best steps between draws for each component around `anchor` w* (P,), by short chains that read φ at every step.
 
     Arguments as in `component_response`; in place of `chains.draws`, φ on at most 16 rows is read at `draws` steps in a
-    row. From 64 steps of 4 chains the time is known to about a factor of 2, which costs up to a fifth more.
+    row. 64 steps of 4 chains tell the time only to between 0.4 and 3.3 times (docs/results/response.md): worth it where
+    chains may mix slowly.
     """
     rows = torch.arange(len(task.base_weights)) if probes is None else probes.cpu()
-    some = rows[torch.arange(min(PILOT_ROWS, len(rows))) * len(rows) // min(PILOT_ROWS, len(rows))]
-    pilot = replace(chains, draws=draws, steps_between_draws=1)
-    settings = Settings(some, {}, "covariance", "probes", None, 1, 4, float("inf"))
-    chosen = [find_component(task.module, what) for what in components]
-    work = [
-        Unit("spacing", spacing_unit, {"work": Work(task, anchor.detach(), component, kernel, pilot, settings)})
-        for component in chosen
-    ]
-    if pool is None:
-        found = [_autocorrelation_time(unit.arguments["work"]) for unit in work]
-    else:
-        found = [float(arrays["time"]) for arrays in pool.compute(work, "steps between draws")]
+    count = min(PILOT_ROWS, len(rows))
+    found = component_response(
+        task, anchor, components, kernel, replace(chains, draws=draws, steps_between_draws=1),
+        probes=rows[torch.arange(count) * len(rows) // count], pool=pool,
+    )  # fmt: skip
     cost = reading_cost(chains, len(rows), estimator)
-    return [
-        Spacing(component.name, time, best_spacing(time, cost)) for component, time in zip(chosen, found, strict=True)
-    ]
-
-
-def spacing_unit(*, work: Work, scratch: Path) -> Arrays:
-    """The autocorrelation time as a unit of work."""
-    del scratch
-    return {"time": np.asarray(_autocorrelation_time(work))}
-
-
-def _autocorrelation_time(work: Work) -> float:
-    """Integrated autocorrelation time of the component's loss in steps; NaN where it does not move."""
-    task, rows = work.task, work.settings.rows
-    free = Restricted(task, work.anchor, work.component)
-    q = task.base_weights[rows].numpy()
-    q = np.repeat(q / q.sum(), task.samples_per_row) / task.samples_per_row
-    weights = torch.from_numpy(q).to(work.anchor.device)
-    found = sample_draws(
-        free,
-        free.anchor,
-        {COMPONENT_LOSS: OfLosses(lambda losses: losses @ weights)},
-        work.kernel,
-        work.chains,
-        readout=Readout(Probe(free, rows, work.chains.chains), q),
-    )
-    trace = found.phi_trace[:, :, 0]
-    if not trace.shape[1]:
-        raise PatterningError(
-            f"every chain diverged ({'; '.join(found.excluded.values())}): lower step_size or raise localization"
-        )
-    return trace.size / effective_sample_size(trace)
+    times = {name: one.diagnostics[COMPONENT_LOSS].autocorrelation_time for name, one in found.by_component.items()}
+    return [Spacing(name, time, best_spacing(time, cost)) for name, time in times.items()]

@@ -38,10 +38,7 @@ def retrain(
     plan: list[Arm] = []
     work: list[Unit] = []
     counts: list[int] = []
-    main = {"unweighted"}
-    main |= {f"{name}-{toward}" for name in (leading(config, strengths), "permuted") for toward in TOWARD}
-    for arm, every in _plan(config, text, found, strengths):
-        weights = every if arm.name in main or arm.kind == "domain" else every[: config.other_seeds]
+    for arm, weights in _plan(config, text, found, strengths):
         plan.append(arm)
         counts.append(len(weights))
         for i, rho in enumerate(weights):
@@ -73,7 +70,7 @@ def _plan(config: InductionConfig, text: Text, found: Found, strengths: Strength
             weights[toward] = rho
             control = f"permuted-{toward}" if "permuted" in config.controls else None
         arm = Arm(f"{name}-{toward}", f"{LABELS[name]}, {toward}", "steered", toward, control, _settings(strength))
-        yield arm, [rho] * config.seeds
+        yield arm, [rho] * (config.seeds if name == lead else config.side_seeds)
     yield from _nulls(config, text, found, strengths[lead], weights, lead)
     yield from _heuristics(config, text, found, strengths, weights)
     if "domains" in config.controls:
@@ -110,7 +107,7 @@ def _nulls(
                 notes=_settings(strengths[toward]),
             )  # fmt: skip
             yield arm, [row.reshape(rho.shape).astype(np.float32) for row in dealt]
-    strength = replace(strengths["more"], sign=1.0)
+    strength, seeds = replace(strengths["more"], sign=1.0), seeds[: config.side_seeds]
     if "random" in config.controls:
         s = found[strength.stage, lead].along("more")
         drawn = [random_direction_like(s.astype(np.float64).ravel(), seed).reshape(s.shape) for seed in seeds]
@@ -132,21 +129,25 @@ def _heuristics(
     lead_more = strengths[lead]["more"]
     if "one-run" in config.controls and (lead_more.stage, "one-run") in found:
         rho = weigh(config, found[lead_more.stage, "one-run"], lead_more, "more")
-        yield Arm("one-run", LABELS["one-run"], "control", "more", notes=_settings(lead_more)), [rho] * config.seeds
+        yield (
+            Arm("one-run", LABELS["one-run"], "control", "more", notes=_settings(lead_more)),
+            [rho] * config.side_seeds,
+        )
     first = _first_mode(config, found, strengths, lead)
     if "first-mode" in config.controls and first is not None:
         rho = weigh(config, found[first.stage, "first-mode"], first, "more")
-        yield Arm("first-mode", LABELS["first-mode"], "control", notes=_settings(first)), [rho] * config.seeds
+        arm = Arm("first-mode", LABELS["first-mode"], "control", notes=_settings(first))
+        yield arm, [rho] * config.side_seeds
     if "heuristic" in config.controls:
         label = induction_labels(text.train.tokens)
         for toward, rho in weights.items():
             flat = labelled_like(rho.astype(np.float64).ravel(), label.ravel(), "more" if toward == "more" else "less")
             arm = Arm(f"heuristic-{toward}", f"induction label, {toward}", "heuristic", toward)
-            yield arm, [flat.reshape(rho.shape).astype(np.float32)] * config.seeds
+            yield arm, [flat.reshape(rho.shape).astype(np.float32)] * config.side_seeds
     if "gzip" in config.controls:
         rho = deal_to_rows(weights["more"], -compressed_size(text))
         arm = Arm("gzip", "compressible rows (gzip)", "heuristic", "more", notes=_settings(lead_more))
-        yield arm, [rho] * config.seeds
+        yield arm, [rho] * config.side_seeds
 
 
 def _first_mode(config: InductionConfig, found: Found, strengths: Strengths, lead: str) -> Strength | None:

@@ -1,7 +1,7 @@
 """Settings of the induction experiment: one validated class for the Python call, the YAML file and the presets."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -129,7 +129,7 @@ class SweepSettings(Frozen):
     read_at: dict[DirectionName, tuple[Stage, ...]] = Field(default={"structure": ("between",)})
     policies: tuple[Policy, ...] = Field(default=("rank-tilt",), min_length=1)
     alphas: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0), min_length=1)
-    alphas_of: dict[DirectionName, tuple[PositiveFloat, ...]] = Field(default={})
+    alphas_of: dict[DirectionName, Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]] = Field(default={})
     seeds: int = Field(default=1, ge=1)
     loss_limit: dict[Toward, PositiveFloat] = Field(default={"less": 0.05, "more": 0.05})
     sign: Literal["pilot", "response"] = "pilot"
@@ -176,7 +176,7 @@ class InductionConfig(Settings):
             raise ValueError("reading.probe_rows <= reading.rows <= corpus.rows must hold")
         if self.train.batch_size > self.corpus.rows:
             raise ValueError("train.batch_size is larger than corpus.rows")
-        if max(self.domain_seeds, self.other_seeds or 0) > self.seeds:
+        if max(self.domain_seeds, self.side_seeds) > self.seeds:
             raise ValueError("domain_seeds and other_seeds must be at most seeds: unweighted runs are their pairs")
         if len(set(self.directions)) < len(self.directions):
             raise ValueError("directions must be named once each")
@@ -189,6 +189,11 @@ class InductionConfig(Settings):
         if set(self.sweep.loss_limit) != set(TOWARD):
             raise ValueError("sweep.loss_limit needs a share for 'less' and one for 'more'")
         return self
+
+    @property
+    def side_seeds(self) -> int:
+        """Runs of an arm beside the leading direction."""
+        return self.other_seeds or self.seeds
 
     @property
     def language(self) -> LanguageConfig:

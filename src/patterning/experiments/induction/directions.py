@@ -41,7 +41,7 @@ def find_directions(
     names += ["first-mode"] if "first-mode" in config.controls else []
     read_at = {name: config.sweep.stages(name) for name in names}
     chosen = [reading for reading in readings if any(reading.stage in stages for stages in read_at.values())]
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    seeds = range(config.first_seed, config.first_seed + config.side_seeds)
     smooth = list(seeds) if "random-smooth" in config.controls else []
     work: list[list[Unit]] = []
     sampled: list[tuple[dict[str, Any], list[str]]] = []

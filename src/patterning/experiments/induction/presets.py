@@ -26,7 +26,7 @@ _TINY: dict[str, Any] = {
         "alphas_of": {"mode": (0.5,)}, "seeds": 1,
     },
     "seeds": 3,
-    "other_seeds": 2,
+    "other_seeds": 1,
     "bands": 4,
     "force": True,
 }  # fmt: skip

@@ -90,13 +90,18 @@ def load_text(source: Source) -> Text:
         for split, count in ((corpus.train, round(source.rows / source.copy_top)), (corpus.test, source.test_rows))
     )
     if source.copy_top < 1:
-        order = np.argsort(-copy_gain(train.tokens, vocabulary), kind="stable")
-        best = order[stratified(train.domains[order], source.rows)]  # the best of each domain: shares stay
-        train = Rows(*(getattr(train, name)[np.sort(best)] for name in ("tokens", "domains", "documents")))
+        train = most_to_copy(train, vocabulary, source.rows)
     return Text(
         corpus, train, test, token_classes(test.tokens, corpus.tokenizer),
         repeated_random(vocabulary, source.context, source.repeated_rows, source.seed),
     )  # fmt: skip
+
+
+def most_to_copy(rows: Rows, vocabulary: int, count: int) -> Rows:
+    """The `count` rows that offer most to a perfect copier (`copy_gain`), of each domain by its share, in order."""
+    order = np.argsort(-copy_gain(rows.tokens, vocabulary), kind="stable")
+    best = np.sort(order[stratified(rows.domains[order], count)])
+    return Rows(*(getattr(rows, name)[best] for name in ("tokens", "domains", "documents")))
 
 
 def pieces(text: Text) -> list[str]:
