@@ -15,10 +15,10 @@ from patterning.models.restricted import Probe, Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, gaussian, minibatches
 from patterning.posterior.preconditioned import RMSPropSGLD
-from patterning.response import components
+from patterning.response import components, pathwise
 from patterning.response.components import COMPONENT_LOSS, component_response
 from patterning.response.pathwise import pathwise_chains
-from patterning.response.store import open_response, save_response
+from patterning.response.store import open_response, save_response, to_tree
 from patterning.store import RunFolder
 from patterning.training.weighted import TrainConfig, advance, init_state, uniform_weights
 from patterning.workers import Workers
@@ -100,11 +100,11 @@ LINE_KERNEL = sgld.SGLD(n_beta=20.0, localization=10.0, step_size=0.01)
 LINE_Q = np.full(8, 1 / 8)
 
 
-def line_response(config: ChainConfig, **settings) -> np.ndarray:
+def line_response(config: ChainConfig, kernel: sgld.SGLD = LINE_KERNEL, **settings) -> np.ndarray:
     """Pathwise χ (chains, 8) of all 8 samples."""
     free = Restricted(LINE, LINE.flatten(LINE.module), "full")
-    probe = Probe(free, torch.arange(8), config.chains)
-    return pathwise_chains(free, probe, LINE_Q, LINE_KERNEL, config, **settings).chi
+    probe = Probe(free, torch.arange(8), config.replicas)
+    return pathwise_chains(free, probe, LINE_Q, kernel, config, **settings).chi
 
 
 def mean_phi(config: ChainConfig, i: int, h: float, read_after: int) -> np.ndarray:
@@ -150,6 +150,50 @@ def test_phi_read_off_minibatches_is_unbiased() -> None:
         assert error.std() / 20 < 0.15 * abs(truth.mean())
 
 
+@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("phi", ["probes", "data"])
+def test_a_mirrored_chain_is_the_mean_of_a_chain_and_one_of_opposite_noise(phi, matched, monkeypatch) -> None:
+    config = ChainConfig(chains=3, draws=6, burn_in=4, steps_between_draws=2, batch_size=2, seed=1, matched=matched)
+    found = line_response(replace(config, mirrored=True), phi=phi)
+    plain = line_response(config, phi=phi)
+    monkeypatch.setattr(pathwise, "gaussian", lambda *arguments: -gaussian(*arguments))
+    opposite = line_response(config, phi=phi)
+    np.testing.assert_allclose(found, (plain + opposite) / 2, rtol=1e-5, atol=1e-7)
+    assert np.abs(plain - opposite).max() > 0.1 * np.abs(found).max()
+
+
+def test_mirrored_chains_have_less_variance_than_twice_as_many() -> None:
+    """Away from a minimum φ has a slope, and what is odd in the noise is most of the error."""
+    config = ChainConfig(chains=200, draws=20, burn_in=10, steps_between_draws=1, batch_size=8, seed=1)
+    plain, mirrored = line_response(config), line_response(replace(config, mirrored=True))
+    error = plain.std(0, ddof=1) / np.sqrt(2)  # of two chains
+    assert (mirrored.std(0, ddof=1) < 0.7 * error).mean() > 0.7
+    assert np.abs((mirrored.mean(0) - plain.mean(0)) / (plain.std(0) / np.sqrt(200))).max() < 4
+
+
+def test_one_derivative_stands_for_few_steps(monkeypatch) -> None:
+    """χ of eight steps between draws, against a derivative of the probe at every step: the same chains."""
+    kernel = sgld.SGLD(n_beta=20.0, localization=30.0, step_size=0.01)  # takes 0.15 off λ at each step
+    config = ChainConfig(chains=400, draws=5, burn_in=16, steps_between_draws=8, batch_size=8, seed=1)
+
+    def size(steps: int | None) -> float:
+        if steps is not None:
+            monkeypatch.setattr(pathwise, "_steps_at_once", lambda *_: steps)
+        return float(line_response(config, kernel).mean(0) @ exact / (exact @ exact))
+
+    exact = np.ones(8)
+    with monkeypatch.context() as patch:
+        patch.setattr(pathwise, "_steps_at_once", lambda *_: 1)
+        exact = line_response(config, kernel).mean(0)
+    assert size(None) == pytest.approx(1, abs=0.003)
+    assert abs(size(8) - 1) > 0.01
+
+
+def test_steps_at_once_divide_the_way_between_draws() -> None:
+    kernel = replace(LINE_KERNEL, localization=30.0)
+    assert [pathwise._steps_at_once(kernel, every) for every in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
+
+
 def test_pathwise_agrees_with_the_covariance_of_many_draws() -> None:
     chains = replace(CHAINS, chains=16, draws=200, burn_in=40, steps_between_draws=2, batch_size=16)
     many = component_response(TASK, ANCHOR, ["l1h0"], KERNEL, chains, probes=ROWS)
@@ -191,9 +235,12 @@ def test_rounds_are_new_chains() -> None:
 def test_auto_leaves_pathwise_where_steps_do_not_contract() -> None:
     start = TASK.init([1])[0] * 8  # no minimum: curvature is negative along some directions
     loose = replace(KERNEL, localization=1.0, n_beta=300.0)
-    found = component_response(TASK, start, ["l1h0"], loose, CHAINS, probes=ROWS, batches=2, estimator="auto")
+    chains = replace(CHAINS, chains=2, mirrored=True)
+    found = component_response(TASK, start, ["l1h0"], loose, chains, probes=ROWS, batches=2, estimator="auto")
     assert found.by_component["l1h0"].estimator == "covariance"
     assert "do not contract" in found.by_component["l1h0"].note
+    assert found.by_component["l1h0"].traces[COMPONENT_LOSS].shape == (CHAINS.draws, 4)  # none of them mirrored
+    assert to_tree(found)["posterior"]["phi"].shape[:2] == (4, CHAINS.draws)
 
 
 def test_resumed_and_stored_components_are_the_same(sampled, tmp_path: Path, monkeypatch) -> None:
@@ -253,9 +300,19 @@ def test_other_observables_and_the_other_sampler() -> None:
         ({"probes": torch.tensor([16])}, "row numbers from 0 to 15"),
         ({"estimator": "guess"}, "'guess' is not one of"),
         ({"estimator": "auto", "phi": "data"}, "as the pathwise estimator alone can"),
+        ({"chains": replace(CHAINS, mirrored=True)}, "mirrored chains serve the pathwise estimator"),
         ({"estimator": "pathwise", "kernel": RMSPropSGLD(30.0, 100.0, 1e-4)}, "plain SGLD"),
         ({"loss_band": -1.0, "components": ["l1h0"]}, "chains diverged and χ needs 2"),
         ({"loss_band": -1.0, "components": ["l1h0"], "estimator": "pathwise"}, "chains diverged and χ needs 2"),
+        (
+            {
+                "loss_band": -1.0,
+                "components": ["l1h0"],
+                "estimator": "pathwise",
+                "chains": replace(CHAINS, mirrored=True),
+            },
+            "chains diverged and χ needs 2",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(change: dict, says: str) -> None:

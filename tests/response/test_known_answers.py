@@ -1,4 +1,4 @@
-"""Known answers, by other means, and small runs against them; benchmarks/zoo.py runs them at full size.
+"""Known answers, by other means, and small runs against them; benchmarks/known_answers.py runs them at full size.
 
 Bounds come from the statistics: 4 standard errors for a mean, a binomial tail of about 1e-4 for a coverage.
 """

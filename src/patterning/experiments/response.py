@@ -49,13 +49,15 @@ class Request:
     rounds: int
     seed: int
     phi: str = "probes"
+    mirrored: bool = False
 
     @property
     def chain_config(self) -> ChainConfig:
-        """Chains that share their minibatches."""
+        """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
         return ChainConfig(
-            self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True
-        )
+            self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True,
+            mirrored=self.mirrored and self.estimator != "covariance",
+        )  # fmt: skip
 
 
 def load_task(where: str) -> LossTask:

@@ -14,6 +14,7 @@ from patterning.errors import PatterningError
 from patterning.models.components import Component, ComponentLike, find_component
 from patterning.models.module import Batch, LossTask, take_rows
 from patterning.models.split import split_head
+from patterning.models.tangents import fused_tangents
 from patterning.rng import Stream, generator
 
 CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
@@ -177,7 +178,8 @@ class Probe:
         """Losses at `flat` and their derivatives along `tangent`, both (r, P_C): (r, n), by forward differentiation."""
         with warnings.catch_warnings():  # loading torch's own formulas warns of torch's own script
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-            found = torch.func.jvp(self, (flat,), (tangent,))
+            with fused_tangents():
+                found = torch.func.jvp(self, (flat,), (tangent,))
         return found[0], found[1]
 
 

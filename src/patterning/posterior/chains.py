@@ -25,6 +25,8 @@ class ChainConfig:
     """How long to sample. A draw follows every `steps_between_draws` steps after `burn_in` steps.
 
     `matched`: all chains see the same minibatches (their noise differs), so that what they share is computed once.
+    `mirrored`: beside each chain runs its mirror image, with the same minibatches and the opposite noise (antithetic
+    variates, Hammersley & Morton 1956): in the mean of the two, whatever is odd in the noise cancels.
     """
 
     chains: int
@@ -34,6 +36,12 @@ class ChainConfig:
     batch_size: int
     seed: int = 0
     matched: bool = False
+    mirrored: bool = False
+
+    @property
+    def replicas(self) -> int:
+        """How many positions are moved at a time: chains and their mirror images."""
+        return 2 * self.chains if self.mirrored else self.chains
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave nothing to average."""
@@ -64,8 +72,11 @@ def run_chains(
 
     A chain that turns NaN, or whose mean minibatch loss over 50 steps passes `loss_band`, is named in
     `ChainTrace.diverged`; it stays in the batch, reset to the anchor, so that the others keep their numbers. The caller
-    must leave it out of every average. `first_chain` numbers the chains for the random streams.
+    must leave it out of every average. `first_chain` numbers the chains for the random streams. Raises
+    `PatterningError` for mirrored chains: a covariance is even in the noise, and a mirror image adds next to nothing.
     """
+    if config.mirrored:
+        raise PatterningError("mirrored chains serve the pathwise estimator alone: for draws use twice as many chains")
     state = init(kernel, anchor, config.chains)
     steps = config.burn_in + config.draws * config.steps_between_draws
     cumulative = np.cumsum(task.base_weights.numpy())

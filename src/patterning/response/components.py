@@ -121,11 +121,11 @@ def component_response(
 
     `observables` (name → φ of full parameter rows) are measured for each component besides its loss (`covariance`
     only). `phi`: the component loss is that of the probed samples, or of all the task's rows ("data", `pathwise` only),
-    which costs less and keeps χ from belonging partly to the probes (docs/gotchas.md). Up to `rounds` times
-    `chains.chains` chains are run for a component, until its split-half `reliability` is reached; `auto` is pathwise,
-    or covariance where steps do not contract. With a `pool`, every component is a unit of work: resumed, and run by
-    other processes when there are several (then the task's module, loss and observables must be importable). All
-    settings are checked before anything is sampled.
+    which keeps χ from belonging partly to the probes (docs/gotchas.md). Up to `rounds` times `chains.chains` chains are
+    run for a component, until its split-half `reliability` is reached; `auto` is pathwise, or covariance where steps do
+    not contract (then of twice as many chains, where they were to be mirrored). With a `pool`, every component is a
+    unit of work: resumed, and run by other processes when there are several (then the task's module, loss and
+    observables must be importable). All settings are checked before anything is sampled.
     """
     chosen = [find_component(task.module, what) for what in components]
     names = [component.name for component in chosen]
@@ -141,6 +141,10 @@ def component_response(
         raise PatterningError(
             "the pathwise estimator differentiates the component loss through plain SGLD: for another sampler or "
             "observables use covariance"
+        )
+    if estimator == "covariance" and chains.mirrored:
+        raise PatterningError(
+            "mirrored chains serve the pathwise estimator: for the covariance use twice as many chains"
         )
     if phi not in get_args(PhiOf):
         raise PatterningError(f"phi {phi!r} is not one of {', '.join(get_args(PhiOf))}")
@@ -231,7 +235,7 @@ def sample_component(work: Work) -> SampledResponse:
     task, anchor, kernel, chains, settings = work.task, work.anchor, work.kernel, work.chains, work.settings
     rows = settings.rows
     free = Restricted(task, anchor, work.component)
-    probe = Probe(free, rows, chains.chains)
+    probe = Probe(free, rows, chains.replicas)
     q = task.base_weights[rows].numpy()
     q = np.repeat(q / q.sum(), task.samples_per_row) / task.samples_per_row
     left = ""
@@ -254,6 +258,7 @@ def sample_component(work: Work) -> SampledResponse:
             expansion = float(np.median(parts[0].expansion))
             if settings.estimator == "auto" and not expansion <= MOST_EXPANSION:
                 left = f"not pathwise: steps do not contract (adjoint expansion {expansion:.2g}); "
+                chains = replace(chains, chains=chains.replicas, mirrored=False)
                 break
             found = summarise_pathwise(join_pathwise(parts), COMPONENT_LOSS, q, kernel.n_beta)
             if (note := _stop(found, settings, chosen + 1)) is not None:

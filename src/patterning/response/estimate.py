@@ -44,9 +44,9 @@ def estimate_cost(
     found = []
     for what in components:
         free = Restricted(task, anchor, what)
-        probe = Probe(free, rows, chains.chains)
-        flat = free.init(range(chains.chains))
-        minibatch = index.expand(chains.chains, -1) if chains.matched else index.repeat(chains.chains, 1)
+        probe = Probe(free, rows, chains.replicas)
+        flat = free.init(range(chains.replicas))
+        minibatch = index.expand(chains.replicas, -1) if chains.matched else index.repeat(chains.replicas, 1)
 
         def step(free: Restricted = free, flat: Tensor = flat, minibatch: Tensor = minibatch) -> None:
             state = flat.detach().requires_grad_()
@@ -58,10 +58,10 @@ def estimate_cost(
 
         one_step, one_reading = _seconds(step), _seconds(read)
         seconds = steps * one_step + chains.draws * one_reading
-        size = 8 * chains.chains * batches * 2 * len(probe)
+        size = 8 * chains.replicas * batches * 2 * len(probe)
         if estimator != "covariance":
             seconds += steps * 3 * one_step + chains.draws * 5 * one_reading
-            size = 4 * steps * chains.chains * free.num_parameters + 8 * chains.chains * len(probe)
+            size = 4 * steps * chains.replicas * free.num_parameters + 8 * chains.replicas * len(probe)
         found.append(Cost(free.component.name, free.num_parameters, seconds, (size + probe.kept_bytes) / 1e6))
     return found
 

@@ -40,11 +40,16 @@ Floats = NDArray[np.float64]
 PhiOf = Literal["probes", "data"]
 """Whose mean loss φ of a component is: the probed samples', or that of all the task's rows."""
 
+MOST_PULL = 0.65
+"""Most that the localization alone may take off λ, (ε/2) γ a step, over the steps that one derivative of the probe
+stands for: within it χ was right to 1 % in size, at twice as much 8 % low (docs/results/response.md)."""
+
 
 @dataclass(frozen=True)
 class Pathwise:
     """`chi` (chains, n) by chain; `phi` (draws, chains); `mean_losses` (chains, n) over the draws.
 
+    Of mirrored chains `chi` and `mean_losses` are means of a chain and its mirror image; `phi` is that of the chain.
     `expansion` (chains,): the largest ‖λ_k‖ in units of λ at zero curvature: at most 1 where the loss is
     convex, and huge where steps do not contract and χ is noise. `diverged`: chain number → why.
     """
@@ -82,16 +87,17 @@ def pathwise_chains(
 
     φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*; or that of all the data
     (`phi`): then the mean over every step after burn-in is differentiated, and `Pathwise.phi` still shows the probes.
-    Derivatives of the probe are taken once in `steps_between_draws` steps, at the middle one, along the sum of their λ
-    (which steps at every draw).
+    Derivatives of the probe are taken once for a few steps, at the middle one, along the sum of their λ (which steps at
+    every draw); those few never span a draw, nor more than `MOST_PULL`.
     """
     q = torch.from_numpy(weights).to(free.anchor.device)
     cumulative = np.cumsum(free.base_weights.numpy())
     positions, diverged = _forward(free, kernel, chains, cumulative, loss_band, first_chain)
     steps, half, every = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws
+    own, few = chains.chains, _steps_at_once(kernel, every)
     adjoint = torch.zeros_like(positions[0])
     span, count = torch.zeros_like(adjoint), 0  # Σ λ since the last derivative of the probe
-    chi = torch.zeros(chains.chains, len(weights), dtype=torch.float64, device=adjoint.device)
+    chi = torch.zeros(len(adjoint), len(weights), dtype=torch.float64, device=adjoint.device)
     sums, seen = torch.zeros_like(chi), list[Tensor]()
     centre = mean_gradient(free) if phi == "data" else None
     bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
@@ -102,16 +108,17 @@ def pathwise_chains(
             seen.append(mean)
             sums += values
         span, count = span + adjoint, count + 1
-        if count == every or k == 1:
+        ends = (k - 1 - chains.burn_in) % every == 0  # the first step after a draw
+        if count == few or ends or k == 1:
             values, tangent = (part.detach().double() for part in probe.along(positions[k - 1 + count // 2], span))
             chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
             span, count = torch.zeros_like(span), 0
-            if centre is not None and k > chains.burn_in:
+            if centre is not None and ends and k > chains.burn_in:
                 seen.append((values * q).sum(1))
                 sums += values
         if bool((bound > 0).all()):  # φ has been read
             expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
-        index = minibatches(cumulative, chains, first_chain, k - 1).to(adjoint.device)
+        index = _rows(cumulative, chains, first_chain, k - 1).to(adjoint.device)
         gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
         adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
         bound = bound * (1 - half * kernel.localization)
@@ -120,35 +127,51 @@ def pathwise_chains(
             adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
     with torch.no_grad():
         start = float((probe(free.anchor[None])[0].double() * q).sum())
+    chi, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / len(seen)))
     return Pathwise(
-        chi=chi.cpu().numpy(),
-        phi=torch.stack(seen[::-1]).cpu().numpy() - start,
-        mean_losses=(sums / len(seen)).cpu().numpy(),
-        expansion=expansion.double().cpu().numpy(),
+        chi=chi,
+        phi=torch.stack(seen[::-1])[:, :own].cpu().numpy() - start,
+        mean_losses=means,
+        expansion=expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy(),
         diverged=diverged,
     )
+
+
+def _steps_at_once(kernel: sgld.SGLD, every: int) -> int:
+    """For how many steps one derivative of the probe may stand, of the `every` from draw to draw."""
+    return math.ceil(every / math.ceil(every * kernel.step_size / 2 * kernel.localization / MOST_PULL))
 
 
 def _forward(
     free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, cumulative: Floats, loss_band: float, first_chain: int
 ) -> tuple[Tensor, dict[int, str]]:
-    """Every position (steps + 1, chains, P_C) of the chains, and those that diverged: chain number → why."""
+    """Every position (steps + 1, replicas, P_C) of the chains, and those that diverged: chain number → why."""
     steps, device = chains.burn_in + chains.draws * chains.steps_between_draws, free.anchor.device
-    positions = torch.empty(steps + 1, chains.chains, free.num_parameters, device=device, dtype=free.anchor.dtype)
-    state = sgld.init(free.anchor, chains.chains)
+    positions = torch.empty(steps + 1, chains.replicas, free.num_parameters, device=device, dtype=free.anchor.dtype)
+    state = sgld.init(free.anchor, chains.replicas)
     positions[0] = state.position
-    losses = torch.empty(steps, chains.chains, device=device)
+    losses = torch.empty(steps, chains.replicas, device=device)
     for step in range(steps):
-        index = minibatches(cumulative, chains, first_chain, step).to(device)
+        index = _rows(cumulative, chains, first_chain, step).to(device)
         losses[step], gradient = loss_and_gradient(free, state.position, index)
-        state = sgld.update(state, gradient, gaussian(state.position, chains.seed, first_chain, step), kernel)
+        noise = gaussian(state.position[: chains.chains], chains.seed, first_chain, step)
+        state = sgld.update(state, gradient, torch.cat([noise, -noise]) if chains.mirrored else noise, kernel)
         positions[step + 1] = state.position
     diverged = {}
-    for c in range(chains.chains):
-        worst = float(losses[chains.burn_in :, c].mean())
-        if not (math.isfinite(worst) and worst <= loss_band and bool(positions[-1, c].isfinite().all())):
-            diverged[first_chain + c] = f"chain {first_chain + c}: mean minibatch loss {worst:.4g} over its draws"
+    for r in range(chains.replicas):
+        worst, chain = float(losses[chains.burn_in :, r].mean()), first_chain + r % chains.chains
+        if not (math.isfinite(worst) and worst <= loss_band and bool(positions[-1, r].isfinite().all())):
+            name = f"chain {chain}" if r < chains.chains else f"mirror image of chain {chain}"
+            diverged.setdefault(chain, f"{name}: mean minibatch loss {worst:.4g} over its draws")
     return positions, diverged
+
+
+def _rows(cumulative: Floats, chains: ChainConfig, first_chain: int, step: int) -> Tensor:
+    """Row numbers (replicas, b) of one step: a mirror image has those of its chain."""
+    index = minibatches(cumulative, chains, first_chain, step)
+    if not chains.mirrored:
+        return index
+    return index[:1].expand(chains.replicas, -1) if chains.matched else index.repeat(2, 1)
 
 
 def _anchor_gradient(free: Restricted, index: Tensor, chains: ChainConfig) -> Tensor:

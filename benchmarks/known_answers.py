@@ -1,4 +1,4 @@
-"""Bias and coverage against the zoo of known answers: `python benchmarks/zoo.py` prints docs/results/zoo.md's tables.
+"""Bias and coverage against the zoo of known answers: prints the tables of docs/results/zoo.md.
 
 Each row is `--seeds` independent estimates, each from 4 chains as a user would run them.
 """
