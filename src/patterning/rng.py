@@ -21,6 +21,7 @@ class Stream(IntEnum):
     CONTROL = 7
     BOOTSTRAP = 8
     GROUPS = 9
+    PHASE = 10
 
 
 def generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:

@@ -153,7 +153,7 @@ def test_phi_read_off_minibatches_is_unbiased() -> None:
 @pytest.mark.parametrize("matched", [False, True])
 @pytest.mark.parametrize("phi", ["probes", "data"])
 def test_a_mirrored_chain_is_the_mean_of_a_chain_and_one_of_opposite_noise(phi, matched, monkeypatch) -> None:
-    config = ChainConfig(chains=3, draws=6, burn_in=4, steps_between_draws=2, batch_size=2, seed=1, matched=matched)
+    config = ChainConfig(chains=3, draws=6, burn_in=4, steps_between_draws=1, batch_size=2, seed=1, matched=matched)
     found = line_response(replace(config, mirrored=True), phi=phi)
     plain = line_response(config, phi=phi)
     monkeypatch.setattr(pathwise, "gaussian", lambda *arguments: -gaussian(*arguments))
@@ -171,27 +171,51 @@ def test_mirrored_chains_have_less_variance_than_twice_as_many() -> None:
     assert np.abs((mirrored.mean(0) - plain.mean(0)) / (plain.std(0) / np.sqrt(200))).max() < 4
 
 
-def test_one_derivative_stands_for_few_steps(monkeypatch) -> None:
+def test_one_derivative_for_several_steps_is_unbiased(monkeypatch) -> None:
     """χ of eight steps between draws, against a derivative of the probe at every step: the same chains."""
     kernel = sgld.SGLD(n_beta=20.0, localization=30.0, step_size=0.01)  # takes 0.15 off λ at each step
     config = ChainConfig(chains=400, draws=5, burn_in=16, steps_between_draws=8, batch_size=8, seed=1)
 
-    def size(steps: int | None) -> float:
-        if steps is not None:
-            monkeypatch.setattr(pathwise, "_steps_at_once", lambda *_: steps)
-        return float(line_response(config, kernel).mean(0) @ exact / (exact @ exact))
-
-    exact = np.ones(8)
-    with monkeypatch.context() as patch:
-        patch.setattr(pathwise, "_steps_at_once", lambda *_: 1)
-        exact = line_response(config, kernel).mean(0)
-    assert size(None) == pytest.approx(1, abs=0.003)
-    assert abs(size(8) - 1) > 0.01
+    found = {}
+    for steps in (1, 4, 8):
+        monkeypatch.setattr(pathwise, "steps_at_once", lambda *_, steps=steps: steps)
+        found[steps] = line_response(config, kernel)
+    for steps in (4, 8):
+        error = found[steps] - found[1]
+        assert np.abs(error.mean(0) / (error.std(0) / np.sqrt(len(error)))).max() < 4
+        assert error.std() > 0
+        assert (error.std(0) < steps / 8 * found[1].std(0)).all()
 
 
-def test_steps_at_once_divide_the_way_between_draws() -> None:
-    kernel = replace(LINE_KERNEL, localization=30.0)
-    assert [pathwise._steps_at_once(kernel, every) for every in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
+def test_pieces_cover_every_step_once_and_span_no_draw() -> None:
+    kernel = replace(LINE_KERNEL, localization=30.0)  # takes 0.15 off λ at each step
+    assert [pathwise.steps_at_once(kernel, every) for every in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
+    config = ChainConfig(chains=3, draws=4, burn_in=7, steps_between_draws=5, batch_size=2, seed=1, mirrored=True)
+    pieces = list(pathwise._pieces(config, kernel, 27, 0))
+    assert [k for piece, _ in pieces for k in piece] == list(range(27, 0, -1))
+    for piece, phase in pieces:
+        assert not {12, 17, 22} & set(piece[1:])  # a draw is the first of its piece
+        assert phase.shape == (3,)
+    later = list(pathwise._pieces(replace(config, chains=1), kernel, 27, 2))
+    assert [phase[0] for _, phase in later] == [phase[2] for _, phase in pieces]
+    many = np.array([phase for _, phase in pathwise._pieces(replace(config, draws=400), kernel, 2007, 0)])
+    np.testing.assert_allclose((many < 0.3).mean(0), 0.3, atol=0.01)
+
+
+def test_the_step_that_stands_for_a_piece_is_unbiased_and_shared_by_a_mirror_image() -> None:
+    rng = torch.Generator().manual_seed(0)
+    positions, adjoints = torch.randn(3, 4, 2, generator=rng), torch.randn(3, 4, 2, generator=rng)
+    adjoints[1] *= 5
+    total, grid = torch.zeros(4), (np.arange(2000) + 0.5) / 2000
+    for x in grid:
+        at, along = pathwise._stand_in(positions, adjoints, np.array([x, (x + 0.5) % 1]))
+        total += (at * along).sum(1) / len(grid)
+        steps = [[int((positions[:, r] == at[r]).all(1).nonzero()[0]) for r in pair] for pair in ((0, 2), (1, 3))]
+        assert all(one == other for one, other in steps)
+    torch.testing.assert_close(total, (positions * adjoints).sum((0, 2)), rtol=0.02, atol=0.02)
+    at, along = pathwise._stand_in(positions, torch.zeros_like(adjoints), np.array([0.2, 0.9]))
+    assert torch.equal(along, torch.zeros(4, 2))
+    assert torch.equal(at[0], positions[0, 0])
 
 
 def test_pathwise_agrees_with_the_covariance_of_many_draws() -> None:

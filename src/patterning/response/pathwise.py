@@ -19,7 +19,7 @@ hand, is unbiased. Its noise is cut by the control variate of SVRG (Johnson & Zh
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +35,7 @@ from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
+from patterning.rng import Stream, generator
 
 Floats = NDArray[np.float64]
 PhiOf = Literal["probes", "data"]
@@ -42,7 +43,7 @@ PhiOf = Literal["probes", "data"]
 
 MOST_PULL = 0.65
 """Most that the localization alone may take off λ, (ε/2) γ a step, over the steps that one derivative of the probe
-stands for: within it χ was right to 1 % in size, at twice as much 8 % low (docs/results/response.md)."""
+stands for: at twice as much the noise of χ grew by half or more (docs/results/response.md)."""
 
 
 @dataclass(frozen=True)
@@ -87,49 +88,53 @@ def pathwise_chains(
 
     φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*; or that of all the data
     (`phi`): then the mean over every step after burn-in is differentiated, and `Pathwise.phi` still shows the probes.
-    Derivatives of the probe are taken once for a few steps, at the middle one, along the sum of their λ (which steps at
-    every draw); those few never span a draw, nor more than `MOST_PULL`.
+    Derivatives of the probe are taken once for a few steps, at one of them, drawn at random: χ of a chain is unbiased
+    for the chain's derivative. What the choice of a step does at w* is known, and taken out.
     """
     q = torch.from_numpy(weights).to(free.anchor.device)
     cumulative = np.cumsum(free.base_weights.numpy())
     positions, diverged = _forward(free, kernel, chains, cumulative, loss_band, first_chain)
-    steps, half, every = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws
-    own, few = chains.chains, _steps_at_once(kernel, every)
-    adjoint = torch.zeros_like(positions[0])
-    span, count = torch.zeros_like(adjoint), 0  # Σ λ since the last derivative of the probe
+    steps, half, every, own = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws, chains.chains
+    adjoint, owed = torch.zeros_like(positions[0]), torch.zeros_like(positions[0])  # `owed`: Σ λ less what stood for it
     chi = torch.zeros(len(adjoint), len(weights), dtype=torch.float64, device=adjoint.device)
     sums, seen = torch.zeros_like(chi), list[Tensor]()
     centre = mean_gradient(free) if phi == "data" else None
     bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
-    for k in range(steps, 0, -1):
-        if centre is None and k > chains.burn_in and (k - chains.burn_in) % every == 0:
-            values, mean, slope = probe.slope(positions[k], q)
-            adjoint, bound = adjoint + slope / chains.draws, bound + slope.norm(dim=1) / chains.draws
-            seen.append(mean)
-            sums += values
-        span, count = span + adjoint, count + 1
-        ends = (k - 1 - chains.burn_in) % every == 0  # the first step after a draw
-        if count == few or ends or k == 1:
-            values, tangent = (part.detach().double() for part in probe.along(positions[k - 1 + count // 2], span))
-            chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-            span, count = torch.zeros_like(span), 0
-            if centre is not None and ends and k > chains.burn_in:
-                seen.append((values * q).sum(1))
+    for piece, phase in _pieces(chains, kernel, steps, first_chain):
+        adjoints = []
+        for k in piece:
+            drawn = k > chains.burn_in and (k - chains.burn_in) % every == 0
+            if centre is None and drawn:
+                values, mean, slope = probe.slope(positions[k], q)
+                adjoint, bound = adjoint + slope / chains.draws, bound + slope.norm(dim=1) / chains.draws
+                seen.append(mean)
                 sums += values
-        if bool((bound > 0).all()):  # φ has been read
-            expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
-        index = _rows(cumulative, chains, first_chain, k - 1).to(adjoint.device)
-        gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
-        adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
-        bound = bound * (1 - half * kernel.localization)
-        if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
-            slope = (gradient - _anchor_gradient(free, index, chains) + centre) / (steps - chains.burn_in)
-            adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
+            adjoints.append(adjoint)
+            owed += adjoint
+            if bool((bound > 0).all()):  # φ has been read
+                expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
+            index = _rows(cumulative, chains, first_chain, k - 1).to(adjoint.device)
+            gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
+            adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
+            bound = bound * (1 - half * kernel.localization)
+            if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
+                slope = (gradient - _anchor_gradient(free, index, chains) + centre) / (steps - chains.burn_in)
+                adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
+        at, along = _stand_in(positions[piece[-1] - 1 : piece[0]].flip(0), torch.stack(adjoints), phase)
+        values, tangent = (part.detach().double() for part in probe.along(at, along))
+        chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
+        owed -= along
+        last = piece[-1]
+        if centre is not None and last > chains.burn_in and (last - 1 - chains.burn_in) % every == 0:
+            seen.append((values * q).sum(1))
+            sums += values
+    tangent = probe.along(free.init(range(len(owed))), owed)[1].detach().double()
+    chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
     with torch.no_grad():
         start = float((probe(free.anchor[None])[0].double() * q).sum())
-    chi, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / len(seen)))
+    by_chain, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / len(seen)))
     return Pathwise(
-        chi=chi,
+        chi=by_chain,
         phi=torch.stack(seen[::-1])[:, :own].cpu().numpy() - start,
         mean_losses=means,
         expansion=expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy(),
@@ -137,8 +142,40 @@ def pathwise_chains(
     )
 
 
-def _steps_at_once(kernel: sgld.SGLD, every: int) -> int:
-    """For how many steps one derivative of the probe may stand, of the `every` from draw to draw."""
+def _pieces(chains: ChainConfig, kernel: sgld.SGLD, steps: int, first_chain: int) -> Iterator[tuple[range, Floats]]:
+    """The steps k from the last to the first, in pieces that share a derivative, and a number (chains,) in [0, 1) each.
+
+    No piece spans a draw. The numbers say at which step of the piece a chain takes the derivative: uniform, evenly
+    spread over the pieces (a golden-ratio sequence from a random start), independent between chains.
+    """
+    few, every = steps_at_once(kernel, chains.steps_between_draws), chains.steps_between_draws
+    start = [generator(chains.seed, Stream.PHASE, first_chain + c).random() for c in range(chains.chains)]
+    last, number = steps, 0
+    while last > 0:
+        ends = last - ((last - 1 - chains.burn_in) % every)  # the first step after the draw before
+        first = max(ends, last - few + 1, 1)
+        yield range(last, first - 1, -1), (np.array(start) + number * (math.sqrt(5) - 1) / 2) % 1
+        last, number = first - 1, number + 1
+
+
+def _stand_in(positions: Tensor, adjoints: Tensor, phase: Floats) -> tuple[Tensor, Tensor]:
+    """One of the steps of a piece for each replica: its position, and λ over its chance to be chosen, both (r, P_C).
+
+    `positions`, `adjoints` (steps, r, P_C). A step is chosen in proportion to the size of its λ; a mirror image takes
+    the step of its chain, `phase` (chains,).
+    """
+    size = adjoints.norm(dim=2).unflatten(1, (-1, len(phase))).sum(1)  # (steps, chains)
+    size = torch.where(size.sum(0) > 0, size, torch.ones_like(size))
+    share = size / size.sum(0)
+    chosen = (share.cumsum(0) <= torch.from_numpy(phase).to(share)).sum(0).clamp(max=len(share) - 1)
+    chance = share.gather(0, chosen[None])[0]
+    times = positions.shape[1] // len(phase)
+    chosen, replica = chosen.repeat(times), torch.arange(positions.shape[1], device=chosen.device)
+    return positions[chosen, replica], adjoints[chosen, replica] / chance.repeat(times)[:, None]
+
+
+def steps_at_once(kernel: sgld.SGLD, every: int) -> int:
+    """For how many steps one derivative of the probe stands, of the `every` from draw to draw."""
     return math.ceil(every / math.ceil(every * kernel.step_size / 2 * kernel.localization / MOST_PULL))
 
 
