@@ -34,6 +34,7 @@ from patterning.response.susceptibility import susceptibility
 SEEDS = 100
 SHORT = {
     "quadratic": 150,
+    "preconditioned": 150,
     "quartic": 150,
     "crossing": 120,
     "reduced rank": 100,

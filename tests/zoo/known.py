@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
 
-from patterning.posterior.chains import ChainConfig, run_chains
+from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import diagnose
-from patterning.posterior.sgld import SGLD
 from patterning.response.moments import Moments
 from patterning.response.susceptibility import susceptibility
 from patterning.tasks.base import Task
@@ -36,7 +35,7 @@ class Known:
     name: str
     task: Task
     anchor: Tensor
-    kernel: SGLD
+    kernel: Kernel
     observables: dict[str, Callable[[Tensor, Tensor], Tensor]]
     means: Floats
     chi: Floats

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.posterior.sgld import SGLD
+from patterning.posterior.chains import Kernel
 from zoo.known import Floats, Known
 
 
@@ -129,10 +129,13 @@ class Bowl:
         return value[:, None].expand(index.shape)
 
 
-def discretised(law: Gaussian, step_size: float) -> Gaussian:
-    """The stationary law of the chain (gradients without noise) whose ε → 0 limit is `law`: S (1 - ε S⁻¹/4)⁻¹."""
+def discretised(law: Gaussian, step_size: float | Floats) -> Gaussian:
+    """The stationary law of the chain (gradients without noise) whose ε → 0 limit is `law`: S (1 - ε S⁻¹/4)⁻¹.
+
+    `step_size` may be one for each coordinate (P,).
+    """
     precision = np.linalg.inv(law.covariance)
-    covariance = np.linalg.inv(precision - step_size / 4 * precision @ precision)
+    covariance = np.linalg.inv(precision - precision @ (np.atleast_1d(step_size)[:, None] / 4 * precision))
     return Gaussian(law.mean, covariance.astype(np.float64))
 
 
@@ -146,9 +149,15 @@ def susceptibilities(task: QuadraticTask, phi: Forms, law: Gaussian) -> Floats:
 
 
 def quadratic_known(
-    name: str, task: QuadraticTask, anchor: Floats, kernel: SGLD, phi: Forms, labels: Sequence[str]
+    name: str,
+    task: QuadraticTask,
+    anchor: Floats,
+    kernel: Kernel,
+    phi: Forms,
+    labels: Sequence[str],
+    step_size: float | Floats,
 ) -> Known:
-    """φ: nβ (L - L(w*)), and the quadratics `phi` under their `labels`."""
+    """φ: nβ (L - L(w*)), and the quadratics `phi` under their `labels`. `step_size` is what the kernel comes to."""
     q = task.base_weights.numpy()
     loss = task.forms.mix(q)
     start = float(loss.values(anchor)[0])
@@ -164,7 +173,7 @@ def quadratic_known(
         return lambda w, _: torch.from_numpy(one.values(w.numpy())[:, 0])
 
     law = task.posterior(q, n_beta, kernel.localization, anchor)
-    chain = discretised(law, kernel.step_size)
+    chain = discretised(law, step_size)
     return Known(
         name=name,
         task=task,
@@ -179,6 +188,6 @@ def quadratic_known(
     )
 
 
-def chain_variance(total_curvature: Floats | float, step_size: float) -> Floats | float:
+def chain_variance(total_curvature: Floats | float, step_size: Floats | float) -> Floats | float:
     """Stationary variance of the discretised chain on curvature λ (SPEC §2): 1 / (λ (1 - ελ/4))."""
     return 1 / (total_curvature * (1 - step_size * total_curvature / 4))

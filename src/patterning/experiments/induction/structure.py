@@ -6,7 +6,7 @@ for "more" as well, nothing grew on a pilot seed (docs/results/induction-four-he
 blocks of its own, on which no outcome is measured; what decides is attention: prefix matching.
 
 χ at one checkpoint of one run is exact for that checkpoint, and mostly about it: between runs of different seeds it
-correlates at about 0.3. So it is averaged over runs and checkpoints, as data attribution does (TRAK, arXiv 2303.14186,
+correlates at 0.3 to 0.5. So it is averaged over runs and checkpoints, as data attribution does (TRAK, arXiv 2303.14186,
 over models; TracIn, arXiv 2002.08484, over checkpoints), in Gaussian rank scores, each reading counting alike.
 """
 
