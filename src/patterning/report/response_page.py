@@ -68,7 +68,8 @@ def response_page(response: ComponentResponse, title: str) -> str:
     return render_page(
         title=title,
         subtitle=f"{len(names)} components × {len(response.rows):,} samples · estimator {response.estimator}"
-        f" · φ: loss of the {'probed samples' if response.phi == 'probes' else 'whole data'}",
+        f" · φ: loss of the {'probed samples' if response.phi == 'probes' else 'whole data'}"
+        f"{' · mirrored chains' if response.chains.mirrored else ''}",
         headline=[],
         warnings=warnings,
         sections=[
@@ -95,7 +96,12 @@ def response_page(response: ComponentResponse, title: str) -> str:
                 "lies under the dashed line is noise.",
                 [_spectrum(response)] if len(names) > 1 else [],
             ),
-            Section("Chains", "Component loss at each draw, one line a chain.", [_traces(response)]),
+            Section(
+                "Chains",
+                "Component loss at each draw, one line a chain."
+                + (" Their mirror images are not drawn." if response.chains.mirrored else ""),
+                [_traces(response)],
+            ),
         ],
         provenance=f"task {response.fingerprint}",
         config="\n".join(f"{key}: {value}" for key, value in attributes(response).items()),

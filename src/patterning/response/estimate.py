@@ -36,7 +36,8 @@ def estimate_cost(
     """Cost of a round for each component; takes about a step and a reading of each.
 
     Time is that of a second call, at the load the machine has now. The pathwise estimator adds a Hessian-vector product
-    a step (three gradients' worth) and two derivatives a draw.
+    a step (three gradients' worth), a gradient of the probes at each draw (two readings) and a derivative (three) for
+    as many steps.
     """
     rows = torch.arange(len(task.base_weights)) if probes is None else probes
     index = torch.arange(chains.batch_size) % len(task.base_weights)
@@ -60,7 +61,8 @@ def estimate_cost(
         seconds = steps * one_step + chains.draws * one_reading
         size = 8 * chains.replicas * batches * 2 * len(probe)
         if estimator != "covariance":
-            seconds += steps * 3 * one_step + chains.draws * 5 * one_reading
+            seconds += steps * 3 * one_step
+            seconds += (2 * chains.draws + 3 * steps / chains.steps_between_draws) * one_reading
             size = 4 * steps * chains.replicas * free.num_parameters + 8 * chains.replicas * len(probe)
         found.append(Cost(free.component.name, free.num_parameters, seconds, (size + probe.kept_bytes) / 1e6))
     return found
