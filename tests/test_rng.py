@@ -72,4 +72,5 @@ def test_stream_numbers_are_fixed() -> None:
         "CONTROL": 7,
         "BOOTSTRAP": 8,
         "GROUPS": 9,
+        "PHASE": 10,
     }

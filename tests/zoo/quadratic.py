@@ -155,9 +155,12 @@ def quadratic_known(
     kernel: Kernel,
     phi: Forms,
     labels: Sequence[str],
-    step_size: float | Floats,
+    step_size: float | Floats | None = None,
 ) -> Known:
-    """φ: nβ (L - L(w*)), and the quadratics `phi` under their `labels`. `step_size` is what the kernel comes to."""
+    """φ: nβ (L - L(w*)), and the quadratics `phi` under their `labels`.
+
+    `step_size`: what the kernel's steps come to, where that is not its own ε.
+    """
     q = task.base_weights.numpy()
     loss = task.forms.mix(q)
     start = float(loss.values(anchor)[0])
@@ -173,7 +176,7 @@ def quadratic_known(
         return lambda w, _: torch.from_numpy(one.values(w.numpy())[:, 0])
 
     law = task.posterior(q, n_beta, kernel.localization, anchor)
-    chain = discretised(law, step_size)
+    chain = discretised(law, kernel.step_size if step_size is None else step_size)
     return Known(
         name=name,
         task=task,
