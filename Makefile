@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with python3, git and make:
 #   make demo   install, run the main job, print a table, write a page
 #   make test   install, lint, type-check, test
-# and one measures: make bench, χ side by side with devinterp (installs it beside; half an hour on an idle core)
+# and one measures: make bench, χ side by side with devinterp (installs it beside; an hour on an idle core)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed

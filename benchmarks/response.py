@@ -2,7 +2,7 @@
 
 Needs the extra `peer`. Prints markdown tables: draws per CPU-second with the floor (the floating-point operations of
 our matrix products, at the rate of a 512 × 512 float32 product in this process); peak memory of either side in its own
-process; and the CPU time to a split-half reliability of 0.9 for every component: for ours (pathwise, mirrored chains)
+process; and the CPU time to a split-half reliability of 0.9 for every component: for ours (pathwise, antithetic chains)
 that of rounds until it is reached; for devinterp's loop the time of 4 x 40 draws, extrapolated by Spearman-Brown from
 the reliability that the covariance of as many draws has, which is measured between ten runs of our own chains.
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch.utils.flop_counter import FlopCounterMode
 
 from patterning.models.components import find_component
@@ -163,7 +164,7 @@ def wide(trained_steps: int) -> tuple[LossTask, torch.Tensor]:
 
 def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: bool, phi: PhiOf = "probes") -> None:
     """CPU time to a split-half reliability of 0.9: ours as it is run, theirs extrapolated by Spearman-Brown."""
-    chains = ChainConfig(2, 10 if quick else 20, 20, 4, 4, matched=True, mirrored=True)
+    chains = ChainConfig(2, 10 if quick else 20, 20, 4, 4, matched=True, antithetic=True)
     many = ChainConfig(4, 20 if quick else 40, 20, 1, 4, matched=True)
     print(
         f"\n| component | ours (pathwise, φ of the {phi}): reliability, chains and as many mirror images, CPU s "
@@ -176,15 +177,14 @@ def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: boo
         own = next(iter(box[0].by_component.values()))
         peer = cpu_seconds(lambda name=name: theirs(task, data, name, many, 64))
         plain, without = covariance_reliability(task, name, many, len(left_out))
-        error = np.sqrt(((without - without.mean()) ** 2).sum() * (1 - 1 / len(without)))
         cells = (
             f"{own.susceptibility.reliability()[COMPONENT_LOSS]:.2f}, {own.traces[COMPONENT_LOSS].shape[1]}, {mine:.1f}"
         )
-        print(f"| {name} | {cells} | {plain:.3f} ± {error:.3f} | {peer:.1f} | {peer * longer(plain):.0f} |", flush=True)
+        theirs_cell = f"{plain:.3f} ± {jackknife_error(without):.3f}"
+        print(f"| {name} | {cells} | {theirs_cell} | {peer:.1f} | {peer * longer(plain):.0f} |", flush=True)
         total += [mine, peer * longer(plain)]
         left_out += [peer * longer(value) for value in without]
-    ratio, ratios = total[1] / total[0], left_out / total[0]
-    error = np.sqrt(((ratios - ratios.mean()) ** 2).sum() * (1 - 1 / len(ratios)))
+    ratio, error = total[1] / total[0], jackknife_error(left_out / total[0])
     print(f"| all | {total[0]:.0f} | | | {total[1]:.0f}: {ratio:.0f} ± {error:.0f} times |")
 
 
@@ -195,10 +195,15 @@ def covariance_reliability(task: LossTask, name: str, chains: ChainConfig, runs:
     below 0, and a time can be extrapolated from it.
     """
     found = [ours(task, name, replace(chains, seed=100 + run), 64).chi()[0] for run in range(runs)]
-    r = np.corrcoef(np.argsort(np.argsort(found, axis=1), axis=1))
+    r = spearmanr(found, axis=1).statistic
     apart = ~np.eye(runs, dtype=bool)
     kept = [np.arange(runs) != run for run in range(runs)]
     return float(r[apart].mean()), np.array([r[np.ix_(k, k)][apart[:-1, :-1]].mean() for k in kept])
+
+
+def jackknife_error(left_out: np.ndarray) -> float:
+    """Standard error of a number, from its values without each of the runs (Quenouille; Tukey)."""
+    return float(np.sqrt(((left_out - left_out.mean()) ** 2).sum() * (1 - 1 / len(left_out))))
 
 
 def longer(reliability: float) -> float:

@@ -55,8 +55,8 @@ def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Pa
     page = (first / "report.html").read_text()
     assert "<script src=" not in page
     assert "Spectrum and its noise floor" in page
-    assert "mirrored chains" in page  # the default
-    assert open_response(first / "chi.zarr")["susceptibility"].attrs["chains_mirrored"] == 1
+    assert "antithetic chains" in page  # the default
+    assert open_response(first / "chi.zarr")["susceptibility"].attrs["chains_antithetic"] == 1
     assert json.loads((first / "results.json").read_text())["table"][0]["component"] == "embed"
 
     process = command("response", where, *SETTINGS, "--out", str(again), "--workers", "1", "--probes", "5", start=True)

@@ -137,7 +137,7 @@ def response(
     phi: Annotated[str, typer.Option(help="Whose loss φ is: probes, or data (all rows; pathwise only).")] = "probes",
     reliability: Annotated[float, typer.Option(help="Go on until this split-half reliability.")] = 0.9,
     rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component.")] = 4,
-    mirrored: Annotated[
+    antithetic: Annotated[
         bool, typer.Option(help="Beside each chain its mirror image (opposite noise), unless by covariance.")
     ] = True,
     seed: Seed = 0,
@@ -149,7 +149,7 @@ def response(
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
-        probes, estimator, reliability, rounds, seed, phi, mirrored,
+        probes, estimator, reliability, rounds, seed, phi, antithetic,
     )  # fmt: skip
     answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
 

@@ -81,3 +81,15 @@ def test_each_function_in_each_form(function) -> None:
         found, value = along(function, x, t), function(x)
     torch.testing.assert_close(value, function(x), rtol=0, atol=0)
     torch.testing.assert_close(found, along(function, x, t), rtol=1e-10, atol=1e-12)
+
+
+def test_autocast_is_left_to_pytorch() -> None:
+    layer, x, t = nn.Linear(4, 3).requires_grad_(False), torch.randn(2, 4), torch.randn(2, 4)
+
+    def half(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return F.layer_norm(layer(x), (3,)).softmax(-1)
+
+    with fused_tangents():
+        found = along(half, x, t)
+    assert torch.equal(found, along(half, x, t))

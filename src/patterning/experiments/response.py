@@ -49,14 +49,14 @@ class Request:
     rounds: int
     seed: int
     phi: str = "probes"
-    mirrored: bool = False
+    antithetic: bool = False
 
     @property
     def chain_config(self) -> ChainConfig:
         """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
         return ChainConfig(
             self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True,
-            mirrored=self.mirrored and self.estimator != "covariance",
+            antithetic=self.antithetic and self.estimator != "covariance",
         )  # fmt: skip
 
 

@@ -27,7 +27,10 @@ class _Fused(TorchFunctionMode):
     ) -> Any:
         del types
         swap = _SWAPS.get(func)
-        found = None if swap is None or torch.is_autocast_enabled("cpu") else swap(*args, **(kwargs or {}))
+        # Under autocast a tangent may have another type than its value: PyTorch's own formulas know what to do.
+        found = (
+            None if swap is None or torch.is_autocast_enabled(args[0].device.type) else swap(*args, **(kwargs or {}))
+        )
         return func(*args, **(kwargs or {})) if found is None else found
 
 

@@ -25,7 +25,7 @@ class ChainConfig:
     """How long to sample. A draw follows every `steps_between_draws` steps after `burn_in` steps.
 
     `matched`: all chains see the same minibatches (their noise differs), so that what they share is computed once.
-    `mirrored`: beside each chain runs its mirror image, with the same minibatches and the opposite noise (antithetic
+    `antithetic`: beside each chain runs its mirror image, with the same minibatches and the opposite noise (antithetic
     variates, Hammersley & Morton 1956): in the mean of the two, whatever is odd in the noise cancels.
     """
 
@@ -36,12 +36,12 @@ class ChainConfig:
     batch_size: int
     seed: int = 0
     matched: bool = False
-    mirrored: bool = False
+    antithetic: bool = False
 
     @property
     def replicas(self) -> int:
         """How many positions are moved at a time: chains and their mirror images."""
-        return 2 * self.chains if self.mirrored else self.chains
+        return 2 * self.chains if self.antithetic else self.chains
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave nothing to average."""
@@ -73,10 +73,12 @@ def run_chains(
     A chain that turns NaN, or whose mean minibatch loss over 50 steps passes `loss_band`, is named in
     `ChainTrace.diverged`; it stays in the batch, reset to the anchor, so that the others keep their numbers. The caller
     must leave it out of every average. `first_chain` numbers the chains for the random streams. Raises
-    `PatterningError` for mirrored chains: a covariance is even in the noise, and a mirror image adds next to nothing.
+    `PatterningError` for antithetic chains: a covariance is even in the noise, and a mirror image adds next to nothing.
     """
-    if config.mirrored:
-        raise PatterningError("mirrored chains serve the pathwise estimator alone: for draws use twice as many chains")
+    if config.antithetic:
+        raise PatterningError(
+            "antithetic chains serve the pathwise estimator alone: for draws use twice as many chains"
+        )
     state = init(kernel, anchor, config.chains)
     steps = config.burn_in + config.draws * config.steps_between_draws
     cumulative = np.cumsum(task.base_weights.numpy())
@@ -123,13 +125,15 @@ def update(state: State, gradient: Tensor, noise: Tensor, kernel: Kernel) -> Sta
 
 
 def minibatches(cumulative: np.ndarray, config: ChainConfig, first_chain: int, step: int) -> Tensor:
-    """Row numbers (chains, b) of one step; one row of numbers, expanded, where minibatches are matched."""
+    """Row numbers (replicas, b) of one step; one row of numbers, expanded, where minibatches are matched.
+
+    A mirror image has those of its chain.
+    """
     if config.matched:
-        return torch.from_numpy(minibatch(cumulative, config.seed, 0, step, config.batch_size)).expand(
-            config.chains, -1
-        )
-    rows = [minibatch(cumulative, config.seed, first_chain + c, step, config.batch_size) for c in range(config.chains)]
-    return torch.from_numpy(np.stack(rows))
+        rows = torch.from_numpy(minibatch(cumulative, config.seed, 0, step, config.batch_size))
+        return rows.expand(config.replicas, -1)
+    own = [minibatch(cumulative, config.seed, first_chain + c, step, config.batch_size) for c in range(config.chains)]
+    return torch.from_numpy(np.stack(own)).repeat(config.replicas // config.chains, 1)
 
 
 def minibatch(cumulative: np.ndarray, seed: int, chain: int, step: int, size: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def response_page(response: ComponentResponse, title: str) -> str:
         title=title,
         subtitle=f"{len(names)} components × {len(response.rows):,} samples · estimator {response.estimator}"
         f" · φ: loss of the {'probed samples' if response.phi == 'probes' else 'whole data'}"
-        f"{' · mirrored chains' if response.chains.mirrored else ''}",
+        f"{' · antithetic chains' if response.chains.antithetic else ''}",
         headline=[],
         warnings=warnings,
         sections=[
@@ -99,7 +99,7 @@ def response_page(response: ComponentResponse, title: str) -> str:
             Section(
                 "Chains",
                 "Component loss at each draw, one line a chain."
-                + (" Their mirror images are not drawn." if response.chains.mirrored else ""),
+                + (" Their mirror images are not drawn." if response.chains.antithetic else ""),
                 [_traces(response)],
             ),
         ],

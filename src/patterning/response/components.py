@@ -123,7 +123,7 @@ def component_response(
     only). `phi`: the component loss is that of the probed samples, or of all the task's rows ("data", `pathwise` only),
     which keeps χ from belonging partly to the probes (docs/gotchas.md). Up to `rounds` times `chains.chains` chains are
     run for a component, until its split-half `reliability` is reached; `auto` is pathwise, or covariance where steps do
-    not contract (then of twice as many chains, where they were to be mirrored). With a `pool`, every component is a
+    not contract (then of twice as many chains, where they were to be antithetic). With a `pool`, every component is a
     unit of work: resumed, and run by other processes when there are several (then the task's module, loss and
     observables must be importable). All settings are checked before anything is sampled.
     """
@@ -142,9 +142,9 @@ def component_response(
             "the pathwise estimator differentiates the component loss through plain SGLD: for another sampler or "
             "observables use covariance"
         )
-    if estimator == "covariance" and chains.mirrored:
+    if estimator == "covariance" and chains.antithetic:
         raise PatterningError(
-            "mirrored chains serve the pathwise estimator: for the covariance use twice as many chains"
+            "antithetic chains serve the pathwise estimator: for the covariance use twice as many chains"
         )
     if phi not in get_args(PhiOf):
         raise PatterningError(f"phi {phi!r} is not one of {', '.join(get_args(PhiOf))}")
@@ -258,7 +258,7 @@ def sample_component(work: Work) -> SampledResponse:
             expansion = float(np.median(parts[0].expansion))
             if settings.estimator == "auto" and not expansion <= MOST_EXPANSION:
                 left = f"not pathwise: steps do not contract (adjoint expansion {expansion:.2g}); "
-                chains = replace(chains, chains=chains.replicas, mirrored=False)
+                chains = replace(chains, chains=chains.replicas, antithetic=False)
                 break
             found = summarise_pathwise(join_pathwise(parts), COMPONENT_LOSS, q, kernel.n_beta)
             if (note := _stop(found, settings, chosen + 1)) is not None:

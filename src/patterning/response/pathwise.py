@@ -50,7 +50,7 @@ stands for: at twice as much the noise of χ grew by half or more (docs/results/
 class Pathwise:
     """`chi` (chains, n) by chain; `phi` (draws, chains); `mean_losses` (chains, n) over the draws.
 
-    Of mirrored chains `chi` and `mean_losses` are means of a chain and its mirror image; `phi` is that of the chain.
+    Of antithetic chains `chi` and `mean_losses` are means of a chain and its mirror image; `phi` is that of the chain.
     `expansion` (chains,): the largest ‖λ_k‖ in units of λ at zero curvature: at most 1 where the loss is
     convex, and huge where steps do not contract and χ is noise. `diverged`: chain number → why.
     """
@@ -87,7 +87,8 @@ def pathwise_chains(
     """Run the chains, keep their positions, and go back through them. Memory: steps × chains × P_C floats.
 
     φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*; or that of all the data
-    (`phi`): then the mean over every step after burn-in is differentiated, and `Pathwise.phi` still shows the probes.
+    (`phi`): then the mean over every step after burn-in is differentiated, and `Pathwise.phi` and `mean_losses` still
+    show the probes, where their derivative is taken.
     Derivatives of the probe are taken once for a few steps, at one of them, drawn at random: χ of a chain is unbiased
     for the chain's derivative. What the choice of a step does at w* is known, and taken out.
     """
@@ -113,7 +114,7 @@ def pathwise_chains(
             owed += adjoint
             if bool((bound > 0).all()):  # φ has been read
                 expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
-            index = _rows(cumulative, chains, first_chain, k - 1).to(adjoint.device)
+            index = minibatches(cumulative, chains, first_chain, k - 1).to(adjoint.device)
             gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
             adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
             bound = bound * (1 - half * kernel.localization)
@@ -189,10 +190,10 @@ def _forward(
     positions[0] = state.position
     losses = torch.empty(steps, chains.replicas, device=device)
     for step in range(steps):
-        index = _rows(cumulative, chains, first_chain, step).to(device)
+        index = minibatches(cumulative, chains, first_chain, step).to(device)
         losses[step], gradient = loss_and_gradient(free, state.position, index)
         noise = gaussian(state.position[: chains.chains], chains.seed, first_chain, step)
-        state = sgld.update(state, gradient, torch.cat([noise, -noise]) if chains.mirrored else noise, kernel)
+        state = sgld.update(state, gradient, torch.cat([noise, -noise]) if chains.antithetic else noise, kernel)
         positions[step + 1] = state.position
     diverged = {}
     for r in range(chains.replicas):
@@ -201,14 +202,6 @@ def _forward(
             name = f"chain {chain}" if r < chains.chains else f"mirror image of chain {chain}"
             diverged.setdefault(chain, f"{name}: mean minibatch loss {worst:.4g} over its draws")
     return positions, diverged
-
-
-def _rows(cumulative: Floats, chains: ChainConfig, first_chain: int, step: int) -> Tensor:
-    """Row numbers (replicas, b) of one step: a mirror image has those of its chain."""
-    index = minibatches(cumulative, chains, first_chain, step)
-    if not chains.mirrored:
-        return index
-    return index[:1].expand(chains.replicas, -1) if chains.matched else index.repeat(2, 1)
 
 
 def _anchor_gradient(free: Restricted, index: Tensor, chains: ChainConfig) -> Tensor:

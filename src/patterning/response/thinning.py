@@ -82,7 +82,7 @@ def measure_spacing(
     rows = torch.arange(len(task.base_weights)) if probes is None else probes.cpu()
     count = min(PILOT_ROWS, len(rows))
     found = component_response(
-        task, anchor, components, kernel, replace(chains, draws=draws, steps_between_draws=1, mirrored=False),
+        task, anchor, components, kernel, replace(chains, draws=draws, steps_between_draws=1, antithetic=False),
         probes=rows[torch.arange(count) * len(rows) // count], pool=pool,
     )  # fmt: skip
     cost = reading_cost(chains, len(rows), estimator)
