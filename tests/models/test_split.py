@@ -37,8 +37,22 @@ def test_a_head_apart_is_the_same_function_with_the_same_gradient(config: Langua
     torch.testing.assert_close(apart, whole, rtol=1e-5, atol=1e-6)
     slopes = [torch.autograd.grad((found**2).sum(), flat)[0] for found in (apart, whole)]
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5 * float(slopes[1].abs().max()))  # float32 sums
+    vector = torch.randn(flat.shape, generator=torch.Generator().manual_seed(2))
+    bends = []
+    for losses in (lambda at: free.sample_losses(at, index), lambda at: task.sample_losses(free.expand(at), index)):
+        (slope,) = torch.autograd.grad(losses(flat).mean(), flat, create_graph=True)
+        bends.append(torch.autograd.grad(slope, flat, vector)[0])
+    torch.testing.assert_close(*bends, rtol=1e-3, atol=1e-5 * float(bends[1].abs().max()))
+    mixed = torch.arange(12).view(3, 4)  # a minibatch for each replica
+    torch.testing.assert_close(
+        free.sample_losses(flat, mixed), task.sample_losses(free.expand(flat), mixed), rtol=1e-5, atol=1e-6
+    )
     probe = Probe(free, torch.arange(5), 3)
-    assert any("attention.rest" in constant for constant in probe._constants[0])  # the other heads are kept
+    found, tangent = probe.along(flat.detach(), vector)
+    _, known = torch.func.jvp(lambda at: task.sample_losses(free.expand(at), index), (flat.detach(),), (vector,))
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tangent, known, rtol=1e-4, atol=1e-5 * float(known.abs().max()))
+    assert any("others" in constant for constant in probe._constants[0])  # the other heads are kept
     torch.testing.assert_close(probe(flat), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -1,4 +1,7 @@
-"""A head as a module of its own: what the other heads compute is then shared by all replicas, and kept by a `Probe`."""
+"""A head as a module of its own, so that replicas share, and a `Probe` keeps, what the rest of its layer computes.
+
+The MLP behind it reads what the head adds from the head's d/h numbers for each token, not from the stream's d.
+"""
 
 import re
 from copy import copy
@@ -7,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning.models.language import Attention, LanguageModel, attention_pattern, mix, project
+from patterning.models.language import MLP, Attention, Block, LanguageModel, attention_pattern, mix, project
 
 
 class HeadGroup(nn.Module):
-    """Some heads of an `Attention`: their rows of `qkv` and their columns of `out`."""
+    """Some heads of an `Attention`: their rows of `qkv` and their columns of `out`, without its bias."""
 
-    def __init__(self, attention: Attention, heads: list[int], *, bias: bool) -> None:
+    def __init__(self, attention: Attention, heads: list[int]) -> None:
         super().__init__()
         self.heads = len(heads)
         width = attention.out.weight.shape[0]
@@ -24,47 +27,82 @@ class HeadGroup(nn.Module):
         self.qkv_weight = nn.Parameter(attention.qkv.weight.detach()[rows.to(device)])
         self.qkv_bias = nn.Parameter(attention.qkv.bias.detach()[rows.to(device)])
         self.out_weight = nn.Parameter(attention.out.weight.detach()[:, own.to(device)])
-        self.out_bias = nn.Parameter(attention.out.bias.detach().clone()) if bias else None
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(b, t, d) → what these heads add, (b, t, d)."""
+        """(b, t, d) → what these heads read, (b, t, heads · d/h): `out_weight` takes it to the stream."""
         q, k, v = project(x, positions, self.qkv_weight, self.qkv_bias, self.heads)
-        return F.linear(mix(attention_pattern(q, k), v), self.out_weight, self.out_bias)
+        return mix(attention_pattern(q, k), v)
 
 
-class SplitAttention(nn.Module):
-    """The same function as an `Attention`, up to the order of one sum, with one head apart."""
+class Others(nn.Module):
+    """The stream after a block's attention, less what one head adds."""
 
     def __init__(self, attention: Attention, head: int) -> None:
         super().__init__()
-        self.rest = HeadGroup(attention, [i for i in range(attention.heads) if i != head], bias=True)
-        self.own = HeadGroup(attention, [head], bias=False)
+        self.heads = HeadGroup(attention, [i for i in range(attention.heads) if i != head])
+        self.out_bias = attention.out.bias
+
+    def forward(self, x: Tensor, read: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The stream `x` and its normalised `read`, both (b, t, d) → (b, t, d)."""
+        return x + F.linear(self.heads(read, positions), self.heads.out_weight, self.out_bias)
+
+
+class NormedRead(nn.Module):
+    """The first product of an MLP on LayerNorm(x), with its constants folded in: U x / σ(x) + c."""
+
+    def __init__(self, norm: nn.LayerNorm, mlp: MLP) -> None:
+        super().__init__()
+        weight = (mlp.read.weight * norm.weight).detach()
+        self.weight = nn.Parameter(weight - weight.mean(1, keepdim=True), requires_grad=False)  # U takes the mean off x
+        self.shift = nn.Parameter(F.linear(norm.bias, mlp.read.weight, mlp.read.bias).detach(), requires_grad=False)
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """U x: (b, t, d) → (b, t, hidden)."""
+        return F.linear(x, self.weight)
+
+    def of_sum(self, fixed: Tensor, moving: Tensor, out_weight: Tensor, x: Tensor) -> Tensor:
+        """(U x / σ(x) + c) of x = rest + `out_weight` · `moving`, whose `fixed` = U rest is known: (b, t, hidden)."""
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return torch.addcmul(F.linear(moving * scale, self.weight @ out_weight, self.shift), fixed, scale)
+
+
+class SplitBlock(nn.Module):
+    """The same function as a `Block`, up to the order of some sums, with one head apart."""
+
+    def __init__(self, block: Block, head: int) -> None:
+        super().__init__()
+        assert isinstance(block.attention, Attention)
+        self.ln1 = block.ln1
+        self.others = Others(block.attention, head)
+        self.own = HeadGroup(block.attention, [head])
+        self.mlp = block.mlp
+        self.read = NormedRead(block.ln2, block.mlp) if block.ln2 is not None and block.mlp is not None else None
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → (b, t, d)."""
-        return self.rest(x, positions) + self.own(x, positions)
+        read = self.ln1(x)
+        rest, moving = self.others(x, read, positions), self.own(read, positions)
+        x = rest + F.linear(moving, self.own.out_weight)
+        if self.mlp is None or self.read is None:
+            return x
+        return x + self.mlp.write(F.gelu(self.read.of_sum(self.read(rest), moving, self.own.out_weight, x)))
 
 
 def split_head(module: nn.Module, component: str) -> tuple[nn.Module, str] | None:
     """A shallow copy of a `LanguageModel` with head "l1h3" apart, and the prefix of its parameters; None elsewhere.
 
     The head's `qkv_weight`, `qkv_bias` and `out_weight` hold what the component's mask selects, in the same order.
+    Everything else is a constant of the copy.
     """
     match = re.fullmatch(r"l(\d+)h(\d+)", component)
     if match is None or not isinstance(module, LanguageModel) or module.config.heads < 2:
         return None
     layer, head = int(match[1]), int(match[2])
-    blocks = [_shallow(block) for block in module.blocks]
-    attention = blocks[layer].attention
-    assert isinstance(attention, Attention)
-    blocks[layer].attention = SplitAttention(attention, head).eval()
-    model = _shallow(module)
+    blocks: list[nn.Module] = list(module.layers())
+    blocks[layer] = SplitBlock(module.layers()[layer], head).eval()
+    model = copy(module)
+    model.__dict__["_modules"] = dict(module._modules)
     model.blocks = nn.ModuleList(blocks).eval()
-    return model, f"blocks.{layer}.attention.own."
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """A module with the same parts, whose parts can be replaced."""
-    result = copy(module)
-    result.__dict__["_modules"] = dict(module._modules)
-    return result
+    return model, f"blocks.{layer}.own."
