@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from patterning.errors import PatterningError
 from patterning.models.components import Component, ComponentLike, find_component
-from patterning.models.module import Batch, LossTask, take_rows
+from patterning.models.module import Batch, LossTask
 from patterning.models.split import split_head
 from patterning.models.tangents import fused_tangents
 from patterning.rng import Stream, generator
@@ -131,8 +130,8 @@ class Probe:
     """Losses of fixed rows of the data, with what lies below the component computed once and kept.
 
     Called with `flat` (r, P_C) it returns the losses of all samples in `rows`, (r, len(rows)·t). A submodule's output
-    is kept when changing the component does not change it by a bit; a module called twice in a pass, or one whose
-    replay does not give the same losses again (it works in place), is computed as usual.
+    is kept when changing the component does not change it by a bit; a module called twice in a pass is computed as
+    usual, and so is all where a replay gives other losses or writes into what is kept. `at_anchor` (n,): losses at w*.
     """
 
     def __init__(self, restricted: Restricted, rows: Tensor, replicas: int = 1) -> None:
@@ -141,7 +140,9 @@ class Probe:
         cells = len(rows) * restricted.samples_per_row
         self.one_by_one = restricted.anchor.device.type == "cpu" and cells >= ENOUGH_CELLS
         self.chunks = rows.split(restricted.cut(1 if self.one_by_one else replicas))
-        self._constants = [_constant_calls(restricted, part) for part in self.chunks]
+        found = [_constant_calls(restricted, part) for part in self.chunks]
+        self._constants = [constants for constants, _ in found]
+        self.at_anchor = torch.cat([losses for _, losses in found])
 
     def __len__(self) -> int:
         """How many samples."""
@@ -195,33 +196,32 @@ def _is_head(module: nn.Module, component: Component) -> bool:
     )
 
 
-def _constant_calls(restricted: Restricted, rows: Tensor) -> dict[str, Any]:
-    """Submodule name → its output on `rows`, for the outermost calls that the component cannot reach."""
-    module, batch = restricted.module, take_rows(restricted.task.data, rows)
-    rng = generator(0, Stream.NOISE)
+def _constant_calls(restricted: Restricted, rows: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Submodule name → its output on `rows`, for the outermost calls that the component cannot reach; losses at w*."""
+    module, rng = restricted.module, generator(0, Stream.NOISE)
+    noise = torch.from_numpy(rng.standard_normal(restricted.num_parameters)).to(restricted.anchor)
+    moved_to = restricted.anchor + (float(restricted.anchor.abs().mean()) + 0.1) * noise
 
-    def run(shift: float) -> Tensor:
-        noise = torch.from_numpy(rng.standard_normal(restricted.num_parameters)).to(restricted.anchor)
-        varied, fixed = restricted.parameters((restricted.anchor + shift * noise)[None])
-        parameters = {**fixed, **{name: value[0] for name, value in varied.items()}}
-        return restricted.task.loss_fn(lambda *a, **k: functional_call(module, parameters, a, k), batch)
+    def run(at: Tensor) -> Tensor:
+        return restricted.run(at[None], restricted.task.data, rows[None], one_by_one=True)[0]
 
     with torch.no_grad():
         with _recorded(module) as here:
-            truth = run(0.0)
+            truth = run(restricted.anchor)
         with _recorded(module) as moved:
-            run(float(restricted.anchor.abs().mean()) + 0.1)
+            run(moved_to)
         same = {
             name: outputs[0]
             for name, outputs in here.items()
             if len(outputs) == 1 and len(moved.get(name, ())) == 1 and _equal(outputs[0], moved[name][0])
         }
         kept = {name: value for name, value in same.items() if not any(name.startswith(f"{up}.") for up in same)}
-        for _ in range(2):
-            with _replayed(module, kept):
-                if not torch.equal(run(0.0), truth):
-                    return {}
-    return kept
+        versions = [value._version for value in kept.values()]
+        with _replayed(module, kept):
+            good = torch.equal(run(restricted.anchor), truth)
+    if not good or versions != [value._version for value in kept.values()]:  # something writes into an output
+        return {}, truth
+    return kept, truth
 
 
 @contextmanager

@@ -264,8 +264,7 @@ def sample_component(work: Work) -> SampledResponse:
             if (note := _stop(found, settings, chosen + 1)) is not None:
                 return replace(found, note=f"{found.note}; {note}")
     weights = torch.from_numpy(q).to(anchor.device)
-    with torch.no_grad():
-        start = float(probe(free.anchor[None])[0].double() @ weights)
+    start = float(probe.at_anchor.double() @ weights)
     phis: dict[str, Observable] = {COMPONENT_LOSS: OfLosses(lambda losses: losses @ weights - start)}
     for name, phi in settings.observables.items():
         phis[name] = lambda flat, phi=phi: phi(free.expand(flat))
@@ -281,7 +280,7 @@ def sample_component(work: Work) -> SampledResponse:
                 batches=settings.batches,
                 loss_band=settings.loss_band,
                 first_chain=chosen * chains.chains,
-                readout=Readout(probe, q),
+                readout=Readout(probe, q, probe.at_anchor),
             )
         )
         found = summarise(join_draws(draws), tuple(phis), q, kernel.n_beta)

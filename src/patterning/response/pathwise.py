@@ -131,8 +131,7 @@ def pathwise_chains(
             sums += values
     tangent = probe.along(free.init(range(len(owed))), owed)[1].detach().double()
     chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-    with torch.no_grad():
-        start = float((probe(free.anchor[None])[0].double() * q).sum())
+    start = float(probe.at_anchor.double() @ q)
     by_chain, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / len(seen)))
     return Pathwise(
         chi=by_chain,

@@ -33,10 +33,14 @@ Observable = DifferentiableObservable | OfLosses
 
 @dataclass(frozen=True)
 class Readout:
-    """What is read at every draw: `losses` maps parameters (r, P) to (r, n); `weights` q (n,) sum to 1."""
+    """What is read at every draw: `losses` maps parameters (r, P) to (r, n); `weights` q (n,) sum to 1.
+
+    `at_anchor` (n,): the losses at w*, where they are known.
+    """
 
     losses: Callable[[Tensor], Tensor]
     weights: Floats
+    at_anchor: Tensor | None = None
 
     @classmethod
     def of(cls, task: Task) -> "Readout":
@@ -122,9 +126,9 @@ def sample_draws(
     readout = readout or Readout.of(task)
     n, origin = len(readout.weights), anchor.detach()
 
-    def read(flat: Tensor) -> tuple[Floats, Floats]:
+    def read(flat: Tensor, known: Tensor | None = None) -> tuple[Floats, Floats]:
         with torch.no_grad():
-            losses = readout.losses(flat).double()
+            losses = (readout.losses(flat) if known is None else known).double()
             phi = {
                 name: observable.function(losses) if isinstance(observable, OfLosses) else observable(flat)
                 for name, observable in observables.items()
@@ -136,7 +140,8 @@ def sample_draws(
                 )
         return np.stack([value.double().cpu().numpy() for value in phi.values()], axis=1), losses.cpu().numpy()
 
-    phi_anchor, at_anchor = (values[0] for values in read(origin[None]))
+    known = None if readout.at_anchor is None else readout.at_anchor[None]
+    phi_anchor, at_anchor = (values[0] for values in read(origin[None], known))
     for name, value in zip(observables, phi_anchor, strict=True):
         if not np.isfinite(value):
             raise PatterningError(f"observable {name!r} is {value} at w*")
