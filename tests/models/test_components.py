@@ -150,3 +150,38 @@ def test_attention_is_causal_and_attention_only_models_list_no_mlp(positions) ->
     assert same[:, :5].all()
     assert not same[:, 5:].all()
     assert list_components(model) == ["embed", "l0h0", "l0h1", "l1h0", "l1h1", "unembed"]
+
+
+class Fused(nn.Module):
+    """Attention as most libraries call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.unembed = nn.Embedding(11, 8), nn.Linear(8, 24), nn.Linear(8, 11)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.embed(x)).unflatten(2, (6, 4)).transpose(1, 2).split(2, 1)
+        read = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.unembed(read.transpose(1, 2).flatten(2))
+
+
+def test_a_reading_that_fills_a_core_uses_fused_attention_and_a_derivative_does_not() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        task = LossTask(Fused(), next_token_losses, torch.randint(11, (150, 8)))
+    free = Restricted(task, task.flatten(task.module), "qkv.*")
+    probe, flat = Probe(free, torch.arange(150), 2), moved(free, 2)
+    assert probe.one_by_one
+    rows = torch.arange(150).expand(2, -1)
+    truth = task.sample_losses(free.expand(flat), rows)
+    with torch.no_grad(), torch.profiler.profile() as seen:
+        torch.testing.assert_close(probe(flat), truth)
+    assert any("flash_attention" in event.key for event in seen.key_averages())
+    with torch.no_grad():
+        values, tangent = probe.along(flat, torch.ones_like(flat))
+    torch.testing.assert_close(values, truth)
+    _, known = torch.func.jvp(lambda at: task.sample_losses(free.expand(at), rows), (flat,), (torch.ones_like(flat),))
+    torch.testing.assert_close(tangent, known, rtol=1e-4, atol=1e-5)
+    losses, _, slope = probe.slope(flat, torch.full((len(probe),), 1 / len(probe)))
+    torch.testing.assert_close(losses.float(), truth)
+    assert slope.abs().max() > 0

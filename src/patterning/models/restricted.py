@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning.errors import PatterningError
 from patterning.models.components import Component, ComponentLike, find_component
@@ -179,7 +180,7 @@ class Probe:
         """Losses at `flat` and their derivatives along `tangent`, both (r, P_C): (r, n), by forward differentiation."""
         with warnings.catch_warnings():  # loading torch's own formulas warns of torch's own script
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-            with fused_tangents():
+            with fused_tangents(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
                 found = torch.func.jvp(self, (flat,), (tangent,))
         return found[0], found[1]
 
