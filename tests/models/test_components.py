@@ -112,6 +112,42 @@ def test_a_module_that_works_in_place_is_computed_as_usual() -> None:
         torch.testing.assert_close(probe(flat), truth)
 
 
+class Asleep(nn.Module):
+    """A unit that is dead near w*: `b` sees no change until the bias of `a` passes 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.rectified, self.b = nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1)
+        self.a.weight.data.zero_()
+        self.a.bias.data.fill_(-5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.rectified(self.a(x)))[:, 0]
+
+
+class Choice(nn.Module):
+    """No gradient leads from `a` to what `b` looks up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Embedding(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).argmax(1))[:, 0] + 0 * self.a(x).sum(1)
+
+
+@pytest.mark.parametrize(("build", "size"), [(Asleep, 40.0), (Choice, 2.0)])
+def test_what_a_component_moves_late_or_without_a_gradient_is_not_kept(build: type[nn.Module], size: float) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        task = LossTask(build(), lambda call, batch: call(batch) ** 2, torch.randn(6, 3))
+    free = Restricted(task, task.flatten(task.module), "a.*")
+    probe, flat = Probe(free, torch.arange(6), 3), moved(free, 3, size)
+    truth = task.losses(free.expand(flat), torch.arange(6).expand(3, -1))
+    assert len({round(float(value), 6) for value in truth.flatten()}) > 1
+    torch.testing.assert_close(probe(flat), truth)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """A task with one component free and everything else clamped at a checkpoint: states hold the component only."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -131,8 +131,9 @@ class Probe:
     """Losses of fixed rows of the data, with what lies below the component computed once and kept.
 
     Called with `flat` (r, P_C) it returns the losses of all samples in `rows`, (r, len(rows)·t). A submodule's output
-    is kept when changing the component does not change it by a bit; a module called twice in a pass is computed as
-    usual, and so is all where a replay gives other losses or writes into what is kept. `at_anchor` (n,): losses at w*.
+    is kept when autograd finds no way to it from the component, and a change of the component does not change it by a
+    bit (on the rows of the first call). A module called twice in a pass is computed as usual, and so is all where a
+    replay gives other losses or writes into what is kept. `at_anchor` (n,): the losses at w*.
     """
 
     def __init__(self, restricted: Restricted, rows: Tensor, replicas: int = 1) -> None:
@@ -141,9 +142,13 @@ class Probe:
         cells = len(rows) * restricted.samples_per_row
         self.one_by_one = restricted.anchor.device.type == "cpu" and cells >= ENOUGH_CELLS
         self.chunks = rows.split(restricted.cut(1 if self.one_by_one else replicas))
-        found = [_constant_calls(restricted, part) for part in self.chunks]
-        self._constants = [constants for constants, _ in found]
-        self.at_anchor = torch.cat([losses for _, losses in found])
+        self._constants, losses, names = [], [], None
+        for part in self.chunks:
+            apart, here = _apart(restricted, part, names)
+            names = _unmoved(restricted, part, apart, here) if names is None else names
+            self._constants.append({name: value for name, value in apart.items() if name in names})
+            losses.append(here)
+        self.at_anchor = torch.cat(losses)
 
     def __len__(self) -> int:
         """How many samples."""
@@ -197,44 +202,57 @@ def _is_head(module: nn.Module, component: Component) -> bool:
     )
 
 
-def _constant_calls(restricted: Restricted, rows: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """Submodule name → its output on `rows`, for the outermost calls that the component cannot reach; losses at w*."""
-    module, rng = restricted.module, generator(0, Stream.NOISE)
-    noise = torch.from_numpy(rng.standard_normal(restricted.num_parameters)).to(restricted.anchor)
-    moved_to = restricted.anchor + (float(restricted.anchor.abs().mean()) + 0.1) * noise
+def _apart(restricted: Restricted, rows: Tensor, only: Container[str] | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Submodule (of `only` these) → its output on `rows` at w*, where no gradient leads to the component; the losses.
 
-    def run(at: Tensor) -> Tensor:
-        return restricted.run(at[None], restricted.task.data, rows[None], one_by_one=True)[0]
+    Equal outputs would not do: a unit that is dead here may wake up elsewhere.
+    """
+    with _recorded(restricted.module, only) as outputs:
+        losses = _at(restricted, restricted.anchor, rows)
+    return {
+        name: calls[0]
+        for name, calls in outputs.items()
+        if len(calls) == 1 and isinstance(calls[0], Tensor) and not calls[0].requires_grad
+    }, losses
 
-    with torch.no_grad():
-        with _recorded(module) as here:
-            truth = run(restricted.anchor)
-        with _recorded(module) as moved:
-            run(moved_to)
-        same = {
-            name: outputs[0]
-            for name, outputs in here.items()
-            if len(outputs) == 1 and len(moved.get(name, ())) == 1 and _equal(outputs[0], moved[name][0])
-        }
-        kept = {name: value for name, value in same.items() if not any(name.startswith(f"{up}.") for up in same)}
-        versions = [value._version for value in kept.values()]
-        with _replayed(module, kept):
-            good = torch.equal(run(restricted.anchor), truth)
-    if not good or versions != [value._version for value in kept.values()]:  # something writes into an output
-        return {}, truth
-    return kept, truth
+
+def _unmoved(restricted: Restricted, rows: Tensor, apart: Mapping[str, Tensor], losses: Tensor) -> set[str]:
+    """The outermost of `apart` that another value of the component leaves alone (an argmax has no gradient, but moves).
+
+    Nothing, where the module writes into them.
+    """
+    noise = torch.from_numpy(generator(0, Stream.NOISE).standard_normal(restricted.num_parameters))
+    size = float(restricted.anchor.abs().mean()) + 0.1
+    with _recorded(restricted.module, apart) as moved:
+        _at(restricted, restricted.anchor + size * noise.to(restricted.anchor), rows)
+    same = {name for name, value in apart.items() if len(moved.get(name, ())) == 1 and _equal(value, moved[name][0])}
+    kept = {name: apart[name] for name in same if not any(name.startswith(f"{up}.") for up in same)}
+    versions = [value._version for value in kept.values()]
+    with _replayed(restricted.module, kept):
+        good = torch.equal(_at(restricted, restricted.anchor, rows), losses)
+    return set(kept) if good and versions == [value._version for value in kept.values()] else set()
+
+
+def _at(restricted: Restricted, flat: Tensor, rows: Tensor) -> Tensor:
+    """Losses of `rows` at `flat` (P_C,), computed as where a gradient is wanted."""
+    with torch.enable_grad():
+        free = flat[None].detach().requires_grad_()
+        return restricted.run(free, restricted.task.data, rows[None], one_by_one=True)[0].detach()
 
 
 @contextmanager
-def _recorded(module: nn.Module) -> Iterator[dict[str, list[Any]]]:
-    """The outputs of every submodule while the context lasts, by name, in the order of its calls."""
+def _recorded(module: nn.Module, only: Container[str] | None = None) -> Iterator[dict[str, list[Any]]]:
+    """What every submodule (of `only` these) returns while the context lasts, by name, in the order of its calls."""
     outputs: dict[str, list[Any]] = {}
+
+    def keep(name: str, output: Any) -> None:
+        changes = isinstance(output, Tensor) and not output.requires_grad  # the module may write into it later
+        outputs.setdefault(name, []).append(output.clone() if changes else output)
+
     handles = [
-        part.register_forward_hook(
-            lambda _module, _inputs, output, name=name: outputs.setdefault(name, []).append(_copied(output))
-        )
+        part.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
         for name, part in module.named_modules()
-        if name
+        if name and (only is None or name in only)
     ]
     try:
         yield outputs
@@ -254,10 +272,6 @@ def _replayed(module: nn.Module, constants: Mapping[str, Any]) -> Iterator[None]
     finally:
         for name in constants:
             del parts[name].__dict__["forward"]
-
-
-def _copied(output: Any) -> Any:
-    return output.detach().clone() if isinstance(output, Tensor) else None
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -53,8 +53,8 @@ class NormedRead(nn.Module):
     def __init__(self, norm: nn.LayerNorm, mlp: MLP) -> None:
         super().__init__()
         weight = (mlp.read.weight * norm.weight).detach()
-        self.weight = nn.Parameter(weight - weight.mean(1, keepdim=True), requires_grad=False)  # U takes the mean off x
-        self.shift = nn.Parameter(F.linear(norm.bias, mlp.read.weight, mlp.read.bias).detach(), requires_grad=False)
+        self.weight = nn.Parameter(weight - weight.mean(1, keepdim=True))  # U takes the mean off x
+        self.shift = nn.Parameter(F.linear(norm.bias, mlp.read.weight, mlp.read.bias).detach())
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def split_head(module: nn.Module, component: str) -> tuple[nn.Module, str] | Non
         return None
     layer, head = int(match[1]), int(match[2])
     blocks: list[nn.Module] = list(module.layers())
-    blocks[layer] = SplitBlock(module.layers()[layer], head).eval()
+    blocks[layer] = SplitBlock(module.layers()[layer], head).eval().requires_grad_(False)
     model = copy(module)
     model.__dict__["_modules"] = dict(module._modules)
     model.blocks = nn.ModuleList(blocks).eval()
