@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, run_chains
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import Estimator, component_response

@@ -8,7 +8,8 @@ from patterning.errors import PatterningError
 from patterning.models.components import Component, find_component, list_components
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 
 CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, heads=2, width=8)
 TOKENS = torch.randint(11, (12, 8), generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,8 @@ import torch
 from patterning.models.components import Component, find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.models.split import split_head
 
 CONFIGS = [

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, gaussian, minibatches
 from patterning.response import pathwise

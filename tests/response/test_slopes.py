@@ -7,7 +7,8 @@ import torch
 from patterning.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.response.slopes import component_gradients, loss_slopes
 
 TOKENS = torch.randint(17, (9, 10), generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,8 @@ from torch import Tensor
 from patterning.errors import PatterningError
 from patterning.models.components import Component, ComponentLike, find_component
 from patterning.models.module import LossTask, describe_code
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.response.devinterp2 import devinterp2_susceptibility

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from patterning.models.components import ComponentLike
 from patterning.models.module import LossTask
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 
 

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.errors import PatterningError
-from patterning.models.restricted import Probe, Restricted
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient, minibatches
 from patterning.posterior.diagnostics import diagnose
