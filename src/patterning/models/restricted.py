@@ -1,7 +1,9 @@
 """A task with one component free and everything else clamped at a checkpoint: states hold the component only."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from copy import deepcopy
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,18 @@ from torch import Tensor, nn
 from patterning.errors import PatterningError
 from patterning.models.components import Component, ComponentLike, find_component
 from patterning.models.module import Batch, LossTask
+from patterning.models.replay import recorded, replayed
 from patterning.models.split import split_head
+from patterning.rng import Stream, generator
 
 CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 """Samples × replicas that a probe evaluates in one call: what a CPU's cache holds, and enough to fill a GPU."""
 
 ENOUGH_CELLS = 1_024
 """Samples of one replica that fill a CPU core: from there on the replicas of a probe take turns."""
+
+TRIED = 512
+"""Samples on which is found out what a component cannot reach."""
 
 
 class Restricted:
@@ -72,6 +79,10 @@ class Restricted:
         cells = CELLS_AT_ONCE.get(self.anchor.device.type, CELLS_AT_ONCE["other"])
         return max(1, cells // (self.samples_per_row * replicas))
 
+    def fills_core(self, rows: int) -> bool:
+        """Whether one replica of `rows` rows of data leaves a CPU nothing to gain from a batch of replicas."""
+        return self.anchor.device.type == "cpu" and rows * self.samples_per_row >= ENOUGH_CELLS
+
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss in nats of rows `index` (r, b): (r, b), the mean where a row holds several samples."""
         found = self.sample_losses(flat, index)
@@ -79,8 +90,49 @@ class Restricted:
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
-        turns = self.shares_little and index.shape[1] * self.samples_per_row >= ENOUGH_CELLS
-        return self.run(flat, self.task.data, index, one_by_one=turns)
+        turns = self.shares_little and self.fills_core(index.shape[1])
+        if not (turns and flat.requires_grad and len(index) > 1 and index.stride(0) == 0):
+            return self.run(flat, self.task.data, index, one_by_one=turns)
+        first, constants = self.apart(flat[:1], index[0], self.out_of_reach)  # the others need not compute that again
+        with replayed(self.module, constants):
+            return torch.cat([first, self.run(flat[1:], self.task.data, index[1:], one_by_one=True)])
+
+    def apart(self, flat: Tensor, rows: Tensor, only: Container[str] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses (1, b·t) of `rows` (b,) at `flat` (1, P_C), which needs a gradient; submodule → its output.
+
+        Of `only` these, those called once to whose output no gradient leads from `flat`. That their outputs are equal
+        at several `flat` would not do: a unit that is dead there may wake up elsewhere.
+        """
+        with torch.enable_grad(), recorded(self.module, only) as outputs:
+            losses = self.run(flat, self.task.data, rows[None], one_by_one=True)
+        return losses, {
+            name: calls[0]
+            for name, calls in outputs.items()
+            if len(calls) == 1 and isinstance(calls[0], Tensor) and not calls[0].requires_grad
+        }
+
+    @cached_property
+    def out_of_reach(self) -> frozenset[str]:
+        """The outermost submodules that the component cannot reach; none, where the module writes into their outputs.
+
+        Found on a few rows. Another value of the component must leave them alone, too: an argmax has no gradient, but
+        moves.
+        """
+        count = min(len(self.base_weights), math.ceil(TRIED / self.samples_per_row))
+        rows = torch.arange(count, device=self.anchor.device)
+        noise = torch.from_numpy(generator(0, Stream.NOISE).standard_normal(self.num_parameters))
+        size = float(self.anchor.abs().mean()) + 0.1
+        here = self.anchor[None].requires_grad_()
+        moved = (self.anchor + size * noise.to(self.anchor))[None].requires_grad_()
+        losses, apart = self.apart(here, rows, None)
+        others = self.apart(moved, rows, apart)[1]
+        same = {name for name, value in apart.items() if name in others and torch.equal(value, others[name])}
+        kept = {name: apart[name] for name in same if not any(name.startswith(f"{up}.") for up in same)}
+        versions = [value._version for value in kept.values()]
+        with replayed(self.module, kept):
+            again, _ = self.apart(here, rows, ())
+        written = versions != [value._version for value in kept.values()] or not torch.equal(again, losses)
+        return frozenset() if written else frozenset(kept)
 
     def run(self, flat: Tensor, data: Batch, index: Tensor, *, one_by_one: bool = False) -> Tensor:
         """Losses (r, b·t) of rows `index` (r, b) of `data` under free coordinates `flat` (r, P_C)."""
