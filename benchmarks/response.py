@@ -1,6 +1,6 @@
 """χ side by side with devinterp 2.0.1, same process, same model, same batches of data, one thread, CPU seconds.
 
-Needs the extra `peer`. Prints markdown tables: draws per CPU-second with the floor (the floating-point operations of
+Needs the extra `peer`. Prints markdown tables: draws per CPU-second, measured three times in turn, with the floor (the floating-point operations of
 our matrix products, at the rate of a 512 × 512 float32 product in this process); peak memory of either side in its own
 process; and the CPU time to a split-half reliability of 0.9 for every component: for ours (pathwise, antithetic chains)
 that of rounds until it is reached; for devinterp's loop the time of 4 x 40 draws, extrapolated by Spearman-Brown from
@@ -107,23 +107,31 @@ def theirs(task: LossTask, data: torch.Tensor, name: str, chains: ChainConfig, p
     )  # fmt: skip
 
 
-def speed(label: str, task: LossTask, data: torch.Tensor, names: list[str], chains: ChainConfig, probes: int) -> None:
-    """Draws per CPU-second at equal settings, after a first call of either side that is not timed (imports)."""
+def speed(
+    label: str, task: LossTask, data: torch.Tensor, names: list[str], chains: ChainConfig, probes: int, times: int
+) -> None:
+    """Draws per CPU-second at equal settings, each side `times` in turn, after a first call that is not timed."""
     few = replace(chains, draws=4, burn_in=0)
-    cpu_seconds(lambda: (ours(task, names[-1], few, probes), theirs(task, data, names[-1], few, probes)))
-    total = {"ours": 0.0, "theirs": 0.0}
-    for name in names:
-        mine = cpu_seconds(lambda name=name: ours(task, name, chains, probes))
-        peer = cpu_seconds(lambda name=name: theirs(task, data, name, chains, probes))
-        total["ours"] += mine
-        total["theirs"] += peer
+    cpu_seconds(lambda: (ours(task, names[-1], few, probes), theirs(task, data, names[-1], few, probes)))  # imports
+    mine, peer = np.zeros((2, len(names), times))
+    for i, name in enumerate(names):
+        for j in range(times):
+            mine[i, j] = cpu_seconds(lambda name=name: ours(task, name, chains, probes))
+            peer[i, j] = cpu_seconds(lambda name=name: theirs(task, data, name, chains, probes))
         draws = chains.chains * chains.draws
         with FlopCounterMode(display=False) as counted:
             ours(task, name, chains, probes)
         floor = counted.get_total_flops() / matrix_rate()
-        cells = f"{draws / mine:.1f} | {draws / peer:.1f} | {peer / mine:.2f} | {floor / mine:.2f}"
-        print(f"| {label} | {name} | {cells} |", flush=True)
-    print(f"| {label} | all of these | | | {total['theirs'] / total['ours']:.2f} | |", flush=True)
+        cells = f"{draws / mine[i].mean():.1f} | {draws / peer[i].mean():.1f} | {times_as_long(mine[i], peer[i])}"
+        print(f"| {label} | {name} | {cells} | {floor / mine[i].mean():.2f} |", flush=True)
+    print(f"| {label} | all of these | | | {times_as_long(mine.sum(0), peer.sum(0))} | |", flush=True)
+
+
+def times_as_long(mine: np.ndarray, peer: np.ndarray) -> str:
+    """How many times as long the peer takes, with a standard error over the times measured, if there are several."""
+    each = peer / mine
+    error = f" ± {each.std(ddof=1) / np.sqrt(len(each)):.2f}" if len(each) > 1 else ""
+    return f"{peer.sum() / mine.sum():.2f}{error}"
 
 
 def matrix_rate() -> float:
@@ -226,6 +234,7 @@ def main() -> None:
         memory(*arguments.memory)
         return
     quick = arguments.quick
+    times = 1 if quick else 3
     task, data = wide(300 if quick else 1400)
     if arguments.reliability:
         reliability(task, data, arguments.reliability, quick, arguments.phi)
@@ -244,11 +253,12 @@ def main() -> None:
         ["full", "l0h0", "l1h0", "l1 mlp"] if quick else heads,
         chains,
         192,
+        times,
     )
     if not quick:
-        speed("the same, the whole model free", task, data, ["full"], chains, 192)
+        speed("the same, the whole model free", task, data, ["full"], chains, 192, times)
     chains = ChainConfig(8, 20 if quick else 40, 4, 1, 8, matched=True)
-    speed("2 layers, width 16, context 16", small, tiny, ["full", "l0h0", "l1h0", "l1 mlp"], chains, 16)
+    speed("2 layers, width 16, context 16", small, tiny, ["full", "l0h0", "l1h0", "l1 mlp"], chains, 16, times)
     print("\n| component, 2 layers of width 64 | ours, MB | devinterp, MB |\n|---|---|---|")
     for name in ("full", "l1h0"):
         rise = [

@@ -31,7 +31,9 @@ class HeadGroup(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → what these heads read, (b, t, heads · d/h): `out_weight` takes it to the stream."""
         q, k, v = project(x, positions, self.qkv_weight, self.qkv_bias, self.heads)
-        return mix(attention_pattern(q, k), v)
+        if torch.is_grad_enabled() or not torch.backends.cuda.flash_sdp_enabled():  # also says so of the CPU
+            return mix(attention_pattern(q, k), v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 class Others(nn.Module):
