@@ -1,10 +1,11 @@
 """χ side by side with devinterp 2.0.1, same process, same model, same batches of data, one thread, CPU seconds.
 
-Needs the extra `peer`. Prints markdown tables: draws per CPU-second, measured three times in turn, with the floor (the floating-point operations of
-our matrix products, at the rate of a 512 × 512 float32 product in this process); peak memory of either side in its own
-process; and the CPU time to a split-half reliability of 0.9 for every component: for ours (pathwise, antithetic chains)
-that of rounds until it is reached; for devinterp's loop the time of 4 x 40 draws, extrapolated by Spearman-Brown from
-the reliability that the covariance of as many draws has, which is measured between ten runs of our own chains.
+Needs the extra `peer`. Prints markdown tables: draws per CPU-second, measured three times in turn, with the floor (the
+floating-point operations of our matrix products, at the rate of a 512 × 512 float32 product in this process); peak
+memory of either side in its own process; and the CPU time to a split-half reliability of 0.9 for every component: for
+ours (pathwise, antithetic chains) that of rounds until it is reached; for devinterp's loop the time of 4 x 40 draws,
+extrapolated by Spearman-Brown from the reliability that the covariance of as many draws has, which is measured between
+ten runs of our own chains.
 
     python benchmarks/response.py [--quick] [--reliability COMPONENT ... [--phi data]]
 """
