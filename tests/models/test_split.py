@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from patterning.models import split
 from patterning.models.components import Component, find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.module import LossTask
@@ -26,7 +27,11 @@ def make_task(config: LanguageConfig) -> LossTask:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", ["l0h1", "l1h0"])
-def test_a_head_apart_is_the_same_function_with_the_same_gradient(config: LanguageConfig, name: str) -> None:
+@pytest.mark.parametrize("wide", [1, 64])
+def test_a_head_apart_is_the_same_function_with_the_same_gradient(
+    config: LanguageConfig, name: str, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "WIDE", wide)  # 1: the MLP reads what the head adds from the head's own numbers
     task = make_task(config)
     anchor = 1.1 * task.flatten(task.module)  # not the module's own values
     free = Restricted(task, anchor, name)
@@ -54,6 +59,7 @@ def test_a_head_apart_is_the_same_function_with_the_same_gradient(config: Langua
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(tangent, known, rtol=1e-4, atol=1e-5 * float(known.abs().max()))
     assert any("others" in constant for constant in probe._constants[0])  # the other heads are kept
+    assert any(constant.endswith("read") for constant in probe._constants[0]) == (wide == 1 and config.mlp_ratio > 0)
     torch.testing.assert_close(probe(flat), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from patterning.models.language import MLP, Attention, Block, LanguageModel, attention_pattern, mix, project
 
+WIDE = 64
+"""From this width on the size of operations counts, not their number."""
+
 
 class HeadGroup(nn.Module):
     """Some heads of an `Attention`: their rows of `qkv` and their columns of `out`, without its bias."""
@@ -76,20 +79,21 @@ class SplitBlock(nn.Module):
     def __init__(self, block: Block, head: int) -> None:
         super().__init__()
         assert isinstance(block.attention, Attention)
-        self.ln1 = block.ln1
         self.others = Others(block.attention, head)
         self.own = HeadGroup(block.attention, [head])
-        self.mlp = block.mlp
-        self.read = NormedRead(block.ln2, block.mlp) if block.ln2 is not None and block.mlp is not None else None
+        self.block, self.read = block, None
+        if block.ln2 is not None and block.mlp is not None and len(block.attention.out.weight) >= WIDE:
+            self.read = NormedRead(block.ln2, block.mlp)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, d) → (b, t, d)."""
-        read = self.ln1(x)
+        read = self.block.ln1(x)
         rest, moving = self.others(x, read, positions), self.own(read, positions)
         x = rest + F.linear(moving, self.own.out_weight)
-        if self.mlp is None or self.read is None:
-            return x
-        return x + self.mlp.write(F.gelu(self.read.of_sum(self.read(rest), moving, self.own.out_weight, x)))
+        if self.read is None or self.block.mlp is None:
+            return self.block.after_attention(x)
+        hidden = self.read.of_sum(self.read(rest), moving, self.own.out_weight, x)
+        return x + self.block.mlp.write(F.gelu(hidden))
 
 
 def split_head(module: nn.Module, component: str) -> tuple[nn.Module, str] | None:
