@@ -1,10 +1,13 @@
 """Components by name, clamped tasks, and probes that keep what lies below a component."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from patterning.errors import PatterningError
+from patterning.models import restricted
 from patterning.models.components import Component, find_component, list_components
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.module import LossTask
@@ -87,6 +90,23 @@ def test_a_probe_gives_every_loss_and_keeps_what_the_component_cannot_reach(name
     torch.testing.assert_close(values, truth)
     step = 1e-3
     torch.testing.assert_close(tangent, (probe(flat + step) - probe(flat - step)) / (2 * step), rtol=0.02, atol=0.02)
+
+
+def test_a_probe_holds_the_graph_of_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(restricted.CELLS_AT_ONCE, "cpu", 7)
+    free = Restricted(TASK, ANCHOR, "l0h0")
+    assert free.out_of_reach
+    before, plain = [], free.apart
+
+    def apart(flat: torch.Tensor, rows: torch.Tensor, only: object) -> object:
+        assert all(graph() is None for graph in before)
+        found = plain(flat, rows, only)
+        before.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(free, "apart", apart)
+    probe = Probe(free, torch.arange(5))
+    assert len(before) == len(probe.chunks) == 5
 
 
 class InPlace(nn.Module):

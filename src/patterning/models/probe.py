@@ -24,10 +24,9 @@ class Probe:
         # Below the component nothing is computed, so replicas share no work: batched, they only fill the device.
         self.one_by_one = restricted.fills_core(len(rows))
         self.chunks = rows.split(restricted.cut(1 if self.one_by_one else replicas))
-        at, names = restricted.anchor[None].requires_grad_(), restricted.out_of_reach
-        found = [restricted.apart(at, part, names) for part in self.chunks]
+        found = [self._at_anchor(part) for part in self.chunks]
         self._constants = [constants for _, constants in found]
-        self.at_anchor = torch.cat([losses[0].detach() for losses, _ in found])
+        self.at_anchor = torch.cat([losses for losses, _ in found])
 
     def __len__(self) -> int:
         """How many samples."""
@@ -37,6 +36,12 @@ class Probe:
     def kept_bytes(self) -> int:
         """Memory that the kept outputs take."""
         return sum(value.nbytes for part in self._constants for value in part.values())
+
+    def _at_anchor(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses at w*, without their graph, and what is kept."""
+        r = self.restricted
+        losses, constants = r.apart(r.anchor[None].requires_grad_(), rows, r.out_of_reach)
+        return losses[0].detach(), constants
 
     def __call__(self, flat: Tensor) -> Tensor:
         """(r, P_C) → (r, n), rows in order."""

@@ -52,7 +52,8 @@ class Restricted:
         )
         names = list(task.shapes)
         below = sum(task.shapes[name].numel() for name in names[: min(names.index(name) for name in self._picks)])
-        # Replicas share the work below the component. Where that is little they may as well take turns on a CPU.
+        # Taking turns on a CPU is as fast as a batch, and faster near the input. It holds the graphs of all replicas on
+        # a whole part: above much that is shared, batches of smaller parts take less memory.
         self.shares_little = self.anchor.device.type == "cpu" and below < task.num_parameters / 4
         self.module, self._alone = task.module, ""
         if _is_head(task.module, self.component):
