@@ -17,6 +17,7 @@ from zoo.cases import CASES
 from zoo.known import Copies, Estimates, Floats, Known, estimate
 from zoo.linear_networks import LinearNetwork, anchor, aoyagi_watanabe
 from zoo.quadratic import Gaussian, chain_variance, discretised
+from zoo.responses import estimate_pathwise, known_response
 from zoo.singular import (
     crossing_llc,
     crossing_posterior,
@@ -194,6 +195,39 @@ def test_copies_are_the_chains_of_the_task_alone() -> None:
     assert len({row.numpy().tobytes() for row in seen[2].view(6, -1)}) == 6
     with pytest.raises(ValueError, match="tie the copies"):
         estimate(known, replace(config, batch_size=3), 2)
+
+
+# The pathwise estimator: what a chain answers at its own step size
+
+
+@pytest.mark.parametrize("name", ["quadratic", "linear model", "reduced rank", "crossing"])
+def test_a_chains_response_is_minus_the_covariance_as_the_step_goes_to_0(name: str) -> None:
+    known = CASES[name].make()
+    small = replace(known, kernel=replace(known.kernel, step_size=1e-12))
+    expected = known.chi_without_step[0] / known.kernel.n_beta
+    np.testing.assert_allclose(known_response(small), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+    if name == "quadratic":  # ελ up to 1.25: the chain answers otherwise than its posterior
+        assert np.abs(known_response(known) - expected).max() > 0.1 * np.abs(expected).max()
+
+
+def test_a_chains_response_on_the_line_nears_minus_the_covariance_with_the_step() -> None:
+    known = CASES["quartic"].make()
+    limit = known.chi_without_step[0] / known.kernel.n_beta
+    coarse, fine = (
+        np.abs(known_response(replace(known, kernel=replace(known.kernel, step_size=step))) - limit).max()
+        for step in (2e-3, 5e-4)
+    )
+    assert fine < 0.3 * coarse
+    assert fine < 0.03 * np.abs(limit).max()
+
+
+@pytest.mark.parametrize("name", ["quadratic", "quartic", "linear model"])
+def test_pathwise_susceptibilities_are_unbiased_and_their_intervals_cover(name: str) -> None:
+    config = replace(CASES[name].config, draws=20, seed=300)
+    found = estimate_pathwise(CASES[name].make(), config, SEEDS)
+    assert abs(found.chi.bias_z(found.truth)) < 4
+    assert found.chi.covered(found.truth) >= 84
+    assert found.expansion == pytest.approx(1, abs=1e-4)  # the losses are convex
 
 
 # Putting back what centring takes

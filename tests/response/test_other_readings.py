@@ -43,7 +43,7 @@ def response(mean_losses: np.ndarray, n_beta: float = 10.0) -> Susceptibility:
     n = len(mean_losses)
     blank = np.zeros((1, n))
     q = np.arange(1, n + 1) / np.arange(1, n + 1).sum()
-    return Susceptibility(("phi",), n_beta, q, blank, blank, np.zeros((2, 1, n)), mean_losses, np.full(n, 0.1))
+    return Susceptibility(("phi",), n_beta, q, blank, blank, 1, np.zeros((2, 1, n)), mean_losses, np.full(n, 0.1))
 
 
 def test_gap_direction_lowers_the_free_energy_of_a_relative_to_b() -> None:

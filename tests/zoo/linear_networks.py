@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patterning.posterior.sgld import SGLD
 from zoo.known import Floats, Known
-from zoo.quadratic import Forms, quadratic_known, quadratic_task
+from zoo.quadratic import Forms, QuadraticTask, quadratic_known, quadratic_task
 
 
 def aoyagi_watanabe(inputs: int, outputs: int, hidden: int, rank: int) -> tuple[float, int]:
@@ -78,6 +78,13 @@ def anchor(widths: tuple[int, ...], seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(layers))
 
 
+def laplace_task(task: LinearNetwork, start: Tensor) -> QuadraticTask:
+    """Its losses to second order around a solution `start` (P,), in w - start."""
+    slopes, n = task.jacobian(start), task.widths[0]
+    forms = Forms(n * np.einsum("jop,joq->jpq", slopes, slopes), np.zeros((n, len(start))), np.zeros(n))
+    return quadratic_task(forms, [1] * n)
+
+
 def linear_network(name: str, widths: tuple[int, ...], learning_coefficient: float, kernel: SGLD, seed: int) -> Known:
     """Realisable at its anchor. φ: nβ (L - L*) and nβ ℓ₀. The answers are those of the second-order expansion there.
 
@@ -87,9 +94,8 @@ def linear_network(name: str, widths: tuple[int, ...], learning_coefficient: flo
     start = anchor(widths, seed).float()
     blank = LinearNetwork(widths, torch.zeros(widths[-1], widths[0]))
     task = LinearNetwork(widths, blank.product(start[None].double())[0])
-    slopes, n, size = task.jacobian(start), widths[0], len(start)
-    forms = Forms(n * np.einsum("jop,joq->jpq", slopes, slopes), np.zeros((n, size)), np.zeros(n))
-    own = Forms(kernel.n_beta * forms.matrices[:1], np.zeros((1, size)), np.zeros(1))
-    laplace = quadratic_known(name, quadratic_task(forms, [1] * n), np.zeros(size), kernel, own, ["nβ ℓ₀"])
+    expanded, size = laplace_task(task, start), len(start)
+    own = Forms(kernel.n_beta * expanded.forms.matrices[:1], np.zeros((1, size)), np.zeros(1))
+    laplace = quadratic_known(name, expanded, np.zeros(size), kernel, own, ["nβ ℓ₀"])
     observables = laplace.observables | {"nβ ℓ₀": lambda _, losses: kernel.n_beta * losses[:, 0]}
     return replace(laplace, task=task, anchor=start, observables=observables, learning_coefficient=learning_coefficient)

@@ -68,13 +68,20 @@ def quartic_posterior(n_beta: float, localization: float, points: int = 2001) ->
 
 
 def quartic_chain(kernel: SGLD) -> Grid:
-    """The stationary law of the discretised chain on w⁴: the fixed point of its transition density on a grid.
+    """`line_chain` on w⁴."""
+    return line_chain(kernel, np.array([1.0, 0, 0]))
 
-    Strictly there is none: beyond |w| ~ (ε nβ)^-½ a step overshoots. No chain of practical length gets there.
+
+def line_chain(kernel: SGLD, coefficients: Floats) -> Grid:
+    """The stationary law of the discretised chain on c₀ w⁴ + c₁ w² + c₂ w: the fixed point of its transition density.
+
+    For c near (1, 0, 0), which sets the grid. Strictly there is none: beyond |w| ~ (ε nβ)^-½ a step overshoots. No
+    chain of practical length gets there.
     """
     reach = 1.1 * quartic_posterior(kernel.n_beta, kernel.localization).points[-1, 0]
     w = np.linspace(-reach, reach, 2 * int(3 * reach / kernel.step_size**0.5) + 1)  # √ε is three cells: spectral
-    drifted = w - kernel.step_size / 2 * (4 * kernel.n_beta * w**3 + kernel.localization * w)
+    slope = coefficients @ np.stack([4 * w**3, 2 * w, np.ones_like(w)])
+    drifted = w - kernel.step_size / 2 * (kernel.n_beta * slope + kernel.localization * w)
     transition = np.exp(-((w - drifted[:, None]) ** 2) / (2 * kernel.step_size))
     transition /= transition.sum(1, keepdims=True)
     for _ in range(20):  # 2²⁰ steps
@@ -90,16 +97,29 @@ def step_correction(step_size: float, slope_squared: Floats, laplacian: Floats) 
     return step_size * (slope_squared / 8 - laplacian / 4)
 
 
-def crossing_posterior(n_beta: float, localization: float, step_size: float = 0.0, points: int = 1601) -> Grid:
-    """exp{-nβ (w₁w₂)²/2 - γ|w|²/2} on a square grid; with a step size, the chain's law to first order in it."""
+def crossing_law(kernel: SGLD, coefficients: Floats) -> Grid:
+    """The chain's law on c₀ (w₁w₂)²/2 + c₁ w₁w₂, to first order in its step size."""
+    return crossing_posterior(kernel.n_beta, kernel.localization, kernel.step_size, coefficients=coefficients)
+
+
+def crossing_posterior(
+    n_beta: float,
+    localization: float,
+    step_size: float = 0.0,
+    points: int = 1601,
+    coefficients: Floats | tuple[float, float] = (1.0, 0.0),
+) -> Grid:
+    """exp{-nβ L - γ|w|²/2}, L = c₀ (w₁w₂)²/2 + c₁ w₁w₂, on a grid; with a step size, the chain's law to first order."""
     reach = (50 / localization) ** 0.5  # e⁻²⁵ there
     line = np.linspace(-reach, reach, points)
     a, b = (axis.ravel() for axis in np.meshgrid(line, line))
-    p = np.exp(-n_beta * (a * b) ** 2 / 2 - localization * (a**2 + b**2) / 2)
+    c, d = coefficients
+    p = np.exp(-n_beta * (c * (a * b) ** 2 / 2 + d * a * b) - localization * (a**2 + b**2) / 2)
     keep = p > 1e-14
     a, b, p = a[keep], b[keep], p[keep]
-    slopes = (n_beta * a * b**2 + localization * a, n_beta * a**2 * b + localization * b)
-    laplacian = n_beta * (a**2 + b**2) + 2 * localization
+    pull = n_beta * (c * a * b + d)  # nβ dL / d(w₁w₂)
+    slopes = (pull * b + localization * a, pull * a + localization * b)
+    laplacian = n_beta * c * (a**2 + b**2) + 2 * localization
     grid = Grid(np.stack([a, b], 1), p / p.sum())
     return grid.tilted(step_correction(step_size, slopes[0] ** 2 + slopes[1] ** 2, laplacian))
 

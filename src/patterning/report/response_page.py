@@ -10,7 +10,7 @@ from patterning.response.susceptibility import rank_correlation
 
 HEAD = (
     "component", "free coordinates", "estimator", "E[L] - L(w*), nats", "LLC ± se", "R-hat", "ESS", "reliability",
-    "median |χ| / se", "why it stopped",
+    "median |χ| / se", "χ ≠ 0 at 95 %", "why it stopped",
 )  # fmt: skip
 PLAIN = {"margin": {"l": 60, "r": 20, "t": 16, "b": 50}, "plot_bgcolor": "white"}
 
@@ -34,6 +34,7 @@ def component_rows(response: ComponentResponse) -> list[Row]:
                     f"{own.ess:.0f}",
                     f"{chi.reliability()[COMPONENT_LOSS]:.2f}",
                     f"{z:.1f}",
+                    f"{(np.abs(chi.chi[0]) > chi.half_width()[0]).mean():.0%}",
                     found.note,
                 ]
             )
@@ -76,7 +77,8 @@ def response_page(response: ComponentResponse, title: str) -> str:
             Section(
                 "Components",
                 "Reliability: rank correlation of χ between halves of the chains, stepped up to all of them. R-hat and "
-                "ESS are of the component loss. The LLC is that of the probed samples.",
+                "ESS are of the component loss. The LLC is that of the probed samples. χ ≠ 0: the share of samples "
+                "whose 95 % interval leaves out 0 (5 % would by chance).",
                 (),
                 [
                     Table(HEAD[:-1], [Row(row.cells[:-1]) for row in component_rows(response)]),

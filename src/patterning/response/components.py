@@ -9,7 +9,7 @@ which holds a baseline common to all components, 50-5,000 times its covariance p
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -76,7 +76,13 @@ class ComponentResponse:
 
     def standard_error(self, observable: str = COMPONENT_LOSS) -> Floats:
         """Standard errors (components, n)."""
-        return np.stack([self._pick(found, observable) for found in self.by_component.values()])
+        return np.stack([self._pick(found, found.susceptibility.standard_error, observable) for found in self._all()])
+
+    def half_width(self, level: float = 0.95, observable: str = COMPONENT_LOSS) -> Floats:
+        """χ ± this (components, n) is an interval for each entry."""
+        return np.stack(
+            [self._pick(found, found.susceptibility.half_width(level), observable) for found in self._all()]
+        )
 
     def reliability(self, observable: str = COMPONENT_LOSS) -> dict[str, float]:
         """Split-half reliability by component."""
@@ -96,9 +102,12 @@ class ComponentResponse:
             result[name] = devinterp2_susceptibility(own, full, q)[row]
         return result
 
+    def _all(self) -> Iterable[SampledResponse]:
+        return self.by_component.values()
+
     @staticmethod
-    def _pick(found: SampledResponse, observable: str) -> Floats:
-        return found.susceptibility.standard_error[found.susceptibility.observables.index(observable)]
+    def _pick(found: SampledResponse, values: Floats, observable: str) -> Floats:
+        return values[found.susceptibility.observables.index(observable)]
 
 
 def component_response(

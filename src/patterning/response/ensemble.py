@@ -46,6 +46,7 @@ def ensemble_susceptibility(
         base_weights=base_weights,
         chi=all_terms.mean(0)[None],
         standard_error=(all_terms.std(0, ddof=1) / np.sqrt(runs))[None],
+        degrees_of_freedom=runs - 1,
         halves=np.stack([terms(slice(0, None, 2)).mean(0)[None], terms(slice(1, None, 2)).mean(0)[None]]),
         mean_losses=ell.mean(0),
         mean_losses_error=ell.std(0, ddof=1) / np.sqrt(runs),

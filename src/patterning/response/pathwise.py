@@ -34,6 +34,7 @@ from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient, minibatches
 from patterning.posterior.diagnostics import diagnose
+from patterning.response.moderated import moderate
 from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
 from patterning.rng import Stream, generator
@@ -231,7 +232,7 @@ def _curvature(free: Restricted, at: Tensor, index: Tensor, vector: Tensor) -> t
 
 
 def summarise_pathwise(found: Pathwise, name: str, weights: Floats, n_beta: float) -> SampledResponse:
-    """χ with errors over chains, the independent units; diverged chains are left out by name.
+    """χ with moderated errors over chains, the independent units; diverged chains are left out by name.
 
     `found` holds the chains in order, from number 0. Raises `PatterningError` when fewer than 2 are left.
     """
@@ -242,16 +243,17 @@ def summarise_pathwise(found: Pathwise, name: str, weights: Floats, n_beta: floa
             f"({'; '.join(found.diverged.values())}): lower step_size or raise localization"
         )
     chi, means = found.chi[kept], found.mean_losses[kept]
-    root = math.sqrt(len(kept))
+    variance, freedom = moderate(chi.var(0, ddof=1), len(kept) - 1, np.abs(chi.mean(0)))
     response = Susceptibility(
         observables=(name,),
         n_beta=n_beta,
         base_weights=weights,
         chi=chi.mean(0)[None],
-        standard_error=(chi.std(0, ddof=1) / root)[None],
+        standard_error=np.sqrt(variance / len(kept))[None],
+        degrees_of_freedom=freedom,
         halves=np.stack([chi[0::2].mean(0)[None], chi[1::2].mean(0)[None]]),
         mean_losses=means.mean(0),
-        mean_losses_error=means.std(0, ddof=1) / root,
+        mean_losses_error=means.std(0, ddof=1) / math.sqrt(len(kept)),
     )
     phi = found.phi[:, kept]
     return SampledResponse(

@@ -1,9 +1,10 @@
 """χ by component as labelled arrays on disk: xarray on Zarr, in groups that ArviZ opens; and as units of work.
 
 Group `susceptibility`: chi, standard_error (component, observable, sample), halves (half, component, observable,
-sample), reliability, r_hat, ess, autocorrelation_time (component, observable), mean_loss (component, sample), rise
-(component); coordinates row and position say where a sample lies in the data. Group `posterior`: phi (chain, draw,
-component, observable), NaN where a chain was excluded or not run. Attributes carry sign, units and settings.
+sample), reliability, r_hat, ess, autocorrelation_time (component, observable), mean_loss (component, sample), rise,
+degrees_of_freedom of the standard errors (component); coordinates row and position say where a sample lies in the data.
+Group `posterior`: phi (chain, draw, component, observable), NaN where a chain was excluded or not run. Attributes carry
+sign, units and settings.
 """
 
 import json
@@ -35,6 +36,7 @@ def pack(found: SampledResponse) -> Arrays:
     facts = {
         "observables": response.observables,
         "n_beta": response.n_beta,
+        "degrees_of_freedom": response.degrees_of_freedom,
         "excluded": {str(chain): why for chain, why in found.excluded.items()},
         "watched": list(found.sample_diagnostics),
         "rise": found.rise,
@@ -61,6 +63,7 @@ def unpack(arrays: Arrays) -> SampledResponse:
         susceptibility=Susceptibility(
             observables=names,
             n_beta=facts["n_beta"],
+            degrees_of_freedom=facts["degrees_of_freedom"],
             **{key: arrays[key] for key in ARRAYS},
         ),
         traces=traces,
@@ -110,6 +113,10 @@ def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
             "halves": (("component", "half", "observable", "sample"), stack("halves")),
             "mean_loss": (("component", "sample"), stack("mean_losses")),
             "base_weight": ("sample", next(iter(found.values())).susceptibility.base_weights),
+            "degrees_of_freedom": (
+                "component",
+                np.array([item.susceptibility.degrees_of_freedom for item in found.values()]),
+            ),
             "reliability": (both, np.array(reliability)),
             "r_hat": (both, diagnostic("r_hat")),
             "ess": (both, diagnostic("ess")),

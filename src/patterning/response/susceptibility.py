@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from patterning.errors import PatterningError
 from patterning.response.moments import Moments, batch_covariances, unbiased_covariances
@@ -22,8 +23,9 @@ Floats = NDArray[np.float64]
 class Susceptibility:
     """χ and what is known of its accuracy.
 
-    `chi`, `standard_error` (k, n); `halves` (2, k, n), from the even and the odd chains; `mean_losses` E[ℓ_j] (n,) with
-    `mean_losses_error` (n,); `base_weights` q (n,). `observables` names the k rows, `n_beta` is the nβ of the chains.
+    `chi`, `standard_error` (k, n), with `degrees_of_freedom`; `halves` (2, k, n), from the even and the odd chains;
+    `mean_losses` E[ℓ_j] (n,) with `mean_losses_error` (n,); `base_weights` q (n,). `observables` names the k rows,
+    `n_beta` is the nβ of the chains.
     """
 
     observables: tuple[str, ...]
@@ -31,6 +33,7 @@ class Susceptibility:
     base_weights: Floats
     chi: Floats
     standard_error: Floats
+    degrees_of_freedom: float
     halves: Floats
     mean_losses: Floats
     mean_losses_error: Floats
@@ -38,6 +41,10 @@ class Susceptibility:
     def row(self, observable: str) -> Floats:
         """χ of one observable (n,)."""
         return self.chi[self.observables.index(observable)]
+
+    def half_width(self, level: float = 0.95) -> Floats:
+        """χ ± this (k, n) is an interval for each entry: Student's t times the standard error."""
+        return float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
 
     def half_difference(self) -> Floats:
         """An error sample of χ (k, n): half the difference of the two independent halves; the `noise` of `solve`."""
@@ -64,8 +71,8 @@ def susceptibility(
     shrinkage: χ is low by about (autocorrelation time / draws of a chain), which the standard error does not include.
     `unbiased` puts it back from the batch means (two batches at least, each several autocorrelation times long).
 
-    A 95 % interval is χ ± t · standard error, with Student's t of (chains · batches - 1) degrees of freedom. It falls
-    short where a chain is worth fewer than some 300 independent draws of φ (docs/results/zoo.md).
+    `half_width` has Student's t of (chains · batches - 1) degrees of freedom. Its 95 % intervals fall short where a
+    chain is worth fewer than some 300 independent draws of φ (docs/results/zoo.md).
     """
     chains = len(moments.count)
     if chains < 2:
@@ -96,6 +103,7 @@ def susceptibility(
         base_weights=q,
         chi=chi,
         standard_error=error,
+        degrees_of_freedom=batches - 1,
         halves=np.stack(halves),
         mean_losses=mean_losses,
         mean_losses_error=by_chain.std(axis=0, ddof=1) / np.sqrt(chains),
