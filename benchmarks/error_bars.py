@@ -61,8 +61,8 @@ def rows(name: str, chi: Floats) -> list[str]:
                     inside = np.abs(mean - truth) <= np.hypot(half, unsure)
                     found[kind].append((inside.mean(), inside[large].mean(), np.median(half), freedom))
         for kind, values in found.items():
-            mean = np.mean(values, 0)
-            error = np.std(values, 0, ddof=1) / np.sqrt(len(values))
+            covered = [value[:3] for value in values]
+            mean, error = np.mean(covered, 0), np.std(covered, 0, ddof=1) / np.sqrt(len(covered))
             result.append(
                 f"| {name} | {count}, {kind} | {np.median([v[3] for v in values]):.1f} | {100 * mean[0]:.1f} ± "
                 f"{100 * error[0]:.1f} | {100 * mean[1]:.1f} ± {100 * error[1]:.1f} | {mean[2]:.3g} | {scatter:.2f} |"
