@@ -13,6 +13,8 @@ from patterning.models.language import LanguageConfig, LanguageModel, next_token
 from patterning.models.module import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
+from patterning.posterior.chains import loss_and_gradient
+from patterning.response.pathwise import _curvature
 
 CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, heads=2, width=8)
 TOKENS = torch.randint(11, (12, 8), generator=torch.Generator().manual_seed(0))
@@ -107,6 +109,65 @@ def test_a_probe_holds_the_graph_of_one_part_at_a_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(free, "apart", apart)
     probe = Probe(free, torch.arange(5))
     assert len(before) == len(probe.chunks) == 5
+
+
+def test_replicas_that_take_turns_compute_what_they_share_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = Restricted(TASK, ANCHOR, "l1 mlp")
+    flat, index = moved(free), torch.tensor([3, 1, 4])
+    together = loss_and_gradient(free, flat, index.expand(3, -1))
+    monkeypatch.setattr(restricted, "ENOUGH_CELLS", 1)
+    assert free.out_of_reach
+    assert free.at_once(3, 3)[0] == 1
+    below: list[int] = []
+    free.module.get_submodule("blocks.0.ln1").register_forward_hook(lambda *_: below.append(1))
+    for rows, times in ((index, 1), (index, 1), (index + 1, 2), (index, 3)):
+        found = loss_and_gradient(free, flat, rows.expand(3, -1))
+        assert len(below) == times
+        if rows is index:
+            torch.testing.assert_close(found, together, rtol=1e-4, atol=1e-6)
+    own = torch.stack([index, index + 1, index])  # each replica its own rows
+    found = loss_and_gradient(free, flat, own)
+    assert len(below) == 6
+    torch.testing.assert_close(found[0][::2], together[0][::2], rtol=1e-5, atol=1e-6)
+
+
+class Saved:
+    """A tensor that a graph keeps."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("name", ["l0h1", "l1 mlp"])
+@pytest.mark.parametrize("what", ["gradient", "curvature", "slope"])
+def test_replicas_that_take_turns_hold_one_graph_at_a_time(
+    what: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restricted, "ENOUGH_CELLS", 1)
+    free = Restricted(TASK, ANCHOR, name)
+    probe = Probe(free, torch.arange(5), 3)
+    weights = torch.full((len(probe),), 1 / len(probe), dtype=torch.float64)
+
+    def peak(flat: torch.Tensor) -> int:
+        live, most = weakref.WeakSet(), [0]
+
+        def pack(tensor: torch.Tensor) -> Saved:
+            saved = Saved(tensor)
+            live.add(saved)
+            most[0] = max(most[0], sum(other.tensor.numel() for other in live))
+            return saved
+
+        index = torch.arange(5).expand(len(flat), -1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            if what == "gradient":
+                loss_and_gradient(free, flat, index)
+            elif what == "curvature":
+                _curvature(free, flat, index, torch.ones_like(flat))
+            else:
+                probe.slope(flat, weights)
+        return most[0]
+
+    assert 0 < peak(moved(free, 3)) < 1.1 * peak(moved(free, 1))
 
 
 class InPlace(nn.Module):

@@ -136,13 +136,16 @@ def test_resumed_and_stored_components_are_the_same(sampled, tmp_path: Path, mon
             component_response(*arguments, probes=ROWS[:2], batches=2, pool=pool)
     for other in (first, again):
         np.testing.assert_array_equal(other.chi(), sampled.chi())
-        np.testing.assert_array_equal(other.standard_error(), sampled.standard_error())
+        np.testing.assert_array_equal(other.half_width(), sampled.half_width())
         np.testing.assert_array_equal(other.devinterp2()["l0h1"], sampled.devinterp2()["l0h1"])
 
     save_response(sampled, tmp_path / "chi.zarr")
     tree = open_response(tmp_path / "chi.zarr")
     chi = tree["susceptibility"]["chi"].sel(component="l0h1", observable=COMPONENT_LOSS)
     np.testing.assert_array_equal(chi, sampled.chi()[1])
+    error = tree["susceptibility"]["standard_error"].sel(component="l0h1", observable=COMPONENT_LOSS)
+    assert (tree["susceptibility"]["degrees_of_freedom"] == CHAINS.chains * 2 - 1).all()
+    np.testing.assert_allclose(sampled.half_width(0.9)[1], 1.8946 * error, rtol=1e-4)  # t of 7
     assert chi["row"].values.tolist() == sampled.rows.tolist()
     assert tree["posterior"]["phi"].dims == ("chain", "draw", "component", "observable")
     settings = tree["susceptibility"].attrs
@@ -178,6 +181,7 @@ def test_other_observables_and_the_other_sampler() -> None:
         ({"components": []}, "at least one"),
         ({"components": ["l0h0", "l0h0"]}, "named once"),
         ({"chains": replace(CHAINS, chains=1)}, "1 chain gives no error bar"),
+        ({"chains": replace(CHAINS, draws=3), "estimator": "pathwise"}, "3 draws a chain do not tell"),
         ({"probes": torch.tensor([16])}, "row numbers from 0 to 15"),
         ({"estimator": "guess"}, "'guess' is not one of"),
         ({"estimator": "auto", "phi": "data"}, "as the pathwise estimator alone can"),

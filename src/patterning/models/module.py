@@ -57,6 +57,8 @@ class LossTask:
         self.loss_fn = loss_fn
         free = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.shapes = {name: p.shape for name, p in free.items()}
+        names = [len(list(self.module.named_parameters(remove_duplicate=once))) for once in (True, False)]
+        self._tied = names[0] < names[1]
         if not free:
             raise PatterningError("no parameter of the module requires a gradient: nothing can be trained or sampled")
         self.data = _as_float(data)
@@ -128,20 +130,19 @@ class LossTask:
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under parameters `flat` (r, P): (r, b·t), row by row."""
-        return self.run(self._checked(flat, index), {}, self.data, index)
+        return self.run(self._checked(flat, index), self.data, index)
 
     def run(
         self,
         varied: Mapping[str, Tensor],
-        fixed: Mapping[str, Tensor],
         data: Batch,
         index: Tensor,
         module: nn.Module | None = None,
         one_by_one: bool = False,
     ) -> Tensor:
-        """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) differ by replica, `fixed` not.
+        """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) stand in for the module's own.
 
-        `module` stands in for the task's own, with its own names of parameters. `one_by_one`: replicas take turns,
+        `module` stands in for the task's, with its own names of parameters. `one_by_one`: replicas take turns,
         which is faster where one alone fills the device and they share no work.
         """
         called = self.module if module is None else module
@@ -151,7 +152,7 @@ class LossTask:
 
         def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
             def call(*args: Any, **kwargs: Any) -> Any:
-                return functional_call(called, {**fixed, **parameters}, args, kwargs)
+                return functional_call(called, parameters, args, kwargs, tie_weights=self._tied)
 
             with torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
                 loss = self.loss_fn(call, own)
@@ -229,7 +230,7 @@ class ModuleTask(LossTask):
         """Per-sample losses `(flat (r, P), index (r, b)) → (r, b)` on any data: `losses` of a probe set."""
         _check_pairs(inputs, targets)
         data = _as_float((inputs, targets))
-        return lambda flat, index: self.run(self._checked(flat, index), {}, data, index)
+        return lambda flat, index: self.run(self._checked(flat, index), data, index)
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 """Losses of fixed rows while one component moves: what the component cannot reach is computed once and kept."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,15 +55,18 @@ class Probe:
 
     def slope(self, flat: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (r, n), their mean under `weights` (n,), both float64, and the gradient (r, P_C) of that mean."""
+        own = weights.split([len(rows) * self.restricted.samples_per_row for rows in self.chunks])
+        found = [self._slope(part, own) for part in flat.split(1 if self.one_by_one else len(flat))]
+        values, slope = (torch.cat(part) for part in zip(*found, strict=True))
+        return values, (values * weights).sum(1), slope
+
+    def _slope(self, flat: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         state, found, slope = flat.detach().requires_grad_(), [], torch.zeros_like(flat)
-        t = self.restricted.samples_per_row
-        parts = weights.split([len(part) * t for part in self.chunks])
-        for part, constants, own in zip(self.chunks, self._constants, parts, strict=True):
+        for part, constants, own in zip(self.chunks, self._constants, weights, strict=True):
             losses = self._part(state, part, constants).double()
             slope += torch.autograd.grad((losses * own).sum(), state)[0]
             found.append(losses.detach())
-        values = torch.cat(found, dim=1)
-        return values, (values * weights).sum(1), slope
+        return torch.cat(found, dim=1), slope
 
     def along(self, flat: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """Losses at `flat` and their derivatives along `tangent`, both (r, P_C): (r, n), by forward differentiation."""

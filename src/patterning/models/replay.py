@@ -31,11 +31,11 @@ def recorded(module: nn.Module, only: Container[str] | None = None) -> Iterator[
 @contextmanager
 def replayed(module: nn.Module, constants: Mapping[str, Tensor]) -> Iterator[None]:
     """Submodules named in `constants` give these outputs instead of computing them."""
-    parts = dict(module.named_modules())
-    for name, value in constants.items():
-        parts[name].__dict__["forward"] = lambda *_args, _value=value, **_kwargs: _value
+    parts = [module.get_submodule(name) for name in constants]
+    for part, value in zip(parts, constants.values(), strict=True):
+        part.__dict__["forward"] = lambda *_args, _value=value, **_kwargs: _value
     try:
         yield
     finally:
-        for name in constants:
-            del parts[name].__dict__["forward"]
+        for part in parts:
+            del part.__dict__["forward"]

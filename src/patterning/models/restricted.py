@@ -30,7 +30,8 @@ class Restricted:
 
     Parameters outside of the component are shared by all replicas and carry no gradient, so that the layers below it
     are computed once for a shared minibatch, and never for a `Probe`. `anchor` (P_C,) is w* in the free coordinates.
-    `module` is what is run: the task's, or for a head of our `LanguageModel` the same function with that head apart.
+    `module` is what is run: a copy of the task's at w*, or for a head of our `LanguageModel` the same function with
+    that head apart.
     """
 
     def __init__(self, task: LossTask, anchor: Tensor, component: ComponentLike) -> None:
@@ -42,7 +43,7 @@ class Restricted:
             for name, mask in self.component.masks.items()
         }
         self._whole = {name: whole[name] for name in self._picks}
-        self.fixed = {name: value for name, value in whole.items() if name not in self._picks}
+        self._fixed = {name: value for name, value in whole.items() if name not in self._picks}
         self._sizes = [self._whole[name].numel() if pick is None else len(pick) for name, pick in self._picks.items()]
         self.anchor = torch.cat(
             [
@@ -50,16 +51,10 @@ class Restricted:
                 for name, pick in self._picks.items()
             ]
         )
-        names = list(task.shapes)
-        below = sum(task.shapes[name].numel() for name in names[: min(names.index(name) for name in self._picks)])
-        # Taking turns on a CPU is as fast as a batch, and faster near the input. It holds the graphs of all replicas on
-        # a whole part: above much that is shared, batches of smaller parts take less memory.
-        self.shares_little = self.anchor.device.type == "cpu" and below < task.num_parameters / 4
-        self.module, self._alone = task.module, ""
-        if _is_head(task.module, self.component):
-            loaded = task.load(deepcopy(task.module), anchor).requires_grad_(False)
-            if (split := split_head(loaded, self.component.name)) is not None:
-                self.module, self._alone = split
+        self.module, self._alone = task.load(deepcopy(task.module), anchor).requires_grad_(False), ""
+        if _is_head(task.module, self.component) and (split := split_head(self.module, self.component.name)):
+            self.module, self._alone = split
+        self._shared: tuple[Tensor, dict[str, Tensor]] = torch.empty(0, dtype=torch.int64), {}
         self.base_weights, self.draws, self.samples_per_row = task.base_weights, task.draws, task.samples_per_row
 
     @property
@@ -71,9 +66,10 @@ class Restricted:
         """w* for every seed: a clamped model starts nowhere else."""
         return self.anchor.expand(len(seeds), -1).clone()
 
-    def rows_at_once(self, replicas: int) -> int:
-        """Rows of data that a minibatch of `replicas` is cut into."""
-        return self.cut(1 if self.shares_little else replicas)
+    def at_once(self, replicas: int, rows: int) -> tuple[int, int]:
+        """How many replicas and rows of data to evaluate in one call, of a minibatch (replicas, rows)."""
+        together = 1 if self.fills_core(rows) else replicas
+        return together, self.cut(together)
 
     def cut(self, replicas: int) -> int:
         """Rows of data that `replicas` evaluate in one call."""
@@ -91,12 +87,16 @@ class Restricted:
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
-        turns = self.shares_little and self.fills_core(index.shape[1])
-        if not (turns and flat.requires_grad and len(index) > 1 and index.stride(0) == 0):
-            return self.run(flat, self.task.data, index, one_by_one=turns)
-        first, constants = self.apart(flat[:1], index[0], self.out_of_reach)  # the others need not compute that again
-        with replayed(self.module, constants):
-            return torch.cat([first, self.run(flat[1:], self.task.data, index[1:], one_by_one=True)])
+        if not (len(index) == 1 and index.stride(0) == 0 and flat.requires_grad):
+            return self.run(flat, self.task.data, index, one_by_one=len(index) == 1)
+        # A turn of one of several replicas with the same rows: what the component cannot reach is computed once.
+        rows, constants = self._shared
+        if torch.equal(rows, index[0]):
+            with replayed(self.module, constants):
+                return self.run(flat, self.task.data, index, one_by_one=True)
+        losses, constants = self.apart(flat, index[0], self.out_of_reach)
+        self._shared = index[0], constants
+        return losses
 
     def apart(self, flat: Tensor, rows: Tensor, only: Container[str] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses (1, b·t) of `rows` (b,) at `flat` (1, P_C), which needs a gradient; submodule → its output.
@@ -137,15 +137,15 @@ class Restricted:
 
     def run(self, flat: Tensor, data: Batch, index: Tensor, *, one_by_one: bool = False) -> Tensor:
         """Losses (r, b·t) of rows `index` (r, b) of `data` under free coordinates `flat` (r, P_C)."""
-        return self.task.run(*self.parameters(flat), data, index, module=self.module, one_by_one=one_by_one)
+        return self.task.run(self.parameters(flat), data, index, module=self.module, one_by_one=one_by_one)
 
-    def parameters(self, flat: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What `module` is called with: parameters that differ by replica (r, *shape), and those that do not."""
+    def parameters(self, flat: Tensor) -> dict[str, Tensor]:
+        """What `module` is called with in place of its own: parameters (r, *shape)."""
         if not self._alone:
-            return self.varied(flat), self.fixed
+            return self.varied(flat)
         own = {name: p.shape for name, p in self.module.named_parameters() if name.startswith(self._alone)}
         parts = self._checked(flat).split([shape.numel() for shape in own.values()], dim=1)
-        return {name: part.view(-1, *own[name]) for name, part in zip(own, parts, strict=True)}, {}
+        return {name: part.view(-1, *own[name]) for name, part in zip(own, parts, strict=True)}
 
     def varied(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters that the component touches, (r, *shape), at free coordinates `flat` (r, P_C)."""
@@ -162,7 +162,7 @@ class Restricted:
         varied = self.varied(flat)
         return torch.cat(
             [
-                (varied[name] if name in varied else self.fixed[name].expand(len(flat), *shape)).reshape(len(flat), -1)
+                (varied[name] if name in varied else self._fixed[name].expand(len(flat), *shape)).reshape(len(flat), -1)
                 for name, shape in self.task.shapes.items()
             ],
             dim=1,

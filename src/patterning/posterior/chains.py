@@ -4,7 +4,7 @@ Chain c of a seed sees the same minibatches and noise whether it runs alone, bat
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,18 +96,26 @@ def run_chains(
 
 
 def loss_and_gradient(task: Task, position: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss (r,) of rows `index` (r, b) and its gradient (r, P) at `position` (r, P).
-
-    A task with `rows_at_once` gets the minibatch in such parts: as long as a part stays in a CPU's cache it is faster.
-    """
-    size = getattr(task, "rows_at_once", lambda _replicas: index.shape[1])(len(position))
-    flat = position.detach().requires_grad_()
-    total, gradient = torch.zeros(len(flat), device=flat.device), torch.zeros_like(position)
-    for part in index.split(size, dim=1):
+    """Mean loss (r,) of rows `index` (r, b) and its gradient (r, P) at `position` (r, P)."""
+    total, gradient = torch.zeros(len(position), device=position.device), torch.zeros_like(position)
+    for replicas, part in pieces(task, index):
+        flat = position[replicas].detach().requires_grad_()
         loss = task.losses(flat, part).sum(1) / index.shape[1]
-        gradient += torch.autograd.grad(loss.sum(), flat)[0]
-        total += loss.detach()
+        gradient[replicas] += torch.autograd.grad(loss.sum(), flat)[0]
+        total[replicas] += loss.detach()
     return total, gradient
+
+
+def pieces(task: Task, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of a minibatch `index` (r, b) to evaluate in one call: which replicas, and their rows.
+
+    A task with `at_once` says how large: as long as a part stays in a CPU's cache it is faster, and holds less memory.
+    """
+    replicas, rows = getattr(task, "at_once", lambda *shape: shape)(*index.shape)
+    for part in index.split(rows, dim=1):
+        for first in range(0, len(index), replicas):
+            own = slice(first, first + replicas)
+            yield own, part[own]
 
 
 def init(kernel: Kernel, anchor: Tensor, chains: int) -> State:

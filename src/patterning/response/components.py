@@ -145,6 +145,8 @@ def component_response(
         )
     if chains.chains < 2:
         raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
+    if chains.draws < 4:
+        raise PatterningError(f"{chains.draws} draws a chain do not tell how φ mixes: use at least 4")
     if estimator not in get_args(Estimator):
         raise PatterningError(f"estimator {estimator!r} is not one of {', '.join(get_args(Estimator))}")
     if estimator != "covariance" and (not isinstance(kernel, SGLD) or observables):

@@ -32,7 +32,7 @@ from patterning.errors import PatterningError
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
-from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient, minibatches
+from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient, minibatches, pieces
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.moderated import moderate
 from patterning.response.sample import SampledResponse
@@ -222,12 +222,13 @@ def mean_gradient(free: Restricted) -> Tensor:
 
 def _curvature(free: Restricted, at: Tensor, index: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of the mean loss of rows `index` (r, b) at `at`, and H_B λ, its curvature along `vector`: (r, P_C)."""
-    flat, slope, bend = at.detach().requires_grad_(), torch.zeros_like(at), torch.zeros_like(at)
-    for part in index.split(free.rows_at_once(len(at)), dim=1):
+    slope, bend = torch.zeros_like(at), torch.zeros_like(at)
+    for replicas, part in pieces(free, index):
+        flat = at[replicas].detach().requires_grad_()
         loss = free.losses(flat, part).sum() / index.shape[1]
         (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
-        slope += gradient.detach()
-        bend += torch.autograd.grad(gradient, flat, vector)[0]
+        slope[replicas] += gradient.detach()
+        bend[replicas] += torch.autograd.grad(gradient, flat, vector[replicas])[0]
     return slope, bend
 
 
