@@ -1,5 +1,6 @@
 """What sampling will cost, from one timed step and one timed reading of each component."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from patterning.models.components import ComponentLike
 from patterning.models.module import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
-from patterning.posterior.chains import ChainConfig
+from patterning.posterior.chains import ChainConfig, loss_and_gradient
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,17 @@ def estimate_cost(
     as many steps.
     """
     rows = torch.arange(len(task.base_weights)) if probes is None else probes
-    index = torch.arange(chains.batch_size) % len(task.base_weights)
+    numbers = itertools.count()  # no two alike: replicas keep what they share of the last one
     steps = chains.burn_in + chains.draws * chains.steps_between_draws
     found = []
     for what in components:
         free = Restricted(task, anchor, what)
         probe = Probe(free, rows, chains.replicas)
         flat = free.init(range(chains.replicas))
-        minibatch = index.expand(chains.replicas, -1) if chains.matched else index.repeat(chains.replicas, 1)
 
-        def step(free: Restricted = free, flat: Tensor = flat, minibatch: Tensor = minibatch) -> None:
-            state = flat.detach().requires_grad_()
-            torch.autograd.grad(free.losses(state, minibatch).sum(), state)
+        def step(free: Restricted = free, flat: Tensor = flat) -> None:
+            index = (torch.arange(chains.batch_size) + next(numbers)) % len(task.base_weights)
+            loss_and_gradient(free, flat, index.expand(len(flat), -1) if chains.matched else index.repeat(len(flat), 1))
 
         def read(probe: Probe = probe, flat: Tensor = flat) -> None:
             with torch.no_grad():
