@@ -87,9 +87,10 @@ class Restricted:
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
-        if not (len(index) == 1 and index.stride(0) == 0 and flat.requires_grad):
+        one_of_several = len(index) == 1 and index.stride(0) == 0 and index.device.type == "cpu"
+        if not (one_of_several and flat.requires_grad):
             return self.run(flat, self.task.data, index, one_by_one=len(index) == 1)
-        # A turn of one of several replicas with the same rows: what the component cannot reach is computed once.
+        # Replicas take turns with the same rows: what the component cannot reach is computed once.
         rows, constants = self._shared
         if torch.equal(rows, index[0]):
             with replayed(self.module, constants):
