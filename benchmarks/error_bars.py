@@ -41,7 +41,7 @@ def sampled(task: LossTask, name: str, runs: int) -> Floats:
 
 
 def rows(name: str, chi: Floats) -> list[str]:
-    """What intervals from two and from four chains cover, plain and moderated; means ± standard errors over runs."""
+    """What intervals from two and from four chains cover, plain and moderated; means ± standard errors over sets."""
     runs = chi.mean(1)
     scatter = runs.var(0, ddof=1).sum() / (chi.var(1, ddof=1) / chi.shape[1]).mean(0).sum()
     result = []
