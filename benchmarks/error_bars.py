@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from response import SETTINGS, STEP, wide
 from scipy.stats import t as student
 
-from patterning.models.module import LossTask
+from patterning.core.task import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
@@ -36,7 +36,8 @@ def sampled(task: LossTask, name: str, runs: int) -> Floats:
     kernel, found = SGLD(step_size=STEP, **SETTINGS), []
     for seed in range(1000, 1000 + runs):
         chains = replace(CHAINS, seed=seed)
-        found.append(pathwise_chains(free, probe, np.full(n, 1 / n), kernel, chains).chi)
+        (parts,) = pathwise_chains(free, probe, np.full(n, 1 / n), kernel, chains).values()
+        found.append(parts.chi)
     return np.stack(found)
 
 

@@ -27,13 +27,13 @@ import torch
 from scipy.stats import spearmanr
 from torch.utils.flop_counter import FlopCounterMode
 
+from patterning.core.task import LossTask
 from patterning.models.components import find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import COMPONENT_LOSS, component_response
-from patterning.response.pathwise import PhiOf
+from patterning.response.one_component import PhiOf
 
 SETTINGS = {"n_beta": 30.0, "localization": 300.0}
 STEP = 1e-3

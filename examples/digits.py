@@ -15,9 +15,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from patterning.core.task import ModuleTask
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import make_weights
-from patterning.models.module import ModuleTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.sample import sample_response

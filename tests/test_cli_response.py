@@ -17,7 +17,7 @@ from patterning.response.store import open_response
 FILE = """
 import torch
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
+from patterning.core.task import LossTask
 
 def task():
     torch.manual_seed(0)

@@ -73,4 +73,5 @@ def test_stream_numbers_are_fixed() -> None:
         "BOOTSTRAP": 8,
         "GROUPS": 9,
         "PHASE": 10,
+        "TRIAL": 11,
     }

@@ -8,6 +8,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from patterning.errors import check_whole
+
+LARGEST = 2**63 - 1
+
 
 class Stream(IntEnum):
     """What the numbers are for; two streams of one seed never share a counter."""
@@ -22,9 +26,12 @@ class Stream(IntEnum):
     BOOTSTRAP = 8
     GROUPS = 9
     PHASE = 10
+    TRIAL = 11
 
 
 def generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:
     """A numpy generator that depends on nothing but its arguments (each a non-negative integer below 2**63)."""
+    for name, value in (("seed", seed), ("replica", replica), ("step", step)):
+        check_whole(name, value, 0, LARGEST)
     # Philox increments the lowest counter word as it draws, so (step, replica) sit in the words above it.
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, step, replica, 0]))

@@ -173,7 +173,7 @@ def test_what_is_not_known_of_frozen_samples_does_not_matter() -> None:
         (np.array([1.0, np.nan, 2, 3]), 1.0, "NaN or infinite"),
         (np.array([1.0, np.inf, 2, 3]), 1.0, "NaN or infinite"),
         (np.ones(4), 1.0, "the same for every free sample"),
-        (np.arange(4.0), float("nan"), "leaves no weight"),
+        (np.arange(4.0), float("nan"), "must be a finite number"),
     ],
 )
 def test_directions_that_weight_nothing_are_refused(s: np.ndarray, alpha: float, message: str, policy: Policy) -> None:

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models import restricted
 from patterning.models.components import Component, find_component, list_components
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import loss_and_gradient
-from patterning.response.pathwise import _curvature
+from patterning.response.adjoint import curvature
 
 CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, heads=2, width=8)
 TOKENS = torch.randint(11, (12, 8), generator=torch.Generator().manual_seed(0))
@@ -162,7 +162,7 @@ def test_replicas_that_take_turns_hold_one_graph_at_a_time(
             if what == "gradient":
                 loss_and_gradient(free, flat, index)
             elif what == "curvature":
-                _curvature(free, flat, index, torch.ones_like(flat))
+                curvature(free, flat, index, torch.ones_like(flat))
             else:
                 probe.slope(flat, weights)
         return most[0]

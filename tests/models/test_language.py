@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 
 CONFIG = LanguageConfig(
     50, 16, 2, 2, 64, mlp_ratio=0, positions="shortformer", init_std=0.1, position_init="sinusoidal", position_scale=3.0

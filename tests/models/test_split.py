@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from patterning.core.task import LossTask
 from patterning.models import split
 from patterning.models.components import Component, find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.models.split import SplitBlock, split_head

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("devinterp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
 
+from patterning.core.task import LossTask  # noqa: E402
 from patterning.models.components import find_component  # noqa: E402
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses  # noqa: E402
-from patterning.models.module import LossTask  # noqa: E402
 from patterning.models.restricted import Restricted  # noqa: E402
 from patterning.posterior import chains  # noqa: E402
 from patterning.posterior.chains import ChainConfig, run_chains  # noqa: E402

@@ -32,8 +32,9 @@ def run(
         draws.append(position.clone())
 
     trace = run_chains(task, anchor, kernel, config, keep, first_chain=first_chain, loss_band=loss_band)
-    assert numbers == list(range(config.draws))
-    return torch.stack(draws), trace
+    stopped = len(trace.diverged) == config.chains  # once every chain has diverged, nothing is drawn any more
+    assert stopped or numbers == list(range(config.draws))
+    return torch.stack(draws) if draws else torch.empty(0), trace
 
 
 def bowl(parameters: int = 6) -> Bowl:

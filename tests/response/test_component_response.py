@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, gaussian, minibatches
 from patterning.posterior.preconditioned import RMSPropSGLD
-from patterning.response import components
-from patterning.response.components import COMPONENT_LOSS, component_response
+from patterning.response import one_component
+from patterning.response.components import COMPONENT_LOSS, ComponentResponse, component_response
 from patterning.response.store import open_response, save_response, to_tree
 from patterning.store import RunFolder
 from patterning.training.weighted import TrainConfig, advance, init_state, uniform_weights
@@ -52,7 +52,7 @@ def draws_of(name: str, kernel: sgld.SGLD = KERNEL, config: ChainConfig = CHAINS
 
 
 @pytest.fixture(scope="module")
-def sampled() -> components.ComponentResponse:
+def sampled() -> ComponentResponse:
     return component_response(TASK, ANCHOR, ["full", "l0h1", "l1 mlp"], KERNEL, CHAINS, probes=ROWS, batches=2)
 
 
@@ -130,7 +130,7 @@ def test_resumed_and_stored_components_are_the_same(sampled, tmp_path: Path, mon
     arguments = (TASK, ANCHOR, ["full", "l0h1", "l1 mlp"], KERNEL, CHAINS)
     with Workers(run, 1) as pool:
         first = component_response(*arguments, probes=ROWS, batches=2, pool=pool)
-        monkeypatch.setattr(components, "sample_component", lambda _work: pytest.fail("sampled again"))
+        monkeypatch.setattr(one_component, "sample_component", lambda _work: pytest.fail("sampled again"))
         again = component_response(*arguments, probes=ROWS, batches=2, pool=pool)
         with pytest.raises(pytest.fail.Exception):  # other settings are other work
             component_response(*arguments, probes=ROWS[:2], batches=2, pool=pool)

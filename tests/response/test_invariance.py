@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from patterning.core.task import LossTask
 from patterning.models import restricted
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import ComponentResponse, component_response

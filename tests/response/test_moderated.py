@@ -24,7 +24,7 @@ def chains(count: int, prior: float, trend: float, n: int = N, seed: int = 0) ->
 def summary(chi: np.ndarray):
     count, n = chi.shape
     found = Pathwise(chi, np.random.default_rng(1).standard_normal((8, count)), chi, np.ones(count), {})
-    return summarise_pathwise(found, "L", np.full(n, 1 / n), 30.0).susceptibility
+    return summarise_pathwise({"L": found}, np.full(n, 1 / n), 30.0, np.zeros(n)).susceptibility
 
 
 @pytest.mark.parametrize("trend", [0.0, 1.0])

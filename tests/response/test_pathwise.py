@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from patterning.models.module import LossTask
+from patterning.core.task import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, gaussian, minibatches
-from patterning.response import pathwise
-from patterning.response.pathwise import pathwise_chains
+from patterning.response import adjoint
+from patterning.response.pathwise import DATA, pathwise_chains
 
 
 class Line(nn.Module):
@@ -39,11 +39,13 @@ LINE_KERNEL = sgld.SGLD(n_beta=20.0, localization=10.0, step_size=0.01)
 LINE_Q = np.full(8, 1 / 8)
 
 
-def line_response(config: ChainConfig, kernel: sgld.SGLD = LINE_KERNEL, **settings) -> np.ndarray:
+def line_response(config: ChainConfig, kernel: sgld.SGLD = LINE_KERNEL, phi: str = "probes", **settings) -> np.ndarray:
     """Pathwise χ (chains, 8) of all 8 samples."""
     free = Restricted(LINE, LINE.flatten(LINE.module), "full")
     probe = Probe(free, torch.arange(8), config.replicas)
-    return pathwise_chains(free, probe, LINE_Q, kernel, config, **settings).chi
+    readings = {"L": DATA} if phi == "data" else None
+    (chains,) = pathwise_chains(free, probe, LINE_Q, kernel, config, readings, **settings).values()
+    return chains.chi
 
 
 def mean_phi(config: ChainConfig, i: int, h: float, read_after: int) -> np.ndarray:
@@ -95,7 +97,7 @@ def test_a_antithetic_chain_is_the_mean_of_a_chain_and_one_of_opposite_noise(phi
     config = ChainConfig(chains=3, draws=6, burn_in=4, steps_between_draws=1, batch_size=2, seed=1, matched=matched)
     found = line_response(replace(config, antithetic=True), phi=phi)
     plain = line_response(config, phi=phi)
-    monkeypatch.setattr(pathwise, "gaussian", lambda *arguments: -gaussian(*arguments))
+    monkeypatch.setattr(adjoint, "gaussian", lambda *arguments: -gaussian(*arguments))
     opposite = line_response(config, phi=phi)
     np.testing.assert_allclose(found, (plain + opposite) / 2, rtol=1e-5, atol=1e-7)
     assert np.abs(plain - opposite).max() > 0.1 * np.abs(found).max()
@@ -117,7 +119,7 @@ def test_one_derivative_for_several_steps_is_unbiased(monkeypatch) -> None:
 
     found = {}
     for steps in (1, 4, 8):
-        monkeypatch.setattr(pathwise, "steps_at_once", lambda *_, steps=steps: steps)
+        monkeypatch.setattr(adjoint, "steps_at_once", lambda *_, steps=steps: steps)
         found[steps] = line_response(config, kernel)
     for steps in (4, 8):
         error = found[steps] - found[1]
@@ -128,16 +130,16 @@ def test_one_derivative_for_several_steps_is_unbiased(monkeypatch) -> None:
 
 def test_pieces_cover_every_step_once_and_span_no_draw() -> None:
     kernel = replace(LINE_KERNEL, localization=30.0)  # takes 0.15 off λ at each step
-    assert [pathwise.steps_at_once(kernel, every) for every in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
+    assert [adjoint.steps_at_once(kernel, every) for every in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
     config = ChainConfig(chains=3, draws=4, burn_in=7, steps_between_draws=5, batch_size=2, seed=1, antithetic=True)
-    pieces = list(pathwise._pieces(config, kernel, 27, 0))
+    pieces = list(adjoint.parts_of_the_way(config, kernel, 27, 0))
     assert [k for piece, _ in pieces for k in piece] == list(range(27, 0, -1))
     for piece, phase in pieces:
         assert not {12, 17, 22} & set(piece[1:])  # a draw is the first of its piece
         assert phase.shape == (3,)
-    later = list(pathwise._pieces(replace(config, chains=1), kernel, 27, 2))
+    later = list(adjoint.parts_of_the_way(replace(config, chains=1), kernel, 27, 2))
     assert [phase[0] for _, phase in later] == [phase[2] for _, phase in pieces]
-    many = np.array([phase for _, phase in pathwise._pieces(replace(config, draws=400), kernel, 2007, 0)])
+    many = np.array([phase for _, phase in adjoint.parts_of_the_way(replace(config, draws=400), kernel, 2007, 0)])
     np.testing.assert_allclose((many < 0.3).mean(0), 0.3, atol=0.01)
 
 
@@ -147,11 +149,11 @@ def test_the_step_that_stands_for_a_piece_is_unbiased_and_shared_by_a_mirror_ima
     adjoints[1] *= 5
     total, grid = torch.zeros(4), (np.arange(2000) + 0.5) / 2000
     for x in grid:
-        at, along = pathwise._stand_in(positions, adjoints, np.array([x, (x + 0.5) % 1]))
+        at, along = adjoint.stand_in(positions, adjoints, np.array([x, (x + 0.5) % 1]))
         total += (at * along).sum(1) / len(grid)
         steps = [[int((positions[:, r] == at[r]).all(1).nonzero()[0]) for r in pair] for pair in ((0, 2), (1, 3))]
         assert all(one == other for one, other in steps)
     torch.testing.assert_close(total, (positions * adjoints).sum((0, 2)), rtol=0.02, atol=0.02)
-    at, along = pathwise._stand_in(positions, torch.zeros_like(adjoints), np.array([0.2, 0.9]))
+    at, along = adjoint.stand_in(positions, torch.zeros_like(adjoints), np.array([0.2, 0.9]))
     assert torch.equal(along, torch.zeros(4, 2))
     assert torch.equal(at[0], positions[0, 0])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.response.slopes import component_gradients, loss_slopes

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from patterning.core.task import Batch, Call, LossTask
 from patterning.errors import PatterningError
-from patterning.models.module import Batch, Call, LossTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.thinning import best_spacing, measure_spacing, reading_cost

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.training import language
 from patterning.training.language import (
     LanguageRun,

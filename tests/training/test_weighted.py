@@ -241,7 +241,7 @@ def test_normalised_weights_have_mean_one_under_q(regression: QuadraticTask) -> 
         (lambda rho: rho.index_fill(0, torch.tensor([3, 4]), float("nan")), "2 of 12 weights are NaN or infinite"),
         (lambda rho: rho.index_fill(0, torch.tensor([3]), float("inf")), "1 of 12 weights are NaN or infinite"),
         (lambda rho: rho * 0, "all zero"),
-        (lambda rho: -rho, "negative on average"),
+        (lambda rho: -rho, "are negative"),
         (lambda rho: torch.stack([rho, rho * 0]), "all zero"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from patterning.models.module import Batch, Call, LossTask
+from patterning.core.task import Batch, Call, LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
@@ -106,13 +106,13 @@ def estimate_pathwise(known: Known, config: ChainConfig, copies: int) -> Respons
         **(vars(config) | {"chains": many, "matched": True})  # minibatches hold all the data: there is one
     )
     probe = Probe(free, torch.arange(len(q)), chains.replicas)
-    found = pathwise_chains(free, probe, q, known.kernel, chains)
+    (found,) = pathwise_chains(free, probe, q, known.kernel, chains).values()
     column = int(np.abs(truth).argmax())
     values, errors = [], []
     for first in range(0, many, config.chains):
         own = slice(first, first + config.chains)
         part = Pathwise(found.chi[own], found.phi[:, own], found.mean_losses[own], found.expansion[own], {})
-        chi = summarise_pathwise(part, "L", q, known.kernel.n_beta).susceptibility
+        chi = summarise_pathwise({"L": part}, q, known.kernel.n_beta, np.zeros(len(q))).susceptibility
         values.append(chi.chi[0, column])
         errors.append(chi.standard_error[0, column])
     multiple = float(student.ppf(0.975, config.chains - 1))

@@ -11,15 +11,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.components import find_component, list_components
-from patterning.models.module import LossTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.report.response_page import HEAD, component_rows, response_page
 from patterning.response.components import ComponentResponse, Estimator, component_response
 from patterning.response.estimate import estimate_cost
-from patterning.response.pathwise import PhiOf
+from patterning.response.one_component import PhiOf
 from patterning.response.store import save_response
 from patterning.response.thinning import Spacing, measure_spacing
 from patterning.store import RunFolder, write_json, write_whole

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.arrays import as_floats, as_mask
 from patterning.errors import PatterningError
 
 Floats = NDArray[np.float64]
@@ -48,8 +49,18 @@ def solve(
     are cut. `free` (n,) marks samples that may move; the others keep ρ = 1, and the free ones keep their total weight.
     Raises `PatterningError` when nothing is above the noise.
     """
+    chi, target = as_floats("χ", chi, 2), as_floats("the target", target, 1)
+    base_weights = as_floats("base_weights", base_weights, 1)
     k, n = chi.shape
-    keep = np.ones(n, dtype=bool) if free is None else free
+    keep = as_mask("free", free, n)
+    if base_weights.shape != (n,) or not (np.isfinite(base_weights).all() and (base_weights >= 0).all()):
+        raise PatterningError(f"base_weights must be {n} finite numbers >= 0, one for each column of χ")
+    if noise is not None and np.shape(noise) != (k, n):
+        raise PatterningError(f"the noise has shape {np.shape(noise)} for χ of {chi.shape}")
+    if not (base_weights[keep] > 0).any():
+        raise PatterningError("no free sample has a base weight: nothing can move")
+    if not np.isfinite(target).all():
+        raise PatterningError("the target holds NaN or infinite entries")
     if target.shape != (k,):
         raise PatterningError(f"the target has shape {target.shape}, but there are {k} observables")
     if not np.isfinite(chi[:, keep]).all():
@@ -57,7 +68,7 @@ def solve(
     if noise is not None and not np.isfinite(noise[:, keep]).all():
         raise PatterningError("the noise of χ holds NaN or infinite entries: a chain diverged")
     chi = np.where(keep, chi, 0.0)  # what is not known of frozen samples must not spread
-    if n_beta <= 0:
+    if not (np.isfinite(n_beta) and n_beta > 0):
         raise PatterningError(f"n_beta is {n_beta}: the response is proportional to it, so it must be positive")
     q = np.where(keep, base_weights, 0.0)
     root = np.sqrt(q)

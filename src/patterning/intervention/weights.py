@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from patterning.core.arrays import as_floats, as_mask
 from patterning.errors import PatterningError
 
 Floats = NDArray[np.float64]
@@ -58,7 +59,10 @@ def make_weights(s: Floats, base_weights: Floats, *, policy: Policy, alpha: floa
     """
     if policy not in POLICIES:
         raise PatterningError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
-    moving = np.ones(len(s), dtype=bool) if free is None else free
+    s, base_weights = as_floats("the direction", s, 1), _base_weights(base_weights, len(s))
+    moving = as_mask("free", free, len(s))
+    if not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha)):
+        raise PatterningError(f"alpha is {alpha!r}: it must be a finite number")
     if not np.isfinite(s[moving]).all():
         raise PatterningError("the direction holds NaN or infinite entries")
     s = np.where(moving, s, 0.0)  # what is not known of frozen samples must not spread
@@ -72,9 +76,17 @@ def make_weights(s: Floats, base_weights: Floats, *, policy: Policy, alpha: floa
     return np.where(moving, rho * base_weights[moving].sum() / total, 1.0)
 
 
+def _base_weights(base_weights: Floats, count: int) -> Floats:
+    q = as_floats("base_weights", base_weights, 1)
+    if len(q) != count or not (np.isfinite(q).all() and (q >= 0).all() and q.any()):
+        raise PatterningError(f"base_weights must be {count} finite numbers >= 0, not all 0")
+    return q
+
+
 def summarise(rho: Floats, base_weights: Floats, free: Bools | None = None) -> WeightSummary:
     """How hard the weights pull."""
-    moving = np.ones(len(rho), dtype=bool) if free is None else free
+    rho, base_weights = as_floats("the weights", rho, 1), _base_weights(base_weights, len(rho))
+    moving = as_mask("free", free, len(rho))
     q, r = base_weights[moving] / base_weights[moving].sum(), rho[moving]
     return WeightSummary(
         effective_sample_size=float((q * r).sum() ** 2 / (q * r**2).sum()),

@@ -17,10 +17,11 @@ Masks = Mapping[str, Tensor | None]
 
 @dataclass(frozen=True)
 class Component:
-    """A named set of coordinates."""
+    """A named set of coordinates; `note`: what a reader should know of it."""
 
     name: str
     masks: Masks
+    note: str = ""
 
     def count(self, module: nn.Module) -> int:
         """P_C, the number of free coordinates."""
@@ -36,23 +37,28 @@ def find_component(module: nn.Module, what: ComponentLike) -> Component:
     """The component called `what` of a module, checked against its parameters that require a gradient.
 
     `full`; `l1h3` (queries, keys, values and output of a head), `l1 attn`, `l1 mlp`, `embed`, `unembed` for the
-    architectures known here (`LanguageModel`, Hugging Face GPT-2, TransformerLens); for every module a parameter name
-    or a pattern of them (`blocks.1.*`); or a ready `Component`. Raises `PatterningError` for what selects nothing,
-    masks of another shape, and a tied weight that is stored under another name.
+    architectures known here (`LanguageModel`, Hugging Face GPT-2, TransformerLens), in capital or small letters; for
+    every module a parameter name or a pattern of them (`blocks.1.*`); or a ready `Component`. Raises `PatterningError`
+    for what selects nothing, masks of another shape, and a tied weight that is stored under another name.
     """
     if isinstance(what, Component):
         return _checked(module, what)
+    if not isinstance(what, str):
+        raise PatterningError(f"a component is a name or a Component with masks (found {type(what).__name__})")
     free = [name for name, p in module.named_parameters() if p.requires_grad]
-    if what == "full":
-        return _checked(module, Component(what, dict.fromkeys(free)))
+    name = " ".join(what.lower().split())  # L1H0 and "l1  MLP" are meant as well
+    if name == "full":
+        return _checked(module, Component(name, dict.fromkeys(free)))
     for know in _ARCHITECTURES:
-        if (masks := know(module, what)) is not None:
-            return _checked(module, Component(what, masks))
-    if names := [name for name in free if fnmatchcase(name, what)]:
+        if (known := know(module, name)) is not None:
+            return _checked(module, known)
+    if names := [parameter for parameter in free if fnmatchcase(parameter, what)]:
         return Component(what, dict.fromkeys(names))
     _say_if_tied(module, what)
+    known_names = list_components(module)
+    offer = f"{', '.join(known_names[:12])}{', …' if len(known_names) > 12 else ''}, " if known_names else ""
     raise PatterningError(
-        f"{what!r} is no component of {type(module).__name__}: use full, a parameter name, a pattern such as "
+        f"{what!r} is no component of {type(module).__name__}: use full, {offer}a parameter name, a pattern such as "
         f"{free[0].rpartition('.')[0] or free[0]}.*, or a Component with masks (parameters: {', '.join(free[:4])}, …)"
     )
 
@@ -74,7 +80,10 @@ def list_components(module: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where an architecture keeps its parts. `head(layer, i)` gives masks; `parts` lists of parameter names."""
+    """Where an architecture keeps its parts.
+
+    `head(layer, i)` gives masks; `parts` lists of parameter names; `shares` heads that share keys and values (1: none).
+    """
 
     layers: int
     heads: int
@@ -83,12 +92,19 @@ class _Layout:
     attention: str
     mlp_prefix: str
     parts: dict[str, list[str]]
+    shares: int = 1
+
+    def note(self, layer: int, head: int) -> str:
+        """That the keys and values of a head are those of others, too."""
+        first = head - head % self.shares
+        others = [f"l{layer}h{i}" for i in range(first, first + self.shares) if i != head]
+        return f"its keys and values are shared with {', '.join(others)}" if others else ""
 
 
 def _known(
     layout: Callable[[nn.Module], _Layout | None],
-) -> Callable[[nn.Module, str], dict[str, Tensor | None] | None]:
-    def masks(module: nn.Module, what: str) -> dict[str, Tensor | None] | None:
+) -> Callable[[nn.Module, str], Component | None]:
+    def component(module: nn.Module, what: str) -> Component | None:
         found = layout(module)
         if found is None:
             return None
@@ -96,7 +112,7 @@ def _known(
         if what in found.parts:
             for name in found.parts[what]:
                 _say_if_tied(module, name)
-            return dict.fromkeys(name for name in found.parts[what] if name in names)
+            return Component(what, dict.fromkeys(name for name in found.parts[what] if not _left_out(module, name)))
         match = re.fullmatch(r"l(\d+)(?:h(\d+)| (attn|mlp))", what)
         if match is None:
             return None
@@ -104,19 +120,33 @@ def _known(
         if layer >= found.layers or (match[2] and int(match[2]) >= found.heads):
             raise PatterningError(f"{what!r}: the model has {found.layers} layers of {found.heads} heads, from 0")
         if match[2]:
-            return found.head(layer, int(match[2]))
+            return Component(what, found.head(layer, int(match[2])), found.note(layer, int(match[2])))
         prefix = (found.attention if match[3] == "attn" else found.mlp_prefix).format(layer)
-        return dict.fromkeys(name for name in names if name.startswith(prefix))
+        return Component(what, dict.fromkeys(name for name in names if name.startswith(prefix)))
 
-    return masks
+    return component
+
+
+def _left_out(module: nn.Module, name: str) -> bool:
+    """Whether a module was made without this parameter, a bias; raises `PatterningError` where it has no such place."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        own = module.get_submodule(path)._parameters
+    except AttributeError:
+        own = {}
+    if attribute not in own:
+        raise PatterningError(
+            f"{type(module).__name__} has no parameter {name}, where this architecture keeps it: name the parameters "
+            "yourself, by a pattern or a Component with masks"
+        )
+    return own[attribute] is None
 
 
 def _rows(module: nn.Module, name: str, rows: Sequence[slice], axis: int = 0) -> dict[str, Tensor | None]:
-    """Mask of slices along an axis of a parameter, if the module has it."""
-    parameter = dict(module.named_parameters()).get(name)
-    if parameter is None:
+    """Mask of slices along an axis of a parameter; nothing for a bias that the module was made without."""
+    if _left_out(module, name):
         return {}
-    mask = torch.zeros(parameter.shape, dtype=torch.bool)
+    mask = torch.zeros(module.get_parameter(name).shape, dtype=torch.bool)
     for part in rows:
         mask.transpose(0, axis)[part] = True
     return {name: mask}
@@ -177,15 +207,22 @@ def _lens_layout(module: nn.Module) -> _Layout | None:
     if config is None or not hasattr(config, "n_heads") or not hasattr(module, "blocks"):
         return None
 
+    # Under grouped-query attention several heads read the keys and values of one.
+    groups = getattr(config, "n_key_value_heads", None) or config.n_heads
+    shares, mark = config.n_heads // groups, "" if groups == config.n_heads else "_"
+
     def head(layer: int, i: int) -> dict[str, Tensor | None]:
         own: dict[str, Tensor | None] = {}
-        for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V"):
-            own |= _rows(module, f"blocks.{layer}.attn.{name}", [slice(i, i + 1)])
+        of_head = {"W_Q": i, "W_O": i, "b_Q": i}
+        of_group = {f"{mark}{name}": i // shares for name in ("W_K", "W_V", "b_K", "b_V")}
+        for name, place in {**of_head, **of_group}.items():
+            own |= _rows(module, f"blocks.{layer}.attn.{name}", [slice(place, place + 1)])
         return own
 
     parts = {"embed": ["embed.W_E"], "positions": ["pos_embed.W_pos"], "unembed": ["unembed.W_U", "unembed.b_U"]}
     mlp = not getattr(config, "attn_only", False)
-    return _Layout(config.n_layers, config.n_heads, mlp, head, "blocks.{}.attn.", "blocks.{}.mlp.", parts)
+    prefixes = ("blocks.{}.attn.", "blocks.{}.mlp.")
+    return _Layout(config.n_layers, config.n_heads, mlp, head, *prefixes, parts, shares)
 
 
 _ARCHITECTURES = tuple(_known(layout) for layout in (_own_layout, _gpt2_layout, _lens_layout))

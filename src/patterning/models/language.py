@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning.core.task import Batch, Call
 from patterning.errors import PatterningError
-from patterning.models.module import Batch, Call
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Container, Sequence
-from copy import deepcopy
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from patterning.core.batch import Batch
+from patterning.core.modules import copy_module, spread
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.components import Component, ComponentLike, find_component
-from patterning.models.module import Batch, LossTask
 from patterning.models.replay import recorded, replayed
 from patterning.models.split import split_head
 from patterning.rng import Stream, generator
@@ -35,6 +36,7 @@ class Restricted:
     """
 
     def __init__(self, task: LossTask, anchor: Tensor, component: ComponentLike) -> None:
+        check_anchor(task, anchor)
         self.task = task
         self.component = find_component(task.module, component)
         whole = {name: part[0] for name, part in task.named(anchor.detach()[None]).items()}
@@ -51,7 +53,7 @@ class Restricted:
                 for name, pick in self._picks.items()
             ]
         )
-        self.module, self._alone = task.load(deepcopy(task.module), anchor).requires_grad_(False), ""
+        self.module, self._alone = task.load(copy_module(task.module, convert=False), anchor).requires_grad_(False), ""
         if _is_head(task.module, self.component) and (split := split_head(self.module, self.component.name)):
             self.module, self._alone = split
         self._shared: tuple[Tensor, dict[str, Tensor]] = torch.empty(0, dtype=torch.int64), {}
@@ -81,9 +83,8 @@ class Restricted:
         return self.anchor.device.type == "cpu" and rows * self.samples_per_row >= ENOUGH_CELLS
 
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
-        """Loss in nats of rows `index` (r, b): (r, b), the mean where a row holds several samples."""
-        found = self.sample_losses(flat, index)
-        return found if self.samples_per_row == 1 else found.unflatten(1, (index.shape[1], -1)).mean(2)
+        """Loss in nats of rows `index` (r, b): (r, b), the mean over a row's samples."""
+        return self.task.row_means(self.sample_losses(flat, index), index)
 
     def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss of every sample in rows `index` (r, b) under free coordinates `flat` (r, P_C): (r, b·t)."""
@@ -118,10 +119,10 @@ class Restricted:
         """The outermost submodules that the component cannot reach; none, where the module writes into their outputs.
 
         Found on a few rows. Another value of the component must leave them alone, too: an argmax has no gradient, but
-        moves.
+        moves. Given back after the module has seen other rows, they must lead to the same losses: a hook inside of
+        them, or a tensor that they leave behind, may feed the loss as well.
         """
-        count = min(len(self.base_weights), math.ceil(TRIED / self.samples_per_row))
-        rows = torch.arange(count, device=self.anchor.device)
+        rows = spread(len(self.base_weights), math.ceil(TRIED / self.samples_per_row)).to(self.anchor.device)
         noise = torch.from_numpy(generator(0, Stream.NOISE).standard_normal(self.num_parameters))
         size = float(self.anchor.abs().mean()) + 0.1
         here = self.anchor[None].requires_grad_()
@@ -131,6 +132,7 @@ class Restricted:
         same = {name for name, value in apart.items() if name in others and torch.equal(value, others[name])}
         kept = {name: apart[name] for name in same if not any(name.startswith(f"{up}.") for up in same)}
         versions = [value._version for value in kept.values()]
+        self.apart(moved, rows.roll(1), ())
         with replayed(self.module, kept):
             again, _ = self.apart(here, rows, ())
         written = versions != [value._version for value in kept.values()] or not torch.equal(again, losses)
@@ -173,6 +175,18 @@ class Restricted:
         if flat.ndim != 2 or flat.shape[1] != self.num_parameters:
             raise PatterningError(f"parameters {tuple(flat.shape)} are not (r, {self.num_parameters})")
         return flat
+
+
+def check_anchor(task: LossTask, anchor: object) -> None:
+    """Raise `PatterningError` unless `anchor` is a finite checkpoint (P,) of the task's module."""
+    if not isinstance(anchor, Tensor) or not anchor.is_floating_point() or anchor.shape != (task.num_parameters,):
+        what = f"{anchor.dtype} {tuple(anchor.shape)}" if isinstance(anchor, Tensor) else type(anchor).__name__
+        raise PatterningError(
+            f"the checkpoint w* is {what}: it must be a row of {task.num_parameters} floating point numbers, as "
+            "task.flatten(module) gives"
+        )
+    if not bool(anchor.isfinite().all()):
+        raise PatterningError(f"the checkpoint w* holds {int((~anchor.isfinite()).sum())} NaN or infinite parameters")
 
 
 def _is_head(module: nn.Module, component: Component) -> bool:

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.errors import PatterningError, check_whole
 from patterning.posterior import preconditioned, sgld
 from patterning.rng import Stream, generator
 from patterning.tasks.base import Task
+
+WINDOW = 50
+"""Steps over whose mean loss a chain is watched."""
 
 Kernel = sgld.SGLD | preconditioned.RMSPropSGLD
 State = sgld.State | preconditioned.State
@@ -44,10 +47,11 @@ class ChainConfig:
         return 2 * self.chains if self.antithetic else self.chains
 
     def __post_init__(self) -> None:
-        """Refuse sizes that leave nothing to average."""
+        """Refuse sizes that are no whole numbers, or leave nothing to average."""
         for name in ("chains", "draws", "steps_between_draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise PatterningError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            check_whole(name, getattr(self, name), 1)
+        for name in ("burn_in", "seed"):
+            check_whole(name, getattr(self, name), 0)
 
 
 @dataclass
@@ -72,8 +76,9 @@ def run_chains(
 
     A chain that turns NaN, or whose mean minibatch loss over 50 steps passes `loss_band`, is named in
     `ChainTrace.diverged`; it stays in the batch, reset to the anchor, so that the others keep their numbers. The caller
-    must leave it out of every average. `first_chain` numbers the chains for the random streams. Raises
-    `PatterningError` for antithetic chains: a covariance is even in the noise, and a mirror image adds next to nothing.
+    must leave it out of every average. When all have diverged, sampling stops. `first_chain` numbers the chains for the
+    random streams. Raises `PatterningError` for antithetic chains: a covariance is even in the noise, and a mirror
+    image adds next to nothing.
     """
     if config.antithetic:
         raise PatterningError(
@@ -88,8 +93,11 @@ def run_chains(
         index = minibatches(cumulative, config, first_chain, step).to(anchor.device)
         losses[step], gradient = loss_and_gradient(task, state.position, index)
         state = update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
-        if step % 50 == 49 or step == steps - 1:
-            _exclude(trace, state, step, loss_band, first_chain)
+        if step % WINDOW == WINDOW - 1 or step == steps - 1:
+            exclude(trace, state, step, loss_band, first_chain)
+            if len(trace.diverged) == config.chains:
+                losses[step + 1 :] = math.nan
+                break
         if step >= config.burn_in and (step - config.burn_in + 1) % config.steps_between_draws == 0:
             on_draw((step - config.burn_in) // config.steps_between_draws, state.position)
     return trace
@@ -163,16 +171,23 @@ def gaussian(like: Tensor, seed: int, first_chain: int, step: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)).to(like)
 
 
-def _exclude(trace: ChainTrace, state: State, step: int, loss_band: float, first_chain: int) -> None:
-    first = max(0, step - 49)  # the last window of a run reaches back into the one before it
-    window = trace.losses[first : step + 1].mean(0)
-    window[~torch.isfinite(state.position).all(1)] = math.nan
-    for c, value in enumerate(window.tolist()):
-        if c in trace.diverged or (math.isfinite(value) and value <= loss_band):
-            continue
-        trace.diverged[c] = (
-            f"chain {first_chain + c}: mean minibatch loss {value:.4g} over steps {first + 1}-{step + 1}"
-            + (f", above its band of {loss_band:.4g}" if math.isfinite(value) else "")
-        )
+def exclude(trace: ChainTrace, state: State, step: int, loss_band: float, first_chain: int) -> None:
+    """Name the chains that left `loss_band` in the window that ends with `step`, and put them back to w*."""
+    for c, why in left_band(trace.losses[: step + 1], state.position, loss_band).items():
+        trace.diverged.setdefault(c, f"chain {first_chain + c}: {why}")
     for c in trace.diverged:
         state.position[c] = state.anchor[c]
+
+
+def left_band(losses: Tensor, position: Tensor, loss_band: float) -> dict[int, str]:
+    """Replicas whose mean loss over the last 50 steps of `losses` (steps, r) is NaN or above the band: number → why."""
+    step = len(losses)
+    first = max(0, step - WINDOW)  # the last window of a run reaches back into the one before it
+    window = losses[first:].mean(0)
+    window[~torch.isfinite(position).all(1)] = math.nan
+    return {
+        c: f"mean minibatch loss {value:.4g} over steps {first + 1}-{step}"
+        + (f", above its band of {loss_band:.4g}" if math.isfinite(value) else "")
+        for c, value in enumerate(window.tolist())
+        if not (math.isfinite(value) and value <= loss_band)
+    }

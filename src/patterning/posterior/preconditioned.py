@@ -30,11 +30,11 @@ class RMSPropSGLD:
 
     def __post_init__(self) -> None:
         """Refuse settings that define no chain."""
-        check_settings(self.n_beta, self.localization, self.step_size)
         if not 0 <= self.decay < 1:
             raise PatterningError(f"decay is {self.decay}: it must be in [0, 1)")
         if not (math.isfinite(self.damping) and self.damping > 0):
             raise PatterningError(f"damping is {self.damping}: it must be finite and > 0")
+        check_settings(self.n_beta, self.localization, self.step_size, self.damping)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,24 @@ On a quadratic of total curvature λ = nβ h + γ the stationary variance is `1 
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.errors import PatterningError, PatterningWarning
 
 
-def check_settings(n_beta: float, localization: float, step_size: float) -> None:
-    """Raise `PatterningError` for values that define no localized posterior."""
+def check_settings(n_beta: float, localization: float, step_size: float, damping: float = 1.0) -> None:
+    """Raise `PatterningError` for values that define no localized posterior, or a chain that cannot be stable.
+
+    `damping` δ: the largest step is ε/δ where a preconditioner has nothing to divide by.
+    """
+    for name, value in (("n_beta", n_beta), ("localization", localization), ("step_size", step_size)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise PatterningError(f"{name} is {value!r}: it must be a number")
     for name, value, low in (
         ("n_beta", n_beta, 0.0),
         ("localization", localization, 0.0),
@@ -25,6 +33,22 @@ def check_settings(n_beta: float, localization: float, step_size: float) -> None
             raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if low is None else '>= 0'}")
     if localization == 0:
         raise PatterningError("localization is 0: nothing keeps the chain near w*; state a positive value")
+    # w - w* is multiplied by 1 - γε/2 in a step where the loss is flat: past 2 it grows without end, past 1 it swings.
+    pull = localization * step_size / damping / 2
+    factors, bound = ("γε/2", "2/γ") if damping == 1 else ("γε/(2δ)", "2δ/γ")
+    advice = f"lower step_size below {bound} = {2 * damping / localization:.3g}"
+    if pull >= 2:
+        raise PatterningError(
+            f"{factors} is {pull:.3g}: from 2 on, the pull to w* alone makes a chain explode, whatever the loss is; "
+            f"{advice}"
+        )
+    if pull > 1:
+        warnings.warn(
+            f"{factors} is {pull:.3g}: past 1 a chain overshoots w* at every step, and its variance is "
+            f"{1 / (1 - pull / 2):.2g} times the posterior's or more; {advice}",
+            PatterningWarning,
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patterning.core.task import LossTask
 from patterning.models.components import ComponentLike
-from patterning.models.module import LossTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, loss_and_gradient

@@ -1,4 +1,4 @@
-r"""χ by differentiating ⟨φ⟩ through the sampling chain itself: the adjoint of SGLD (SPEC §4, estimator `pathwise`).
+r"""χ by differentiating ⟨φ⟩ through the sampling chain itself: the adjoint of SGLD (estimator `pathwise`).
 
 Re-weighting the data by h (ℓ_i - L) moves every step of a chain by -(ε/2) nβ h ∇(ℓ_i - L)(w_k). Back through the steps,
 
@@ -11,41 +11,45 @@ It is the response of the chain as it is run, step-size effects included, with e
 derivatives. It has little variance while steps contract (γ above the most negative nβ curvature), and blows up
 otherwise: that is recorded as `expansion`.
 
-φ is the loss of the probed samples, read at every draw; or, with `phi="data"`, L of all the data (SPEC §3). That is
-read off the chain's own minibatches: w_k is independent of the minibatch B_k that moves it on, so ∇L_B(w_k), which$
-hand, is unbiased. Its noise is cut by the control variate of SVRG (Johnson & Zhang 2013),
+φ is the mean loss of the probed samples, or of other rows, or any differentiable function of the model, read at every
+draw; or, with `DATA`, L of all the data. That is read off the chain's own minibatches: w_k is independent of the
+minibatch B_k that moves it on, so ∇L_B(w_k), which the way back computes in any case, is unbiased for ∇L(w_k). Its
+noise is cut by the control variate of SVRG (Johnson & Zhang 2013),
 
 .. math:: \nabla\phi(w_k) \approx \nabla L_{B_k}(w_k) - \nabla L_{B_k}(w^*) + \nabla L(w^*)
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.errors import PatterningError
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
-from patterning.posterior.chains import ChainConfig, gaussian, loss_and_gradient, minibatches, pieces
+from patterning.posterior.chains import ChainConfig, minibatches
 from patterning.posterior.diagnostics import diagnose
+from patterning.response.adjoint import (
+    Floats,
+    ProbeLoss,
+    Reading,
+    anchor_gradient,
+    curvature,
+    forward,
+    mean_gradient,
+    parts_of_the_way,
+    stand_in,
+)
 from patterning.response.moderated import moderate
-from patterning.response.sample import SampledResponse
+from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.susceptibility import Susceptibility
-from patterning.rng import Stream, generator
 
-Floats = NDArray[np.float64]
-PhiOf = Literal["probes", "data"]
-"""Whose mean loss φ of a component is: the probed samples', or that of all the task's rows."""
-
-MOST_PULL = 0.65
-"""Most that the localization alone may take off λ, (ε/2) γ a step, over the steps that one derivative of the probe
-stands for: at twice as much the noise of χ grew by half or more (docs/results/response.md)."""
+DATA = "data"
+"""In place of a `Reading`: φ is L of all the data, read off the minibatches."""
 
 
 @dataclass(frozen=True)
@@ -81,190 +85,141 @@ def pathwise_chains(
     weights: Floats,
     kernel: sgld.SGLD,
     chains: ChainConfig,
+    readings: Mapping[str, Reading | str] | None = None,
     *,
-    phi: PhiOf = "probes",
     loss_band: float = math.inf,
     first_chain: int = 0,
-) -> Pathwise:
-    """Run the chains, keep their positions, and go back through them. Memory: steps × chains × P_C floats.
+) -> dict[str, Pathwise]:
+    """Run the chains, keep their positions, and go back through them once for each φ in `readings` (name → φ).
 
-    φ is the mean loss of the probed samples under `weights` q (n,), less its value at w*; or that of all the data
-    (`phi`): then the mean over every step after burn-in is differentiated, and `Pathwise.phi` and `mean_losses` still
-    show the probes, where their derivative is taken.
+    Without `readings`, φ is the mean loss of the probed samples. χ has a column for each of the probe's samples, of
+    `weights` q (n,). With `DATA` the mean over every step after burn-in is differentiated, and `Pathwise.phi` and
+    `mean_losses` show the probes, where their derivative is taken.
     Derivatives of the probe are taken once for a few steps, at one of them, drawn at random: χ of a chain is unbiased
-    for the chain's derivative. What the choice of a step does at w* is known, and taken out.
+    for the chain's derivative. What the choice of a step does at w* is known, and taken out. Memory: steps × chains ×
+    P_C floats. Raises `PatterningError` when fewer than 2 chains stay in `loss_band`.
     """
-    q = torch.from_numpy(weights).to(free.anchor.device)
     cumulative = np.cumsum(free.base_weights.numpy())
-    positions, diverged = _forward(free, kernel, chains, cumulative, loss_band, first_chain)
-    steps, half, every, own = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws, chains.chains
-    adjoint, owed = torch.zeros_like(positions[0]), torch.zeros_like(positions[0])  # `owed`: Σ λ less what stood for it
-    chi = torch.zeros(len(adjoint), len(weights), dtype=torch.float64, device=adjoint.device)
-    sums, seen = torch.zeros_like(chi), list[Tensor]()
-    centre = mean_gradient(free) if phi == "data" else None
-    bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
-    for piece, phase in _pieces(chains, kernel, steps, first_chain):
-        adjoints = []
-        for k in piece:
-            drawn = k > chains.burn_in and (k - chains.burn_in) % every == 0
-            if centre is None and drawn:
-                values, mean, slope = probe.slope(positions[k], q)
-                adjoint, bound = adjoint + slope / chains.draws, bound + slope.norm(dim=1) / chains.draws
-                seen.append(mean)
-                sums += values
-            adjoints.append(adjoint)
-            owed += adjoint
-            if bool((bound > 0).all()):  # φ has been read
-                expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
-            index = minibatches(cumulative, chains, first_chain, k - 1).to(adjoint.device)
-            gradient, curved = _curvature(free, positions[k - 1], index, adjoint)
-            adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
-            bound = bound * (1 - half * kernel.localization)
-            if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
-                slope = (gradient - _anchor_gradient(free, index, chains) + centre) / (steps - chains.burn_in)
-                adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
-        at, along = _stand_in(positions[piece[-1] - 1 : piece[0]].flip(0), torch.stack(adjoints), phase)
-        values, tangent = (part.detach().double() for part in probe.along(at, along))
+    positions, diverged = forward(free, kernel, chains, cumulative, loss_band, first_chain)
+    if len(diverged) == chains.chains:
+        nothing = np.zeros((chains.chains, len(weights)))
+        empty = Pathwise(nothing, np.zeros((chains.draws, chains.chains)), nothing, nothing[:, 0], diverged)
+        return dict.fromkeys(readings or [COMPONENT_LOSS], empty)
+    q = torch.from_numpy(weights).to(free.anchor.device)
+    phis: Mapping[str, Reading | str] = {COMPONENT_LOSS: ProbeLoss(probe, q)} if readings is None else readings
+    back = _WayBack(free, probe, q, kernel, chains, cumulative)
+    return {name: back.run(positions, reading, first_chain, diverged) for name, reading in phis.items()}
+
+
+@dataclass(frozen=True)
+class _WayBack:
+    """What the way back through the chains needs, whatever φ is."""
+
+    free: Restricted
+    probe: Probe
+    q: Tensor
+    kernel: sgld.SGLD
+    chains: ChainConfig
+    cumulative: Floats
+
+    def run(self, positions: Tensor, reading: Reading | str, first_chain: int, diverged: dict[int, str]) -> Pathwise:
+        """χ of one φ from the positions (steps + 1, r, P_C)."""
+        free, probe, kernel, chains, q = self.free, self.probe, self.kernel, self.chains, self.q
+        steps, half, every, own = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws, chains.chains
+        adjoint = torch.zeros_like(positions[0])
+        owed = torch.zeros_like(adjoint)  # Σ λ less what stood for it
+        chi = torch.zeros(len(adjoint), len(q), dtype=torch.float64, device=adjoint.device)
+        sums, seen = torch.zeros_like(chi), list[Tensor]()
+        centre = mean_gradient(free) if isinstance(reading, str) else None
+        bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
+        summed, read_with_phi = 0, isinstance(reading, ProbeLoss) and reading.same
+        for piece, phase in parts_of_the_way(chains, kernel, steps, first_chain):
+            adjoints = []
+            for k in piece:
+                if not isinstance(reading, str) and k > chains.burn_in and (k - chains.burn_in) % every == 0:
+                    values, phi, slope = reading(positions[k])
+                    adjoint, bound = adjoint + slope / chains.draws, bound + slope.norm(dim=1) / chains.draws
+                    seen.append(phi)
+                    if values is not None:
+                        sums, summed = sums + values, summed + 1
+                adjoints.append(adjoint)
+                owed += adjoint
+                if bool((bound > 0).all()):  # φ has been read
+                    expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
+                index = minibatches(self.cumulative, chains, first_chain, k - 1).to(adjoint.device)
+                gradient, curved = curvature(free, positions[k - 1], index, adjoint)
+                adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
+                bound = bound * (1 - half * kernel.localization)
+                if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
+                    slope = (gradient - anchor_gradient(free, index, chains) + centre) / (steps - chains.burn_in)
+                    adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
+            at, along = stand_in(positions[piece[-1] - 1 : piece[0]].flip(0), torch.stack(adjoints), phase)
+            losses, tangent = (part.detach().double() for part in probe.along(at, along))
+            chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
+            owed -= along
+            last = piece[-1]
+            if not read_with_phi and last > chains.burn_in and (last - 1 - chains.burn_in) % every == 0:
+                sums, summed = sums + losses, summed + 1
+                if centre is not None:
+                    seen.append((losses * q).sum(1))
+        tangent = probe.along(free.init(range(len(owed))), owed)[1].detach().double()
         chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-        owed -= along
-        last = piece[-1]
-        if centre is not None and last > chains.burn_in and (last - 1 - chains.burn_in) % every == 0:
-            seen.append((values * q).sum(1))
-            sums += values
-    tangent = probe.along(free.init(range(len(owed))), owed)[1].detach().double()
-    chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-    start = float(probe.at_anchor.double() @ q)
-    by_chain, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / len(seen)))
-    return Pathwise(
-        chi=by_chain,
-        phi=torch.stack(seen[::-1])[:, :own].cpu().numpy() - start,
-        mean_losses=means,
-        expansion=expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy(),
-        diverged=diverged,
-    )
+        start = float(probe.at_anchor.double() @ q) if isinstance(reading, str) else reading.at_anchor
+        by_chain, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / summed))
+        spread = expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy()
+        for chain in range(own):
+            if not np.isfinite(by_chain[chain]).all():
+                diverged = diverged | {first_chain + chain: f"chain {first_chain + chain}: its adjoint overflowed"}
+        return Pathwise(
+            chi=by_chain,
+            phi=torch.stack(seen[::-1])[:, :own].cpu().numpy() - start,
+            mean_losses=means,
+            expansion=spread,
+            diverged=diverged,
+        )
 
 
-def _pieces(chains: ChainConfig, kernel: sgld.SGLD, steps: int, first_chain: int) -> Iterator[tuple[range, Floats]]:
-    """The steps k from the last to the first, in pieces that share a derivative, and a number (chains,) in [0, 1) each.
+def summarise_pathwise(
+    parts: Mapping[str, Pathwise], weights: Floats, n_beta: float, at_anchor: Floats
+) -> SampledResponse:
+    """χ of every φ (name → its chains) with moderated errors over chains, the independent units.
 
-    No piece spans a draw. The numbers say at which step of the piece a chain takes the derivative: uniform, evenly
-    spread over the pieces (a golden-ratio sequence from a random start), independent between chains.
+    `weights` q and `at_anchor` ℓ(w*), (n,), are those of the samples that χ has columns for. Diverged
+    chains are left out by name. The parts hold the chains in order, from number 0. Raises `PatterningError`
+    when fewer than 2 are left.
     """
-    few, every = steps_at_once(kernel, chains.steps_between_draws), chains.steps_between_draws
-    start = [generator(chains.seed, Stream.PHASE, first_chain + c).random() for c in range(chains.chains)]
-    last, number = steps, 0
-    while last > 0:
-        ends = last - ((last - 1 - chains.burn_in) % every)  # the first step after the draw before
-        first = max(ends, last - few + 1, 1)
-        yield range(last, first - 1, -1), (np.array(start) + number * (math.sqrt(5) - 1) / 2) % 1
-        last, number = first - 1, number + 1
-
-
-def _stand_in(positions: Tensor, adjoints: Tensor, phase: Floats) -> tuple[Tensor, Tensor]:
-    """One of the steps of a piece for each replica: its position, and λ over its chance to be chosen, both (r, P_C).
-
-    `positions`, `adjoints` (steps, r, P_C). A step is chosen in proportion to the size of its λ; a mirror image takes
-    the step of its chain, `phase` (chains,).
-    """
-    size = adjoints.norm(dim=2).unflatten(1, (-1, len(phase))).sum(1)  # (steps, chains)
-    size = torch.where(size.sum(0) > 0, size, torch.ones_like(size))
-    share = size / size.sum(0)
-    chosen = (share.cumsum(0) <= torch.from_numpy(phase).to(share)).sum(0).clamp(max=len(share) - 1)
-    chance = share.gather(0, chosen[None])[0]
-    times = positions.shape[1] // len(phase)
-    chosen, replica = chosen.repeat(times), torch.arange(positions.shape[1], device=chosen.device)
-    return positions[chosen, replica], adjoints[chosen, replica] / chance.repeat(times)[:, None]
-
-
-def steps_at_once(kernel: sgld.SGLD, every: int) -> int:
-    """For how many steps one derivative of the probe stands, of the `every` from draw to draw."""
-    return math.ceil(every / math.ceil(every * kernel.step_size / 2 * kernel.localization / MOST_PULL))
-
-
-def _forward(
-    free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, cumulative: Floats, loss_band: float, first_chain: int
-) -> tuple[Tensor, dict[int, str]]:
-    """Every position (steps + 1, replicas, P_C) of the chains, and those that diverged: chain number → why."""
-    steps, device = chains.burn_in + chains.draws * chains.steps_between_draws, free.anchor.device
-    positions = torch.empty(steps + 1, chains.replicas, free.num_parameters, device=device, dtype=free.anchor.dtype)
-    state = sgld.init(free.anchor, chains.replicas)
-    positions[0] = state.position
-    losses = torch.empty(steps, chains.replicas, device=device)
-    for step in range(steps):
-        index = minibatches(cumulative, chains, first_chain, step).to(device)
-        losses[step], gradient = loss_and_gradient(free, state.position, index)
-        noise = gaussian(state.position[: chains.chains], chains.seed, first_chain, step)
-        state = sgld.update(state, gradient, torch.cat([noise, -noise]) if chains.antithetic else noise, kernel)
-        positions[step + 1] = state.position
-    diverged = {}
-    for r in range(chains.replicas):
-        worst, chain = float(losses[chains.burn_in :, r].mean()), first_chain + r % chains.chains
-        if not (math.isfinite(worst) and worst <= loss_band and bool(positions[-1, r].isfinite().all())):
-            name = f"chain {chain}" if r < chains.chains else f"mirror image of chain {chain}"
-            diverged.setdefault(chain, f"{name}: mean minibatch loss {worst:.4g} over its draws")
-    return positions, diverged
-
-
-def _anchor_gradient(free: Restricted, index: Tensor, chains: ChainConfig) -> Tensor:
-    """∇L_B(w*) of rows `index` (r, b), (r, P_C), or (1, P_C) where all chains have the same rows."""
-    rows = index[:1] if chains.matched else index
-    return loss_and_gradient(free, free.anchor.expand(len(rows), -1), rows)[1]
-
-
-def mean_gradient(free: Restricted) -> Tensor:
-    """∇L(w*) (P_C,) over all the data in the free coordinates."""
-    q, total = free.base_weights.to(free.anchor), torch.zeros_like(free.anchor)
-    flat = free.anchor[None].detach().requires_grad_()
-    for part in torch.arange(len(q), device=q.device).split(free.cut(1)):
-        total += torch.autograd.grad((free.losses(flat, part[None])[0] * q[part]).sum(), flat)[0][0]
-    return total
-
-
-def _curvature(free: Restricted, at: Tensor, index: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the mean loss of rows `index` (r, b) at `at`, and H_B λ, its curvature along `vector`: (r, P_C)."""
-    slope, bend = torch.zeros_like(at), torch.zeros_like(at)
-    for replicas, part in pieces(free, index):
-        flat = at[replicas].detach().requires_grad_()
-        loss = free.losses(flat, part).sum() / index.shape[1]
-        (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
-        slope[replicas] += gradient.detach()
-        bend[replicas] += torch.autograd.grad(gradient, flat, vector[replicas])[0]
-    return slope, bend
-
-
-def summarise_pathwise(found: Pathwise, name: str, weights: Floats, n_beta: float) -> SampledResponse:
-    """χ with moderated errors over chains, the independent units; diverged chains are left out by name.
-
-    `found` holds the chains in order, from number 0. Raises `PatterningError` when fewer than 2 are left.
-    """
-    kept = [c for c in range(len(found.chi)) if c not in found.diverged]
+    count = len(next(iter(parts.values())).chi)
+    diverged = {chain: why for part in parts.values() for chain, why in part.diverged.items()}
+    kept = [c for c in range(count) if c not in diverged]
     if len(kept) < 2:
         raise PatterningError(
-            f"{len(found.diverged)} of {len(found.chi)} chains diverged and χ needs 2 "
-            f"({'; '.join(found.diverged.values())}): lower step_size or raise localization"
+            f"{len(diverged)} of {count} chains diverged and χ needs 2 ({'; '.join(list(diverged.values())[:3])})"
         )
-    chi, means = found.chi[kept], found.mean_losses[kept]
-    variance, freedom = moderate(chi.var(0, ddof=1), len(kept) - 1, np.abs(chi.mean(0)))
+    chi = np.stack([part.chi[kept] for part in parts.values()])  # (k, chains, n)
+    means = next(iter(parts.values())).mean_losses[kept]
+    moderated = [moderate(row.var(0, ddof=1), len(kept) - 1, np.abs(row.mean(0))) for row in chi]
     response = Susceptibility(
-        observables=(name,),
+        observables=tuple(parts),
         n_beta=n_beta,
         base_weights=weights,
-        chi=chi.mean(0)[None],
-        standard_error=np.sqrt(variance / len(kept))[None],
-        degrees_of_freedom=freedom,
-        halves=np.stack([chi[0::2].mean(0)[None], chi[1::2].mean(0)[None]]),
+        chi=chi.mean(1),
+        standard_error=np.sqrt(np.stack([variance for variance, _ in moderated]) / len(kept)),
+        degrees_of_freedom=min(freedom for _, freedom in moderated),
+        halves=np.stack([chi[:, 0::2].mean(1), chi[:, 1::2].mean(1)]),
         mean_losses=means.mean(0),
         mean_losses_error=means.std(0, ddof=1) / math.sqrt(len(kept)),
     )
-    phi = found.phi[:, kept]
+    traces = {name: part.phi[:, kept] for name, part in parts.items()}
+    expansion = max(float(part.expansion[kept].max()) for part in parts.values())
     return SampledResponse(
         susceptibility=response,
-        traces={name: phi},
-        diagnostics={name: diagnose(phi)},
+        traces=traces,
+        diagnostics={name: diagnose(values) for name, values in traces.items()},
         sample_diagnostics={},
-        watched_traces=np.zeros((*phi.shape, 0)),
-        excluded=found.diverged,
-        rise=float(phi.mean()),
+        watched_traces=np.zeros((*next(iter(traces.values())).shape, 0)),
+        excluded=diverged,
+        rise=float((response.mean_losses - at_anchor) @ weights),
         estimator="pathwise",
-        note=f"adjoint expansion {found.expansion[kept].max():.2g}",
+        note=f"adjoint expansion {expansion:.2g}",
+        expansion=expansion,
     )

@@ -17,6 +17,8 @@ from patterning.response.susceptibility import Susceptibility, susceptibility
 from patterning.tasks.base import Task, evaluate
 
 Floats = NDArray[np.float64]
+COMPONENT_LOSS = "component loss"
+"""The default observable of a component: L(w) - L(w*), with L the mean loss of the probed samples."""
 DifferentiableObservable = Callable[[Tensor], Tensor]
 """φ: parameters (r, P) → (r,)."""
 
@@ -73,6 +75,7 @@ class SampledResponse:
     for a few samples j, whose traces are `watched_traces` (draws, kept chains, watched); `excluded` chain number → why:
     those chains are in none of the other fields. `rise` is E[L] - L(w*) in nats. `moments` are the sums that χ was made
     of, None where another estimator made it; `note` says why sampling stopped where that was left open.
+    `expansion` is the largest growth of the adjoint (pathwise only); `warnings` say what a reader of χ should know.
     """
 
     susceptibility: Susceptibility
@@ -85,6 +88,8 @@ class SampledResponse:
     moments: Moments | None = None
     estimator: str = "covariance"
     note: str = ""
+    expansion: float = math.nan
+    warnings: tuple[str, ...] = ()
 
 
 def join_draws(parts: Sequence[Draws]) -> Draws:
@@ -209,7 +214,7 @@ def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_bet
     if kept < 2:
         raise PatterningError(
             f"{len(found.excluded)} of {kept + len(found.excluded)} chains diverged and χ needs 2 "
-            f"({'; '.join(found.excluded.values())}): lower step_size or raise localization"
+            f"({'; '.join(list(found.excluded.values())[:3])})"
         )
     result = susceptibility(found.moments, observables, weights, n_beta)
     traces = {name: found.phi_trace[:, :, i] for i, name in enumerate(observables)}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp, vmap
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.components import ComponentLike
 from patterning.models.language import LanguageModel, next_token_losses
-from patterning.models.module import LossTask
 from patterning.models.restricted import Restricted
 
 

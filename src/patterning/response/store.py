@@ -42,6 +42,8 @@ def pack(found: SampledResponse) -> Arrays:
         "rise": found.rise,
         "estimator": found.estimator,
         "note": found.note,
+        "expansion": found.expansion,
+        "warnings": list(found.warnings),
     }
     return {
         "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
@@ -50,6 +52,16 @@ def pack(found: SampledResponse) -> Arrays:
         "watched_traces": found.watched_traces,
         **({f"moments.{key}": value for key, value in found.moments.as_arrays().items()} if found.moments else {}),
     }
+
+
+def pack_refusal(why: str) -> Arrays:
+    """Why a component has no result, as arrays, for a unit of work."""
+    return {"refused": np.frombuffer(why.encode(), dtype=np.uint8)}
+
+
+def refusal(arrays: Arrays) -> str | None:
+    """What `pack_refusal` packed, or None for a result."""
+    return arrays["refused"].tobytes().decode() if "refused" in arrays else None
 
 
 def unpack(arrays: Arrays) -> SampledResponse:
@@ -74,6 +86,8 @@ def unpack(arrays: Arrays) -> SampledResponse:
         rise=facts["rise"],
         estimator=facts["estimator"],
         note=facts["note"],
+        expansion=facts["expansion"],
+        warnings=tuple(facts["warnings"]),
         moments=Moments(**sums) if sums else None,
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from patterning.core.arrays import as_mask, check_level
 from patterning.errors import PatterningError
 from patterning.response.moments import Moments, batch_covariances, unbiased_covariances
 
@@ -44,6 +45,7 @@ class Susceptibility:
 
     def half_width(self, level: float = 0.95) -> Floats:
         """χ ± this (k, n) is an interval for each entry: Student's t times the standard error."""
+        check_level(level)
         return float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
 
     def half_difference(self) -> Floats:
@@ -55,7 +57,7 @@ class Susceptibility:
 
         Rank correlation: χ is heavy-tailed, and a handful of samples would decide a plain correlation.
         """
-        keep = np.ones(self.chi.shape[1], dtype=bool) if free is None else free
+        keep = as_mask("free", free, self.chi.shape[1])
         return {
             name: step_up(rank_correlation(self.halves[0, i, keep], self.halves[1, i, keep]))
             for i, name in enumerate(self.observables)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.components import ComponentLike
-from patterning.models.module import LossTask
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.response.components import COMPONENT_LOSS, component_response
 from patterning.workers import Workers

@@ -5,13 +5,14 @@ to mean 1 under q, multiplies its loss. Minibatches and initial weights depend o
 arms is a pair.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.errors import PatterningError, check_whole
 from patterning.rng import Stream, generator
 from patterning.tasks.base import Task
 
@@ -24,6 +25,14 @@ class TrainConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse settings that train nothing, or leave NaN behind."""
+        check_whole("steps", self.steps, 0)
+        check_whole("batch_size", self.batch_size, 1)
+        for name, value, low in (("learning_rate", self.learning_rate, 0), ("weight_decay", self.weight_decay, 0)):
+            if not (math.isfinite(value) and value >= low) or (name == "learning_rate" and value == 0):
+                raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if name[0] == 'l' else '>= 0'}")
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,14 @@ def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
     if not bool(torch.isfinite(rho).all()):
         bad = int((~torch.isfinite(rho)).sum())
         raise PatterningError(f"{bad} of {rho.numel()} weights are NaN or infinite")
+    if bool((rho < 0).any()):
+        raise PatterningError(
+            f"{int((rho < 0).sum())} of {rho.numel()} weights are negative: training would raise these losses without "
+            "end; make_weights gives weights >= 0"
+        )
     mean = (rho.double() * base_weights).sum(-1, keepdim=True)
     if bool((mean <= 0).any()):
-        raise PatterningError("the weights are all zero, or negative on average: there is nothing left to train on")
+        raise PatterningError("the weights are all zero: there is nothing left to train on")
     return rho.double() / mean
 
 

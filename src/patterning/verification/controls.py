@@ -1,5 +1,6 @@
 """Control weights: what an intervention must be told apart from (SPEC §8.3)."""
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.arrays import as_floats, as_mask
 from patterning.errors import PatterningError
 from patterning.rng import Stream, generator
 
@@ -15,23 +17,30 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 
-def permuted(rho: Floats, base_weights: Floats, free: Bools, seed: int) -> Floats:
+def permuted(rho: Floats, base_weights: Floats, free: Bools | None, seed: int) -> Floats:
     """The same weights dealt to other free samples (n,): the histogram stays, the meaning goes.
 
-    The free samples keep their total weight Σ q ρ, as in the arm that this controls.
+    `free` (n,) bool; None means all. The free samples keep their total weight Σ q ρ, as in the arm that this controls.
     """
+    rho, q = as_floats("the weights", rho, 1), as_floats("base_weights", base_weights, 1)
+    if rho.shape != q.shape:
+        raise PatterningError(f"{rho.shape} weights for {q.shape} base weights: one for each sample is needed")
+    free = as_mask("free", free, len(rho))
     result = rho.copy()
     result[free] = generator(seed, Stream.CONTROL).permutation(rho[free])
-    q = base_weights
     result[free] *= (q * rho)[free].sum() / (q * result)[free].sum()
     return result
 
 
-def thinned(classes: Bools, base_weights: Floats, free: Bools, keep: float) -> Floats:
+def thinned(classes: Bools, base_weights: Floats, free: Bools | None, keep: float) -> Floats:
     """Oracle weights (n,): samples of `classes` weigh `keep` times the other free samples, at the same total weight.
 
     Raises `PatterningError` when `classes` leaves no other free sample, or none at all: nothing would move.
     """
+    base_weights = as_floats("base_weights", base_weights, 1)
+    classes, free = as_mask("classes", classes, len(base_weights)), as_mask("free", free, len(base_weights))
+    if not (math.isfinite(keep) and keep >= 0):
+        raise PatterningError(f"keep is {keep}: a sample's relative weight must be finite and >= 0")
     if not (classes & free).any() or not (free & ~classes).any():
         raise PatterningError("the classes to thin out hold no free sample, or every one: nothing would move")
     rho = np.where(classes & free, keep, 1.0)
@@ -45,6 +54,9 @@ def permuted_within(rho: Floats, strata: Ints, seed: int) -> Floats:
     `strata` (n,): any whole number a sample, e.g. its frequency band; samples have equal base weights. A control for
     "the weights act through the strata alone".
     """
+    rho, strata = as_floats("the weights", rho, 1), np.asarray(strata)
+    if strata.dtype.kind not in "biu":
+        raise PatterningError(f"strata are {strata.dtype}: they must be whole numbers, one a sample")
     if strata.shape != rho.shape:
         raise PatterningError(f"{strata.shape} strata for {rho.shape} weights: one for each sample is needed")
     source = np.argsort(strata, kind="stable")
@@ -60,7 +72,7 @@ def random_direction_like(s: Floats, seed: int, profiles: NDArray[np.floating] |
     Independently from sample to sample; or, with `profiles` (n, f) (activations, say), in the order of a random linear
     function of them: a direction as smooth over samples as a real one, which is much the harder control.
     """
-    rng = generator(seed, Stream.CONTROL)
+    rng, s = generator(seed, Stream.CONTROL), as_floats("the direction", s, 1)
     if profiles is None:
         return rng.permutation(s)
     if profiles.ndim != 2 or len(profiles) != len(s):
@@ -106,10 +118,7 @@ def compressibility(texts: Sequence[bytes]) -> Floats:
 
 def labelled(labels: Bools, factor: float) -> Floats:
     """Plain heuristic weights (n,), mean 1: labelled samples weigh `factor` times the others (< 1: less of them)."""
-    if factor < 0:
-        raise PatterningError(f"factor is {factor}: a labelled sample cannot weigh less than nothing")
-    every = np.ones(len(labels), dtype=bool)
-    return thinned(labels, np.full(len(labels), 1 / len(labels)), every, factor)
+    return thinned(labels, np.full(len(labels), 1 / len(labels)), None, factor)
 
 
 def labelled_like(rho: Floats, labels: Bools, toward: Literal["more", "less"]) -> Floats:
@@ -118,6 +127,8 @@ def labelled_like(rho: Floats, labels: Bools, toward: Literal["more", "less"]) -
     Two values whose mean square deviation is that of ρ (scaled to mean 1). Where that would take more than all the
     weight from one side, that side has weight 0, and the control pulls less: check with `weights.summarise`.
     """
+    rho = as_floats("the weights", rho, 1)
+    labels = as_mask("labels", labels, len(rho))
     share = labels.mean()
     if not 0 < share < 1:
         raise PatterningError("the labels are all alike: there is nothing to weigh them by")

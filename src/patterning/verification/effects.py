@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.arrays import as_floats, check_level
+from patterning.errors import PatterningError, check_whole
 from patterning.rng import Stream, generator
 
 Floats = NDArray[np.float64]
@@ -34,13 +35,16 @@ def paired_effect(arm: Floats, baseline: Floats, *, level: float = 0.95, resampl
     at a dozen pairs where the percentile interval is too narrow. Deterministic. All differences equal: a zero-width
     interval.
     """
+    arm, baseline = as_floats("the outcomes of the arm", arm), as_floats("the outcomes of the baseline", baseline)
+    check_level(level)
+    check_whole("resamples", resamples, 100)
     if arm.shape != baseline.shape or arm.ndim != 1:
         raise PatterningError(f"arms of shapes {arm.shape} and {baseline.shape} are not paired")
     if not (np.isfinite(arm).all() and np.isfinite(baseline).all()):
         raise PatterningError("an outcome is NaN or infinite: a run that failed has no place in a paired effect")
     if len(arm) < 3:
         raise PatterningError(f"{len(arm)} paired seeds give no interval: use at least 3")
-    d = np.asarray(arm - baseline, dtype=np.float64)
+    d = arm - baseline
     mean, error = d.mean(), d.std(ddof=1) / np.sqrt(len(d))
     if error == 0:
         return Effect(float(mean), float(mean), float(mean), len(d), level)

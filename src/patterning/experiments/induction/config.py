@@ -8,8 +8,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 from patterning.models.language import LanguageConfig
-from patterning.response.components import Estimator
-from patterning.response.pathwise import PhiOf
+from patterning.response.one_component import Estimator, PhiOf
 
 Stage = Literal["before", "between", "after"]
 STAGES: tuple[Stage, ...] = ("before", "between", "after")

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patterning.core.task import LossTask
 from patterning.experiments.induction.config import InductionConfig, Stage
 from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.pilot import Pilot
 from patterning.experiments.induction.text import Text, pieces, stratified
 from patterning.models.components import list_components
 from patterning.models.language import next_token_losses
-from patterning.models.module import LossTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import COMPONENT_LOSS, ComponentResponse, component_response

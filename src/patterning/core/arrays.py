@@ -1,0 +1,53 @@
+"""Arrays as callers give them, checked: numbers as float64, and which samples are meant as a mask."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patterning.errors import PatterningError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def as_floats(name: str, values: Any, ndim: int | None = None) -> Floats:
+    """`values` (an array, a tensor or a list) as a new float64 array, so that no integer type can wrap or truncate.
+
+    Raises `PatterningError` for what holds no real numbers, or has not `ndim` axes.
+    """
+    array = _as_array(values)
+    if array.dtype.kind not in "biuf":
+        raise PatterningError(f"{name} must be real numbers (found an array of {array.dtype})")
+    if ndim is not None and array.ndim != ndim:
+        raise PatterningError(f"{name} has shape {array.shape}: it must have {ndim} axis" + ("es" if ndim > 1 else ""))
+    return array.astype(np.float64)
+
+
+def as_mask(name: str, mask: Any, count: int) -> Bools:
+    """`mask` as a bool array (count,); None means all. Raises `PatterningError` for any other type or shape.
+
+    0/1 integers are refused: numpy would take them for positions.
+    """
+    if mask is None:
+        return np.ones(count, dtype=bool)
+    array = _as_array(mask)
+    if array.dtype != np.bool_:
+        raise PatterningError(
+            f"{name} is an array of {array.dtype}: it must be bool, True at the samples that are meant "
+            "(for 0/1 numbers write mask.astype(bool); for positions set these entries of np.zeros(n, bool))"
+        )
+    if array.shape != (count,):
+        raise PatterningError(f"{name} has shape {array.shape} for {count} samples")
+    return array
+
+
+def check_level(level: float) -> None:
+    """Raise `PatterningError` unless a confidence level lies between 0 and 1."""
+    if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
+        raise PatterningError(f"level is {level!r}: it must be between 0 and 1, such as 0.95")
+
+
+def _as_array(values: Any) -> np.ndarray:
+    numpy = getattr(values, "numpy", None)  # a tensor
+    return np.asarray(values.detach().cpu().numpy() if callable(numpy) and hasattr(values, "detach") else values)

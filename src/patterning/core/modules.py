@@ -1,0 +1,190 @@
+"""Handling a user's module: copies, fresh ones, tied parameters, and attributes that a forward pass changes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patterning.errors import PatterningError
+from patterning.rng import Stream, generator
+
+_MISSING = object()
+_DEPTH = 3
+"""How deep lists, tuples and dicts of an attribute are searched for tensors."""
+
+
+def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
+    """A copy of a module that may hold tensors of an earlier forward pass; in evaluation mode, and in float32.
+
+    `convert` False leaves number types and mode as they are. Raises `PatterningError` for what cannot be copied.
+    """
+    if not isinstance(module, nn.Module):
+        raise PatterningError(f"the model must be a torch.nn.Module (found {type(module).__name__})")
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for tensor in _tensors(part.__dict__, _DEPTH):
+            if tensor.requires_grad and not tensor.is_leaf:  # deepcopy refuses these: results of a computation
+                memo[id(tensor)] = tensor.detach().clone()
+    try:
+        copy = deepcopy(module, memo)
+        if not convert:
+            return copy
+        numbers = [*copy.parameters(), *copy.buffers()]
+        if any(value.is_floating_point() and value.dtype != torch.float32 for value in numbers):
+            copy = copy.float()
+    except Exception as error:
+        raise PatterningError(
+            f"the module cannot be copied or converted to float32 ({type(error).__name__}: {_first_line(error)}): "
+            "remove what its modules hold besides parameters and buffers, or give it in float32"
+        ) from error
+    return copy.eval()
+
+
+def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Tied parameters: the name a parameter is listed under → its names in other modules.
+
+    A module that stands under two names has its parameters once.
+    """
+    places: dict[int, dict[tuple[int, str], str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        path, _, attribute = name.rpartition(".")
+        places.setdefault(id(p), {}).setdefault((id(module.get_submodule(path)), attribute), name)
+    listed = {id(p): name for name, p in module.named_parameters()}
+    found = {}
+    for key, names in places.items():
+        others = tuple(name for name in names.values() if name != listed[key])
+        if len(names) > 1:
+            found[listed[key]] = others
+    return found
+
+
+@contextmanager
+def keep_attributes(module: nn.Module, changing: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Attributes (name of the submodule, name of the attribute) are afterwards what they were before.
+
+    A forward pass may leave tensors of its own behind (`self.last = x`), which are of no use outside of it.
+    """
+    parts = [(part, attribute) for path, attribute in changing if (part := _submodule(module, path)) is not None]
+    before = [part.__dict__.get(attribute, _MISSING) for part, attribute in parts]
+    try:
+        yield
+    finally:
+        for (part, attribute), value in zip(parts, before, strict=True):
+            if value is _MISSING:
+                part.__dict__.pop(attribute, None)
+            else:
+                part.__dict__[attribute] = value
+
+
+def attributes_of(module: nn.Module) -> dict[tuple[str, str], object]:
+    """Every attribute of every submodule that is no parameter, buffer, submodule or hook: what it is now."""
+    standard = vars(nn.Module())
+    return {
+        (path, key): value
+        for path, part in module.named_modules()
+        for key, value in vars(part).items()
+        if key not in standard
+    }
+
+
+def changed_attributes(before: Mapping[tuple[str, str], object], module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Those that are other objects now than `before`."""
+    after = attributes_of(module)
+    keys = [*before, *(key for key in after if key not in before)]
+    return tuple(key for key in keys if before.get(key, _MISSING) is not after.get(key, _MISSING))
+
+
+def fresh_module(
+    module: nn.Module, make: Callable[[int], nn.Module] | None, seed: int, names: Sequence[str]
+) -> nn.Module:
+    """A module of the same kind with parameters `names` as a seed sets them.
+
+    By `make(seed)`; by the constructor of a Hugging Face model, which starts it as its authors say; by the module's own
+    `_init_weights`; or by each submodule's `reset_parameters`, children before their parents. The global random state
+    is left as it was. Raises `PatterningError` where nothing sets some parameter.
+    """
+    own_seed = int(generator(seed, Stream.INIT).integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(own_seed)
+        if make is not None:
+            return _made(make, seed)
+        if hasattr(module, "_init_weights") and hasattr(module, "config"):
+            return _constructed_again(module)
+        fresh = deepcopy(module).cpu()
+        for p in fresh.parameters():
+            p.detach().fill_(torch.nan)  # what nothing sets is found by its NaN
+        for part in reversed(list(fresh.modules())):
+            for method in ("_reset_parameters", "reset_parameters"):  # the first is MultiheadAttention's
+                getattr(part, method, lambda: None)()
+        if hasattr(fresh, "_init_weights"):
+            rule: Any = fresh._init_weights
+            fresh.apply(rule)
+    values = dict(fresh.named_parameters())
+    if unset := [name for name in names if bool(values[name].isnan().any())]:
+        raise PatterningError(
+            f"{', '.join(unset[:5])}: no reset_parameters() sets these parameters, so a seed cannot. Give the task "
+            "make=..., a function of a seed that returns a fresh module"
+        )
+    return fresh
+
+
+def spread(n: int, count: int) -> Tensor:
+    """`count` row numbers (at most n), evenly spread over 0..n-1."""
+    count = min(n, count)
+    return torch.arange(count) * n // count
+
+
+def displaced(parameters: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Parameters away from `parameters` (any shapes): each tensor's entries plus noise of their own size."""
+    rng = generator(number, Stream.TRIAL)
+    moved = {}
+    for name, value in parameters.items():
+        size = float(value.detach().double().square().mean().sqrt()) + 0.05
+        noise = torch.from_numpy(rng.standard_normal(tuple(value.shape), dtype=np.float32))
+        moved[name] = value.detach() + size * noise.to(value)
+    return moved
+
+
+def _made(make: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    fresh = make(seed)
+    if not isinstance(fresh, nn.Module):
+        raise PatterningError(f"make({seed}) returned {type(fresh).__name__}: it must return a module")
+    return fresh
+
+
+def _constructed_again(module: nn.Module) -> nn.Module:
+    """A Hugging Face model from its configuration: some of its scales are set by its constructor alone."""
+    try:
+        fresh = type(module)(deepcopy(module.config))
+    except Exception as error:
+        raise PatterningError(
+            f"{type(module).__name__} cannot be made again from its configuration ({_first_line(error)}): give the "
+            "task make=..., a function of a seed that returns a fresh module"
+        ) from error
+    return fresh.float()
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:  # a copy whose parts stand elsewhere
+        return None
+
+
+def _tensors(what: object, depth: int) -> Iterator[Tensor]:
+    if isinstance(what, Tensor):
+        yield what
+    elif depth and isinstance(what, Mapping):
+        for part in what.values():
+            yield from _tensors(part, depth - 1)
+    elif depth and isinstance(what, list | tuple):
+        for part in what:
+            yield from _tensors(part, depth - 1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]

@@ -1,0 +1,378 @@
+"""Any `torch.nn.Module` with any per-sample loss as a `Task`: the way in for a user's own model and checkpoint."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from patterning.core.batch import Batch, as_batch, count_rows, take_rows
+from patterning.core.identity import digest
+from patterning.core.modules import copy_module, displaced, fresh_module, keep_attributes, other_names, spread
+from patterning.core.trial import Trial, check_base_weights, losses_and_mask, try_task
+from patterning.errors import PatterningError
+from patterning.tasks.base import LossesFn
+
+Call = Callable[..., Any]
+"""The module at some parameters: call it as you would call the module."""
+BatchLoss = Callable[[Any, Batch], Tensor | tuple[Tensor, Tensor]]
+"""(module, batch) → losses in nats, (b,) or (b, t): one a row, or one for each of the t samples that a row holds; or a
+pair of the losses and their mask, of the same shape: False (or 0) where there is no sample, as at padding."""
+LossFn = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""(outputs (b, ...), targets (b, ...)) → losses (b,) in nats, e.g. `cross_entropy` with `reduction="none"`."""
+
+DRAWS_PER_SAMPLE = 16
+"""Most draws for each sample in an epoch, on average: how finely `draws` follows uneven base weights."""
+
+KEY_ROWS = 16
+"""Rows whose losses are part of a task's fingerprint."""
+
+CELLS_AT_ONCE = 4_096
+"""Samples that are evaluated in one call where all rows of the data are gone through."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples in some rows of the data, masked ones left out: `row`, `position` within it, and `weight` q, (n,).
+
+    `place` (n,): where each lies among all cells of the rows, row by row. Weights sum to 1.
+    """
+
+    row: NDArray[np.int64]
+    position: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    place: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+class LossTask:
+    """Rows of `data` (a `Batch` of n rows), a copy of `module` and a `BatchLoss`.
+
+    `base_weights` (n,) say how often each row occurs (default: all equally often); every sample of a row carries its
+    row's. `self.base_weights` are the rows' shares of L, which sum to 1: with a mask, a row of many samples has more.
+
+    A parameter row (P,) holds the parameters that require a gradient, in the order of `named_parameters`; frozen ones
+    and buffers stay at the module's values (they are clamped). The module runs in evaluation mode, in float32, and as
+    many replicas at a time as `torch.func.vmap` can take: what it cannot take runs one replica after the other, and
+    `notes` says so. `samples_per_row` is t where `loss` returns (b, t): each token of a text, say.
+
+    `make(seed)` returns a fresh module; without it, `init` calls what the module has to initialise itself. `bfloat16`
+    computes matrix products in that type (weights, sums and losses stay float32): for GPUs and wide models.
+
+    What a later stage needs is tried once, here: shapes, a finite loss that is the same twice, alone and in company,
+    and a gradient. Raises `PatterningError` for data, losses or modules that cannot serve, with the remedy.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: BatchLoss,
+        data: object,
+        base_weights: object = None,
+        *,
+        make: Callable[[int], nn.Module] | None = None,
+        bfloat16: bool = False,
+    ) -> None:
+        self.bfloat16 = bfloat16
+        self.module = copy_module(module)
+        self.loss_fn = loss_fn
+        self.make = make
+        self.shapes = {name: p.shape for name, p in self.module.named_parameters() if p.requires_grad}
+        if not self.shapes:
+            raise PatterningError("no parameter of the module requires a gradient: nothing can be trained or sampled")
+        self._other_names = other_names(self.module)
+        self.data = as_batch(data)
+        n = count_rows(self.data)
+        frequency = check_base_weights(base_weights, n)
+        self.trial = Trial()
+        self.trial = try_task(self, module)
+        self.samples_per_row = self.trial.samples_per_row
+        self.sample_weights = self._read_masks() if self.trial.masked else None
+        """(n, t) float32, the weight of each sample of a row, 0 where there is none; None: all alike."""
+        count = torch.ones(n) if self.sample_weights is None else self.sample_weights.double().sum(1).cpu()
+        weights = frequency.double() * count.double()
+        if not bool(weights.any()):
+            raise PatterningError("every sample is masked: the data holds no sample")
+        self.base_weights = weights / weights.sum()
+        self.draws = _draws(self.base_weights)
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the task runs, a sentence each."""
+        return self.trial.notes
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights, the module, the data, the base weights and the loss.
+
+        It covers what these hold and reach (`core.identity`), and what they give: losses of a few rows at w* and at
+        other parameters.
+        """
+        return digest(
+            self.module, self.data, self.base_weights, self.sample_weights, list(self.shapes), self.loss_fn, self.make,
+            self.bfloat16, self._values(),
+        )  # fmt: skip
+
+    def init(self, seeds: Sequence[int]) -> Tensor:
+        """Fresh parameters (r, P) float32, one row a seed, from `make`, or as the module initialises itself.
+
+        A function of the seed alone: the global random state is left as it was. Raises `PatterningError` where the
+        module does not say how; other uses of the task do not need it.
+        """
+        rows = [self.flatten(fresh_module(self.module, self.make, seed, list(self.shapes))) for seed in seeds]
+        return torch.stack(rows).to(next(self.module.parameters()).device)
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """The row (P,) float32 of a (trained) module of the same architecture: a checkpoint w*."""
+        return torch.cat([p.detach().float().reshape(-1) for p in self._matching(module)])
+
+    def load(self, module: nn.Module, row: Tensor) -> nn.Module:
+        """Write a row (P,) into a module of the same architecture, in place, and return it."""
+        if row.shape != (self.num_parameters,):
+            raise PatterningError(f"the row has shape {tuple(row.shape)}: it must be ({self.num_parameters},)")
+        for p, value in zip(self._matching(module), self.named(row.detach()[None]).values(), strict=True):
+            p.detach().copy_(value[0])
+        return module
+
+    def samples(self, rows: Tensor) -> Samples:
+        """The samples in rows `rows` (b,), in order; raises `PatterningError` when there is none."""
+        t = self.samples_per_row
+        own = torch.ones(len(rows), t) if self.sample_weights is None else self.sample_weights.cpu()[rows]
+        # a row's share of L, dealt out to its samples
+        total = own.double().sum(1, keepdim=True)
+        weight = (self.base_weights[rows, None] * own.double() / total.clamp(min=1e-300)).flatten().numpy()
+        place = np.flatnonzero(own.flatten().numpy() > 0)
+        if not weight[place].sum() > 0:
+            raise PatterningError("these rows hold no sample with a weight: each is masked, or has base weight 0")
+        return Samples(
+            row=np.repeat(rows.numpy(), t)[place],
+            position=np.tile(np.arange(t), len(rows))[place],
+            weight=weight[place] / weight[place].sum(),
+            place=place,
+        )
+
+    def losses(self, flat: Tensor, index: Tensor) -> Tensor:
+        """Loss in nats of rows `index` (r, b) under parameters `flat` (r, P): (r, b), the mean over a row's samples."""
+        return self.row_means(self.sample_losses(flat, index), index)
+
+    def row_means(self, losses: Tensor, index: Tensor) -> Tensor:
+        """The weighted mean (r, b) of each row's samples, of `losses` (r, b·t) in rows `index` (r, b).
+
+        A row whose samples are all masked has 0, and no weight.
+        """
+        if self.samples_per_row == 1:
+            return losses
+        cells = losses.unflatten(1, (index.shape[1], -1))
+        if self.sample_weights is None:
+            return cells.mean(2)
+        own = self.sample_weights[index.to(self.sample_weights.device)].to(cells)
+        return (cells * own).sum(2) / own.sum(2).clamp(min=torch.finfo(own.dtype).tiny)
+
+    def sample_losses(self, flat: Tensor, index: Tensor) -> Tensor:
+        """Loss of every sample in rows `index` (r, b) under parameters `flat` (r, P): (r, b·t), row by row.
+
+        0 where there is no sample.
+        """
+        return self.run(self._checked(flat, index), self.data, index)
+
+    def run(
+        self,
+        varied: Mapping[str, Tensor],
+        data: Batch,
+        index: Tensor,
+        module: nn.Module | None = None,
+        one_by_one: bool = False,
+    ) -> Tensor:
+        """Losses (r, b·t) of rows `index` of `data`: parameters `varied` (r, *shape) stand in for the module's own.
+
+        `module` stands in for the task's, with its own names of parameters. `one_by_one`: replicas take turns,
+        which is faster where one alone fills the device and they share no work.
+        """
+        called = self.module if module is None else module
+        shared = len(index) == 1 or index.stride(0) == 0  # one minibatch for all replicas: computed unbatched
+        rows = index[0] if shared else index
+        batch = take_rows(data, rows)
+        names = [(name, [name, *self._other_names.get(name, ())]) for name in varied]
+        together = self.trial.vectorise == "rows" or (self.trial.vectorise == "parameters" and shared)
+        with_loss = _WithLoss(called, self.loss_fn)
+
+        def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
+            named = {f"module.{other}": parameters[name] for name, others in names for other in others}
+            with torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+                answer = functional_call(with_loss, named, (own,), tie_weights=False)
+            losses, mask = losses_and_mask(answer, index.shape[1])
+            return (losses if mask is None else torch.where(mask > 0, losses, 0.0)).flatten()
+
+        # Fused attention, twice as fast on a CPU, has no rule for vmap and no second derivative.
+        fused = one_by_one and not torch.is_grad_enabled()
+        with (
+            keep_attributes(called, self.trial.changing),
+            _no_inference_path(),
+            nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
+        ):
+            if one_by_one or not together:
+                count = len(next(iter(varied.values())))
+                own = [{name: values[c] for name, values in varied.items()} for c in range(count)]
+                return torch.stack([one(own[c], batch if shared else take_rows(data, rows[c])) for c in range(count)])
+            return vmap(one, in_dims=(0, None if shared else 0))(dict(varied), batch)
+
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views (r, *shape) of rows (r, P)."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def own_row(self) -> Tensor:
+        """The row (P,) of the task's own module: the checkpoint it was made with."""
+        return self.flatten(self.module)
+
+    def answer(self, rows: Tensor, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the loss returns for `rows` (b,) at the module's own (or these) parameters: losses and their mask."""
+        own = {} if parameters is None else parameters
+        named = {f"module.{other}": own[name] for name in own for other in (name, *self._other_names.get(name, ()))}
+        batch = take_rows(self.data, rows)
+        with keep_attributes(self.module, self.trial.changing), _no_inference_path(), sdpa_kernel(SDPBackend.MATH):
+            answer = functional_call(_WithLoss(self.module, self.loss_fn), named, (batch,), tie_weights=False)
+        return losses_and_mask(answer, len(rows))
+
+    def _read_masks(self) -> Tensor:
+        """The weight of every sample, (n, t), from one pass over the data."""
+        n, masks = count_rows(self.data), list[Tensor]()
+        for rows in torch.arange(n).split(max(1, CELLS_AT_ONCE // self.samples_per_row)):
+            with torch.no_grad():
+                losses, mask = self.answer(rows)
+            assert mask is not None
+            own = mask.float().reshape(len(rows), -1)
+            if not bool(torch.isfinite(own).all()) or bool((own < 0).any()):
+                raise PatterningError("the mask (the second of the pair that the loss returns) must be finite and >= 0")
+            bad = (~losses.isfinite()).reshape(len(rows), -1) & (own > 0)
+            if bool(bad.any()):
+                row, position = (int(i) for i in bad.nonzero()[0])
+                raise PatterningError(
+                    f"the loss of row {int(rows[row])}, position {position}, is NaN or infinite at these parameters"
+                )
+            masks.append(own.cpu())
+        return torch.cat(masks)
+
+    def _values(self) -> NDArray[np.float32]:
+        """Losses of some rows at w* and at other parameters: what the loss gives, however it is written."""
+        rows = spread(count_rows(self.data), KEY_ROWS)
+        own = self.named(self.own_row()[None])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums over several threads have other bits
+        try:
+            with torch.no_grad():
+                found = [
+                    self.answer(rows, {name: value[0] for name, value in parameters.items()})[0].float()
+                    for parameters in (own, displaced(own, 0))
+                ]
+        finally:
+            torch.set_num_threads(threads)
+        return torch.stack(found).cpu().numpy()
+
+    def _checked(self, flat: Tensor, index: Tensor) -> dict[str, Tensor]:
+        if flat.ndim != 2 or flat.shape[1] != self.num_parameters or index.ndim != 2 or len(index) != len(flat):
+            raise PatterningError(
+                f"parameters {tuple(flat.shape)} and sample numbers {tuple(index.shape)} are not "
+                f"(r, {self.num_parameters}) and (r, b)"
+            )
+        return self.named(flat)
+
+    def _matching(self, module: nn.Module) -> list[nn.Parameter]:
+        parameters = dict(module.named_parameters())
+        for name, shape in self.shapes.items():
+            if name not in parameters or parameters[name].shape != shape:
+                there = tuple(parameters[name].shape) if name in parameters else "missing"
+                raise PatterningError(f"parameter {name} is {there} where this task's module has {tuple(shape)}")
+        return [parameters[name] for name in self.shapes]
+
+
+class ModuleTask(LossTask):
+    """A `LossTask` of samples (inputs[j], targets[j]) and a loss of outputs and targets: supervised learning."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: LossFn,
+        inputs: object,
+        targets: object,
+        base_weights: object = None,
+        *,
+        make: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        data = _pairs(inputs, targets)
+        super().__init__(module, _OfOutputs(loss_fn), data, base_weights, make=make)
+        if self.samples_per_row != 1:
+            raise PatterningError(
+                f"loss_fn gave {self.samples_per_row} losses for a sample: it must return one loss a sample, shape "
+                "(b,) (reduction='none', then a mean over what a sample holds)"
+            )
+
+    def losses_on(self, inputs: object, targets: object) -> LossesFn:
+        """Per-sample losses `(flat (r, P), index (r, b)) → (r, b)` on any data: `losses` of a probe set."""
+        data = _pairs(inputs, targets)
+        return lambda flat, index: self.run(self._checked(flat, index), data, index)
+
+
+@dataclass(frozen=True)
+class _OfOutputs:
+    """A loss of outputs and targets as a `BatchLoss`."""
+
+    loss_fn: LossFn
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+        return self.loss_fn(module(batch[0]), batch[1])
+
+
+class _WithLoss(nn.Module):
+    """A module with its loss on top, so that the loss is given the module itself, at any parameters."""
+
+    def __init__(self, module: nn.Module, loss: BatchLoss) -> None:
+        super().__init__()
+        self.module = module
+        self.__dict__["loss"] = loss  # a loss that is a module keeps its parameters to itself
+
+    def forward(self, batch: Batch) -> Any:
+        return self.__dict__["loss"](self.module, batch)
+
+
+def _pairs(inputs: object, targets: object) -> Batch:
+    pair = (as_batch(inputs), as_batch(targets))
+    sizes = [len(part) if isinstance(part, Tensor) and part.ndim else 0 for part in pair]
+    if 0 in sizes or sizes[0] != sizes[1]:
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in pair]
+        raise PatterningError(f"inputs {shapes[0]} and targets {shapes[1]} are not n > 0 samples each")
+    return pair
+
+
+@contextmanager
+def _no_inference_path() -> Iterator[None]:
+    """PyTorch's inference path of whole attention layers has no rule for vmap, and is left where a module has hooks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _draws(q: Tensor) -> Tensor:
+    """Sample numbers int64 (N,), j about N q_j times: exactly, where q is in the ratio of small whole numbers."""
+    ratios = (q / q[q > 0].min()).numpy()
+    whole = np.allclose(ratios, ratios.round(), rtol=0, atol=1e-4) and ratios.sum() <= DRAWS_PER_SAMPLE * len(q)
+    count = math.floor(ratios.sum() + 0.5) if whole else DRAWS_PER_SAMPLE * len(q)
+    points = (np.arange(count) + 0.5) / count
+    return torch.from_numpy(np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1))

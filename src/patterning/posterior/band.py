@@ -1,0 +1,66 @@
+"""How far up the loss may go before a chain has left its solution, and what to change when it has.
+
+A model that knows nothing of its input has the loss of a constant predictor. A chain whose loss is past that describes
+no solution any more, whatever it does afterwards. With all parameters at 0 nearly every network is such a predictor.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from patterning.core.modules import spread
+from patterning.core.task import LossTask
+from patterning.errors import PatterningError
+from patterning.posterior.calibrate import top_curvature
+from patterning.posterior.chains import WINDOW, Kernel
+from patterning.posterior.sgld import SGLD
+from patterning.tasks.base import Task
+
+ROWS = 256
+"""Rows on which the two losses are compared."""
+
+
+def default_band(task: LossTask, anchor: Tensor, batch_size: int, n_beta: float) -> float:
+    """The loss in nats past which a chain around `anchor` w* (P,) is excluded: that of all parameters at 0.
+
+    Room for the noise of minibatches of `batch_size` rows is added. Where w* is no better than that, or the loss of
+    parameters at 0 is undefined, the loss may rise by max(1, |L(w*)|). At nβ = 0 the loss does not hold the chain, and
+    there is no band.
+    """
+    if n_beta == 0:
+        return math.inf
+    rows = spread(len(task.base_weights), ROWS)
+    q = task.base_weights[rows] / task.base_weights[rows].sum().clamp(min=1e-300)
+    with torch.no_grad():
+        at_anchor, at_zero = (
+            torch.cat([task.losses(row[None], part[None].to(row.device))[0] for part in rows.split(32)]).double().cpu()
+            for row in (anchor, torch.zeros_like(anchor))
+        )
+    start, constant = float(at_anchor @ q), float(at_zero @ q)
+    noise = 4 * float((q @ (at_anchor - start) ** 2).sqrt()) / math.sqrt(batch_size * WINDOW)
+    if not math.isfinite(constant) or constant <= start:
+        constant = start + max(1.0, abs(start))
+    return constant + noise
+
+
+def advise(task: Task, anchor: Tensor, kernel: Kernel) -> str:
+    """What to change when chains around `anchor` left their band: the step size, or what holds the chain."""
+    step = kernel.step_size if isinstance(kernel, SGLD) else kernel.step_size / kernel.damping
+    name = "ε/2 (nβ h + γ)" if isinstance(kernel, SGLD) else "ε/(2δ) (nβ h + γ)"
+    try:
+        curvature = top_curvature(task, anchor, samples=min(256, 8 * len(task.base_weights)))
+    except (RuntimeError, NotImplementedError, PatterningError):
+        return "lower step_size; if the loss still climbs, raise localization γ and keep γε/2 below 1"
+    size = step / 2 * (kernel.n_beta * max(curvature, 0.0) + kernel.localization)
+    if size > 1:
+        return (
+            f"the steps are too long: {name} is {size:.3g} with h = {curvature:.3g}, the largest curvature of the loss "
+            f"at w*, and must be well below 2. Lower step_size to about {kernel.step_size * 0.2 / size:.2g}"
+        )
+    gamma, bound = 10 * kernel.localization, kernel.step_size * 0.2 / size / 10
+    return (
+        f"the steps are short enough ({name} = {size:.2g}), so the posterior itself reaches that far: raise "
+        f"localization γ, to {gamma:.3g} say (and keep step_size at {min(kernel.step_size, bound):.2g} or below), "
+        "or lower n_beta"
+    )

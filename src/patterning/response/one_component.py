@@ -1,0 +1,255 @@
+"""χ of one component: what it depends on, rounds of chains until it is reliable, and whether it is a result."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterning.core.identity import digest
+from patterning.core.task import LossTask
+from patterning.errors import PatterningError
+from patterning.models.components import Component
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
+from patterning.posterior.band import advise, default_band
+from patterning.posterior.chains import ChainConfig, Kernel
+from patterning.posterior.sgld import SGLD
+from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
+from patterning.response.capability import why_not_pathwise
+from patterning.response.pathwise import DATA, Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
+from patterning.response.sample import (
+    COMPONENT_LOSS,
+    Draws,
+    Observable,
+    OfLosses,
+    Readout,
+    SampledResponse,
+    join_draws,
+    sample_draws,
+    summarise,
+)
+from patterning.response.store import pack, pack_refusal
+from patterning.store import Arrays, fingerprint
+
+Estimator = Literal["covariance", "pathwise", "auto"]
+PhiOf = Literal["probes", "data"]
+"""Whose mean loss φ of a component is: the probed samples', or that of all the task's rows."""
+ModelObservable = Callable[[Tensor], Tensor]
+"""φ: full parameter rows (r, P) of the task → (r,)."""
+
+MOST_EXPANSION = 10.0
+"""`auto` leaves the pathwise estimator for a component whose adjoint outgrows a convex loss's by this factor."""
+REFUSED_EXPANSION = 100.0
+"""From here on pathwise χ is no result, even where it was asked for by name."""
+FAR = 0.5
+"""Share of the way to the loss band from which a rise of the loss is called far from w*."""
+DISAGREEMENT = 1.5
+"""Split R-hat of φ from which chains are said to disagree."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all components share, besides the chains. `loss_band` None: `default_band`."""
+
+    rows: Tensor
+    observables: Mapping[str, ModelObservable]
+    estimator: Estimator
+    phi: PhiOf | Tensor
+    reliability: float | None
+    rounds: int
+    batches: int
+    loss_band: float | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that χ of one component depends on; its `fingerprint` keys the cache. `task_key`: the task's fingerprint."""
+
+    task: LossTask
+    anchor: Tensor
+    component: Component
+    kernel: Kernel
+    chains: ChainConfig
+    settings: Settings
+    task_key: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Covers weights, data, mask, loss, observables and settings."""
+        own = self.settings
+        masks = {name: "all" if mask is None else mask.cpu().numpy() for name, mask in self.component.masks.items()}
+        settings = [type(self.kernel).__name__, asdict(self.kernel), asdict(self.chains), own.estimator, own.batches]
+        settings += [own.reliability, own.rounds, str(own.loss_band)]
+        phi = own.phi if isinstance(own.phi, str) else own.phi.numpy()
+        return fingerprint(
+            self.task_key, self.anchor.cpu().numpy(), masks, own.rows.numpy(), phi, digest(dict(own.observables)),
+            settings,
+        )  # fmt: skip
+
+
+def component_unit(*, work: Work, scratch: Path) -> Arrays:
+    """`sample_component` as a unit of work; a refusal is a result as well, so that other components go on."""
+    del scratch  # a killed component is sampled again whole
+    try:
+        return pack(sample_component(work))
+    except PatterningError as error:
+        return pack_refusal(str(error))
+
+
+def sample_component(work: Work) -> SampledResponse:
+    """χ of one component. Raises `PatterningError` where what was sampled is no result, with what to change."""
+    free = Restricted(work.task, work.anchor, work.component)
+    probe = Probe(free, work.settings.rows, work.chains.replicas)
+    band = work.settings.loss_band
+    if band is None:
+        band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta)
+    try:
+        response = _judged(_sample(work, free, probe, band), probe, band)
+        return replace(response, note="; ".join(filter(None, [work.component.note, response.note])))
+    except _LostError as error:
+        raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel)}") from None
+
+
+class _LostError(PatterningError):
+    """Chains left the neighbourhood of w*."""
+
+
+def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledResponse:
+    if work.settings.estimator == "covariance":
+        return _by_covariance(work, free, probe, band, "")
+    assert isinstance(work.kernel, SGLD)
+    reason = why_not_pathwise(free, work.kernel)
+    if reason is None:
+        response, reason = _by_pathwise(work, free, probe, band)
+        if response is not None:
+            return response
+    if work.settings.estimator == "pathwise":
+        raise PatterningError(f"the pathwise estimator cannot serve this component: {reason}; use covariance or auto")
+    chains = replace(work.chains, chains=work.chains.replicas, antithetic=False)
+    return _by_covariance(replace(work, chains=chains), free, probe, band, f"not pathwise: {reason}; ")
+
+
+def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tuple[SampledResponse | None, str]:
+    """χ, or None and why the adjoint cannot give it."""
+    kernel, chains, settings, q = work.kernel, work.chains, work.settings, probe.samples.weight
+    assert isinstance(kernel, SGLD)
+    readings = _readings(work, free, probe)
+    rounds: list[dict[str, Pathwise]] = []
+    for number in range(settings.rounds):
+        rounds.append(
+            pathwise_chains(
+                free, probe, q, kernel, chains, readings, loss_band=band, first_chain=number * chains.chains
+            )
+        )
+        if number == 0:
+            expansion = max(float(np.median(part.expansion)) for part in rounds[0].values())
+            limit = MOST_EXPANSION if settings.estimator == "auto" else REFUSED_EXPANSION
+            if not expansion <= limit:
+                return None, f"steps do not contract (adjoint expansion {expansion:.2g}, at most {limit:g} is sound)"
+        joined = {name: join_pathwise([part[name] for part in rounds]) for name in readings}
+        try:
+            response = summarise_pathwise(joined, q, kernel.n_beta, probe.at_anchor.double().cpu().numpy())
+        except PatterningError as error:
+            raise _LostError(str(error)) from None
+        if (note := _stop(response, settings, number + 1)) is not None:
+            return replace(response, note=f"{response.note}; {note}"), ""
+    raise AssertionError("the last round stops")
+
+
+def _readings(work: Work, free: Restricted, probe: Probe) -> dict[str, Reading | str]:
+    """Every φ, by name: the component loss first."""
+    phi, device = work.settings.phi, free.anchor.device
+    if isinstance(phi, Tensor):
+        other = Probe(free, phi, work.chains.replicas)
+        loss: Reading | str = ProbeLoss(other, torch.from_numpy(other.samples.weight).to(device), same=False)
+    elif phi == "data":
+        loss = DATA
+    else:
+        loss = ProbeLoss(probe, torch.from_numpy(probe.samples.weight).to(device))
+    own = {name: ModelReading(name, free, function) for name, function in work.settings.observables.items()}
+    return {COMPONENT_LOSS: loss, **own}
+
+
+def _by_covariance(work: Work, free: Restricted, probe: Probe, band: float, left: str) -> SampledResponse:
+    kernel, chains, settings, q = work.kernel, work.chains, work.settings, probe.samples.weight
+    phis = _observables(work, free, probe)
+    draws: list[Draws] = []
+    for number in range(settings.rounds):
+        draws.append(
+            sample_draws(
+                free,
+                free.anchor,
+                phis,
+                kernel,
+                chains,
+                batches=settings.batches,
+                loss_band=band,
+                first_chain=number * chains.chains,
+                readout=Readout(probe, q, probe.at_anchor),
+            )
+        )
+        try:
+            response = summarise(join_draws(draws), tuple(phis), q, kernel.n_beta)
+        except PatterningError as error:
+            raise _LostError(left + str(error)) from None
+        if (note := _stop(response, settings, number + 1)) is not None:
+            return replace(response, note=left + note)
+    raise AssertionError("the last round stops")
+
+
+def _observables(work: Work, free: Restricted, probe: Probe) -> dict[str, Observable]:
+    weights, phi = torch.from_numpy(probe.samples.weight).to(free.anchor.device), work.settings.phi
+    start = float(probe.at_anchor.double() @ weights)
+    loss: Observable
+    if isinstance(phi, Tensor):
+        other = Probe(free, phi, work.chains.replicas)
+        own = torch.from_numpy(other.samples.weight).to(free.anchor.device)
+        first = float(other.at_anchor.double() @ own)
+
+        def loss_of_rows(flat: Tensor) -> Tensor:
+            return other(flat).double() @ own - first
+
+        loss = loss_of_rows
+    else:
+        loss = OfLosses(lambda losses: losses @ weights - start)
+
+    phis: dict[str, Observable] = {COMPONENT_LOSS: loss}
+    for name, function in work.settings.observables.items():
+        phis[name] = lambda flat, function=function: function(free.expand(flat))
+    return phis
+
+
+def _judged(response: SampledResponse, probe: Probe, band: float) -> SampledResponse:
+    """The response with its warnings; raises where it is none."""
+    chi = response.susceptibility
+    if not (np.isfinite(chi.chi).all() and np.isfinite(chi.standard_error).all()):
+        raise _LostError("χ holds NaN or infinite entries")
+    warnings = []
+    start = float(probe.at_anchor.double().cpu().numpy() @ chi.base_weights)
+    room = band - start
+    if math.isfinite(room) and room > 0 and response.rise > FAR * room:
+        warnings.append(
+            f"the loss rises by {response.rise:.3g} nats, {response.rise / room:.0%} of the way to a model that knows "
+            "nothing: χ describes weights far from w*; raise localization γ or lower n_beta"
+        )
+    if response.expansion > MOST_EXPANSION:
+        warnings.append(f"steps do not contract (adjoint expansion {response.expansion:.2g}): χ is noisy")
+    for name, diagnostics in response.diagnostics.items():
+        if diagnostics.r_hat > DISAGREEMENT:
+            warnings.append(f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): raise burn_in and draws")
+    return replace(response, warnings=(*response.warnings, *warnings))
+
+
+def _stop(response: SampledResponse, settings: Settings, rounds: int) -> str | None:
+    """Why sampling stops after so many rounds, or None when it goes on."""
+    value = response.susceptibility.reliability()[COMPONENT_LOSS]
+    if settings.reliability is not None and value >= settings.reliability:
+        return f"reliability {value:.2f} reached after {rounds} round(s)"
+    if rounds == settings.rounds:
+        return f"budget of {rounds} round(s) used, reliability {value:.2f}"
+    return None

@@ -1,0 +1,56 @@
+"""Small tasks that the tests of this folder share."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patterning.core.task import LossTask
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import ComponentResponse, component_response
+
+CE = partial(F.cross_entropy, reduction="none")
+KERNEL = SGLD(30, 100, 1e-3)
+CHAINS = ChainConfig(4, 8, 4, 2, 64, matched=True)
+PAIRED = ChainConfig(2, 8, 4, 2, 64, matched=True, antithetic=True)
+
+_rng = torch.Generator().manual_seed(0)
+X = torch.randn(128, 6, generator=_rng)
+Y = torch.randint(3, (128,), generator=_rng)
+TOKENS = torch.randint(1, 9, (64, 8), generator=_rng)
+TOKENS[:, 5:] = 0  # padding
+
+
+def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module with normal parameters that a seed decides."""
+    rng = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.detach().copy_(0.4 * torch.randn(p.shape, generator=rng))
+    return module
+
+
+def language_model() -> nn.Module:
+    return seeded(nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9)))
+
+
+def ignoring(model, batch: Tensor) -> Tensor:
+    """Next-token losses with padding ignored: 0 there."""
+    return F.cross_entropy(model(batch)[:, :-1].transpose(1, 2), batch[:, 1:], reduction="none", ignore_index=0)
+
+
+def masked(model, batch: Tensor) -> tuple[Tensor, Tensor]:
+    return ignoring(model, batch), batch[:, 1:] != 0
+
+
+def classify(model, batch) -> Tensor:
+    return CE(model(batch[0]), batch[1])
+
+
+def linear_task(seed: int = 0) -> LossTask:
+    return LossTask(seeded(nn.Linear(6, 3), seed), classify, (X, Y))
+
+
+def chi(task: LossTask, names=("full",), kernel=KERNEL, chains=CHAINS, **options) -> ComponentResponse:
+    return component_response(task, task.flatten(task.module), names, kernel, chains, **options)

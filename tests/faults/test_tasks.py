@@ -1,0 +1,471 @@
+"""What a model, a loss or data may do is tried before anything is sampled: it works, or is refused by name."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from patterning.core.task import LossTask, ModuleTask
+from patterning.errors import PatterningError
+from patterning.intervention.solve import solve
+from patterning.models.components import find_component, list_components
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import component_response
+from tests.faults.common import (
+    CE,
+    CHAINS,
+    KERNEL,
+    PAIRED,
+    TOKENS,
+    X,
+    Y,
+    chi,
+    classify,
+    ignoring,
+    language_model,
+    linear_task,
+    masked,
+    seeded,
+)
+
+
+def test_padding_that_a_loss_ignores_is_refused_with_the_remedy() -> None:
+    with pytest.raises(PatterningError, match=r"192 of 448 samples .* ignore_index .* \(losses, mask\)"):
+        LossTask(language_model(), ignoring, TOKENS)
+
+
+def test_masked_tokens_are_no_samples() -> None:
+    """Everything is as if only the real tokens existed: L, row means, χ, columns, LLC and what `solve` moves."""
+    task = LossTask(language_model(), masked, TOKENS)
+    cut = LossTask(language_model(), lambda model, batch: ignoring(model, batch), TOKENS[:, :5])
+    flat, every = task.flatten(task.module)[None], torch.arange(64)[None]
+    mean = float(task.losses(flat, every)[0].double() @ task.base_weights)
+    with torch.no_grad():
+        logits = language_model()(TOKENS)[:, :4]
+        real = CE(logits.flatten(0, 1), TOKENS[:, 1:5].flatten())
+    assert mean == pytest.approx(float(real.mean()), rel=1e-5)
+    padded, plain = (chi(own, estimator="covariance") for own in (task, cut))
+    np.testing.assert_allclose(padded.chi(), plain.chi(), rtol=2e-3, atol=1e-7)
+    np.testing.assert_array_equal(padded.rows, plain.rows)
+    assert padded.positions.max() == 3
+    assert padded.by_component["full"].rise == pytest.approx(plain.by_component["full"].rise, rel=1e-3)
+    weights = padded.by_component["full"].susceptibility.base_weights
+    assert solve(padded.chi(), weights, np.array([1.0]), 30).s.shape == (4 * 64,)
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_rows_of_unequal_length_weigh_by_their_tokens(estimator: str) -> None:
+    """Padded rows of 2 and 5 tokens give the same χ as the same tokens one to a row, sampled by the same chain."""
+    lengths = torch.arange(64) % 4 + 1
+    tokens = torch.where(torch.arange(8) <= lengths[:, None], TOKENS.clamp(min=1), 0)
+    task = LossTask(language_model(), masked, tokens)
+    count = (tokens[:, 1:] != 0).sum(1).double()
+    assert torch.allclose(task.base_weights, count / count.sum())
+    place = (tokens[:, 1:] != 0).nonzero()
+    pairs = torch.stack([tokens[place[:, 0], place[:, 1]], tokens[place[:, 0], place[:, 1] + 1]], 1)
+    flat_task = LossTask(language_model(), lambda model, batch: CE(model(batch[:, 0]), batch[:, 1]), pairs)
+    assert float(task.losses(task.own_row()[None], torch.arange(64)[None])[0].double() @ task.base_weights) == (
+        pytest.approx(float(flat_task.losses(task.own_row()[None], torch.arange(len(pairs))[None]).mean()), rel=1e-5)
+    )
+    # a minibatch that holds every row in proportion is the whole data: then both chains take the same steps
+    config = ChainConfig(2, 8, 4, 2, int(count.sum()), matched=True)
+    one, other = (chi(own, chains=config, estimator=estimator) for own in (task, flat_task))
+    np.testing.assert_allclose(one.chi(), other.chi(), rtol=0.02, atol=2e-3 * np.abs(other.chi()).max())
+
+
+def test_weights_of_tokens_may_be_numbers_and_whole_rows_may_be_masked() -> None:
+    def weighted(model, batch: Tensor) -> tuple[Tensor, Tensor]:
+        return ignoring(model, batch), (batch[:, 1:] != 0) * torch.arange(1.0, 8.0)
+
+    task = LossTask(language_model(), weighted, TOKENS)
+    losses = ignoring(language_model(), TOKENS)[:, :4]
+    expected = (losses * torch.arange(1.0, 5.0)).sum(1) / 10
+    torch.testing.assert_close(task.losses(task.own_row()[None], torch.arange(64)[None])[0], expected)
+
+    tokens = TOKENS.clone()
+    tokens[10] = 0
+    some = LossTask(language_model(), masked, tokens)
+    assert some.base_weights[10] == 0
+    assert 10 not in some.draws.tolist()
+    response = chi(some)
+    assert 10 not in response.rows.tolist()
+    assert np.isfinite(response.chi()).all()
+    with pytest.raises(PatterningError, match="no sample"):
+        LossTask(language_model(), masked, torch.zeros(8, 8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda losses, _: torch.ones(3), "mask that the loss returns is"),
+        (lambda losses, _: -torch.ones_like(losses), "finite and >= 0"),
+        (lambda losses, _: losses > losses.mean(), "mask of a row depends on the other rows"),
+        (lambda losses, _: losses > 2.0, "mask changes with the model's parameters"),
+    ],
+)
+def test_a_bad_mask_is_refused(mask, message: str) -> None:
+    with pytest.raises(PatterningError, match=message):
+        LossTask(language_model(), lambda model, batch: (ignoring(model, batch), mask(ignoring(model, batch), 0)), TOKENS)
+
+
+def test_a_hook_below_the_component_that_feeds_the_loss() -> None:
+    """What a probe keeps would silence the hook: χ must be that of the plain loss."""
+
+    def build() -> tuple[nn.Module, dict[str, Tensor]]:
+        net, seen = seeded(nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3))), {}
+        net[0][0].register_forward_hook(lambda _m, _i, output: seen.update(z=output))
+        return net, seen
+
+    net, seen = build()
+    hooked = LossTask(
+        net, lambda model, batch: CE(model(batch[0]), batch[1]) * (1 + seen["z"].square().mean(1)), (X, Y)
+    )
+    first = net[0][0]
+    frozen = (X @ first.weight.detach().T + first.bias.detach()).square().mean(1)
+    plain = LossTask(
+        net, lambda model, batch: CE(model(batch[0]), batch[1]) * (1 + batch[2]), (X, Y, frozen)
+    )
+    rows = torch.arange(0, 128, 2)
+    one, other = (chi(task, ["1.*"], probes=rows).chi() for task in (hooked, plain))
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda model, batch: (model(batch[0]) - batch[1]).square(),
+        lambda model, batch: (model(batch[0]) - batch[1]).square().mean(0),
+    ],
+)
+def test_outputs_with_an_axis_too_many_are_refused(loss) -> None:
+    with pytest.raises(PatterningError, match=r"outputs \(b, 1\) subtracted from targets \(b,\)"):
+        LossTask(nn.Linear(6, 1), loss, (X, torch.randn(128)))
+
+
+class Grouped(nn.Module):
+    """The names and shapes of a TransformerLens model with grouped-query attention."""
+
+    class Config:
+        n_heads, n_layers, n_key_value_heads, attn_only = 4, 1, 2, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cfg = self.Config()
+        block = nn.Module()
+        attn = block.attn = nn.Module()
+        for name, heads in {"W_Q": 4, "_W_K": 2, "_W_V": 2}.items():
+            setattr(attn, name, nn.Parameter(torch.randn(heads, 8, 2)))
+        attn.W_O = nn.Parameter(torch.randn(4, 2, 8))
+        for name, heads in {"b_Q": 4, "_b_K": 2, "_b_V": 2}.items():
+            setattr(attn, name, nn.Parameter(torch.zeros(heads, 2)))
+        self.blocks = nn.ModuleList([block])
+
+
+def test_a_head_under_grouped_queries_has_the_keys_and_values_it_shares() -> None:
+    component = find_component(Grouped(), "l0h3")
+    assert component.count(Grouped()) == 4 * 16 + 3 * 2
+    assert component.note == "its keys and values are shared with l0h2"
+    assert component.masks["blocks.0.attn._W_K"][1].all() and not component.masks["blocks.0.attn._W_K"][0].any()
+
+
+def test_a_parameter_that_is_missing_is_never_skipped() -> None:
+    model = Grouped()
+    model.cfg.n_key_value_heads = 4  # the names of ordinary attention, which this model has not
+    try:
+        with pytest.raises(PatterningError, match=r"has no parameter blocks\.0\.attn\.W_K"):
+            find_component(model, "l0h3")
+    finally:
+        Grouped.Config.n_key_value_heads = 2
+
+
+class Twice(nn.Module):
+    """One module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = self.b = nn.Linear(6, 6)
+        self.c = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(torch.tanh(self.a(x))))
+
+
+class Keeping(nn.Module):
+    """Keeps a tensor of its last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = torch.tanh(self.a(x))
+        return self.c(self.last)
+
+
+@pytest.mark.parametrize("kind", [Twice, Keeping])
+def test_modules_under_two_names_and_modules_that_keep_tensors(kind) -> None:
+    module = seeded(kind())
+    module(X)  # a trained module comes with what its last call left
+    task = LossTask(module, classify, (X, Y))
+    key = task.fingerprint
+    response = chi(task, ["full", "c.*"], chains=PAIRED, estimator="auto")
+    assert all(found.estimator == "pathwise" for found in response.by_component.values())
+    assert task.init([1, 1]).shape == (2, task.num_parameters)
+    assert task.fingerprint == key
+    flat = task.flatten(module)[None].expand(2, -1) * torch.tensor([[1.0], [1.1]])
+    with torch.no_grad():
+        expected = torch.stack([classify(task.load(kind(), row), (X, Y)) for row in flat])
+    torch.testing.assert_close(task.losses(flat, torch.arange(128).expand(2, -1)), expected)
+
+
+class Attending(nn.Module):
+    """Looks at its mask with an `if`, as the attention of Hugging Face models does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = x.mean(1) if bool((mask == 1).all()) else (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_attention_masks_that_steer_the_forward_pass(full: bool) -> None:
+    mask = torch.ones(64, 8, dtype=torch.long) if full else (TOKENS != 0).long()
+    data = {"i": TOKENS, "a": mask, "y": Y[:64]}
+    task = LossTask(seeded(Attending()), lambda model, b: CE(model(b["i"], mask=b["a"]), b["y"]), data)
+    assert "one after the other" in " ".join(task.notes)
+    response = chi(task, ["out.*"], chains=PAIRED, estimator="auto")
+    assert response.by_component["out.*"].estimator == "pathwise"
+    own = ChainConfig(2, 8, 4, 2, 16)  # rows of their own for each chain
+    assert np.isfinite(chi(task, ["out.*"], chains=own).chi()).all()
+    with torch.no_grad():
+        expected = CE(seeded(Attending())(TOKENS, mask), Y[:64])
+    torch.testing.assert_close(task.losses(task.own_row()[None], torch.arange(64)[None])[0], expected)
+
+
+class NoCast(nn.Linear):
+    """A module that refuses any conversion, as one loaded from a quantised file does."""
+
+    def float(self):
+        raise ValueError("`.float()` is not supported for quantised models")
+
+
+def test_a_float32_module_is_not_cast() -> None:
+    assert LossTask(NoCast(6, 3), classify, (X, Y)).num_parameters == 21
+    with pytest.raises(PatterningError, match="cannot be copied or converted to float32"):
+        LossTask(NoCast(6, 3).to(torch.float64), classify, (X, Y))
+
+
+class NoForward(torch.autograd.Function):
+    """Doubles; without a forward derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(checkpoint(lambda y: torch.tanh(self.a(y)), x, use_reentrant=False))
+
+
+def absolute(model, batch) -> Tensor:
+    return (model(batch[0])[:, 0] - batch[1]).abs()
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "data"),
+    [
+        (nn.Linear(6, 3), lambda model, batch: CE(NoForward.apply(model(batch[0])), batch[1]), (X, Y)),
+        (nn.Linear(6, 1), absolute, (X, torch.randn(128, generator=torch.Generator().manual_seed(1)))),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)), classify, (X, Y)),
+        (nn.Sequential(nn.EmbeddingBag(9, 6), nn.Linear(6, 3)), classify, (TOKENS, Y[:64])),
+        (Checkpointed(), classify, (X, Y)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_auto_falls_back_where_derivatives_are_missing(module, loss, data) -> None:
+    """χ comes out, by pathwise where it can serve, else by covariance with a note that says why."""
+    task = LossTask(seeded(module), loss, data)
+    found = chi(task, chains=PAIRED, estimator="auto").by_component["full"]
+    assert np.isfinite(found.susceptibility.chi).all()
+    if found.estimator == "covariance":
+        assert "not pathwise" in found.note
+        with pytest.raises(PatterningError, match="pathwise estimator cannot serve"):
+            chi(task, chains=PAIRED, estimator="pathwise")
+    if loss is absolute or "NoForward" in loss.__code__.co_names:
+        assert found.estimator == "covariance"
+
+
+def test_losses_without_a_gradient_are_refused() -> None:
+    net = seeded(nn.Linear(6, 3))
+    for loss in (
+        lambda model, batch: CE(model(batch[0]).detach(), batch[1]),
+        lambda model, batch: CE(batch[0][:, :3], batch[1]),
+        lambda model, batch: CE(model(batch[0]).argmax(1)[:, None].float().expand(-1, 3), batch[1]),
+    ):
+        with pytest.raises(PatterningError, match="does not depend on the module's parameters"):
+            LossTask(net, loss, (X, Y))
+    with pytest.raises(PatterningError, match="must call the one that it is given"):
+        LossTask(net, lambda _model, batch: CE(net(batch[0]), batch[1]), (X, Y))
+
+
+def test_a_component_that_nothing_uses_is_refused_before_sampling() -> None:
+    net = seeded(nn.ModuleDict({"used": nn.Linear(6, 3), "spare": nn.Linear(6, 3)}))
+    task = LossTask(net, lambda model, batch: CE(model["used"](batch[0]), batch[1]), (X, Y))
+    with pytest.raises(PatterningError, match="nothing in the loss depends on it"):
+        chi(task, ["used.*", "spare.*"])
+    assert chi(task, ["used.*"]).chi().shape == (1, 128)
+
+
+def test_randomness_and_batch_statistics_in_the_loss_are_refused() -> None:
+    with pytest.raises(PatterningError, match="not the same twice"):
+        LossTask(nn.Linear(6, 3), lambda model, b: CE(F.dropout(model(b[0]), 0.5), b[1]), (X, Y))
+    with pytest.raises(PatterningError, match="depends on the other rows of its batch"):
+        LossTask(nn.Linear(6, 3), lambda model, b: CE(model(b[0] - b[0].mean(0)), b[1]), (X, Y))
+
+
+class WithRule(nn.Module):
+    """Says itself how it starts, as Hugging Face models do: reset_parameters of its layers would be another law."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(50, 50)
+
+    def _init_weights(self, part: nn.Module) -> None:
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_init_follows_the_modules_own_rule_or_a_factory() -> None:
+    x = torch.randn(16, 50)
+
+    def loss(model, batch: Tensor) -> Tensor:
+        return model(batch).square().mean(1)
+
+    row = LossTask(WithRule(), loss, x).init([3])[0]
+    assert float(row[:2500].std()) == pytest.approx(0.02, rel=0.1)
+
+    def make(seed: int) -> nn.Module:
+        return seeded(nn.Linear(50, 50), seed)
+
+    task = LossTask(nn.Linear(50, 50), loss, x, make=make)
+    assert torch.equal(task.init([7])[0], task.flatten(make(7)))
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        ((X.numpy(), Y.numpy()), 128),
+        ((X.double().numpy(), Y.numpy().astype(np.int32)), 128),
+        ([X.tolist(), Y.tolist()], 128),
+        ((X.double(), Y), 128),
+        ((X, Y, None), 128),
+    ],
+)
+def test_data_of_any_kind_of_number(data, rows: int) -> None:
+    task = LossTask(seeded(nn.Linear(6, 3)), lambda model, b: CE(model(b[0]), b[1].long()), data)
+    assert len(task.base_weights) == rows
+    np.testing.assert_allclose(chi(task).chi(), chi(linear_task()).chi(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LossTask(nn.Linear(6, 3), classify, (["a"] * 128, Y)), "must be tensors, arrays or lists of numbers"),
+        (lambda: LossTask(nn.Linear(6, 3), classify, None), "data must be tensors"),
+        (lambda: LossTask(nn.Linear(6, 3), classify, [[1.0, 2.0], [3.0]]), "pad rows of unequal length"),
+        (lambda: chi(linear_task(), probes=[0.5]), "probes must be row numbers"),
+        (lambda: chi(linear_task(), probes=[3, 128]), "from 0 to 127"),
+        (lambda: chi(linear_task(), probes=[3, 3]), "some rows twice"),
+        (
+            lambda: component_response(linear_task(), torch.zeros(5), ["full"], KERNEL, CHAINS),
+            "must be a row of 21 floating point numbers",
+        ),
+        (
+            lambda: component_response(linear_task(), nn.Linear(6, 3), ["full"], KERNEL, CHAINS),  # type: ignore[arg-type]
+            "must be a row of 21 floating point numbers",
+        ),
+        (
+            lambda: component_response(linear_task(), torch.full((21,), torch.nan), ["full"], KERNEL, CHAINS),
+            "holds 21 NaN",
+        ),
+        (lambda: chi(linear_task(), ["weights"]), "use full, a parameter name"),
+        (lambda: chi(linear_task(), observables={"component loss": lambda f: f[:, 0]}), "rename yours"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_sentence(call, message: str) -> None:
+    with pytest.raises(PatterningError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+def test_row_numbers_in_a_list_one_name_as_a_string_and_names_in_capitals() -> None:
+    response = chi(linear_task(), "full", probes=[3, 5])
+    assert response.rows.tolist() == [3, 5]
+    from patterning.models.language import LanguageConfig, LanguageModel
+
+    model = LanguageModel(LanguageConfig(layers=1, heads=2, width=8, context=8, vocabulary=9))
+    assert find_component(model, "L0H1").name == "l0h1"
+    with pytest.raises(PatterningError, match=", ".join(list_components(model)[:2])):
+        find_component(model, "head 1")
+
+
+def test_supervised_tasks_take_arrays_and_recurrent_modules_run_one_by_one() -> None:
+    task = ModuleTask(nn.Linear(6, 3), CE, X.numpy(), Y.numpy())
+    assert task.losses_on(X.numpy()[:4], Y[:4])(task.own_row()[None], torch.arange(4)[None]).shape == (1, 4)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.cell(x[:, None])[0][:, -1])
+
+    recurrent = ModuleTask(seeded(Recurrent()), CE, X, Y)
+    assert "one after the other" in recurrent.notes[0]
+    found = chi(recurrent, chains=PAIRED, estimator="auto").by_component["full"]
+    assert np.isfinite(found.susceptibility.chi).all()
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_phi_of_held_out_rows(estimator: str) -> None:
+    """Rows of base weight 0 are not trained or sampled on, and φ can be their loss."""
+    weights = torch.ones(128)
+    weights[96:] = 0
+    task = LossTask(seeded(nn.Linear(6, 3)), classify, (X, Y), weights)
+    kernel, long = SGLD(30, 100, 2e-3), ChainConfig(8, 60, 20, 4, 96, matched=True)
+
+    def held_out(flat: Tensor) -> Tensor:
+        return task.losses(flat, torch.arange(96, 128).expand(len(flat), -1)).mean(1)
+
+    probes = torch.arange(96)
+    own = chi(task, kernel=kernel, chains=long, probes=probes, phi=torch.arange(96, 128), estimator=estimator)
+    by_hand = chi(task, kernel=kernel, chains=long, probes=probes, observables={"held": held_out}, estimator=estimator)
+    np.testing.assert_allclose(own.chi(), by_hand.chi("held"), rtol=1e-3, atol=1e-8)
+    assert abs(np.corrcoef(own.chi()[0], by_hand.chi()[0])[0, 1]) < 0.9  # φ of the probes is another one
