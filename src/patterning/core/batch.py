@@ -79,9 +79,12 @@ def _like(container: Any, parts: list[Any]) -> Any:
 
 
 def _holds_numbers(items: Sequence[Any]) -> bool:
-    """Whether a list is an array in Python's clothes, and not a container of arrays."""
+    """Whether a sequence is an array in Python's clothes: numbers, or a list of lists of numbers.
+
+    A tuple of lists is a container of arrays.
+    """
     first = items[0]
-    if isinstance(first, Sequence) and not isinstance(first, str | bytes):
+    if isinstance(items, list) and isinstance(first, list | tuple):
         return len(first) > 0 and _holds_numbers(first)
     return isinstance(first, Number)
 

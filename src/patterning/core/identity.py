@@ -105,7 +105,7 @@ class _Walk:
         return self._join("builtin", value.__module__, value.__qualname__, owner if bound else None)
 
     def _function(self, value: FunctionType) -> str:
-        if _is_library(value.__module__):
+        if value.__module__ not in (None, "builtins") and _is_library(value.__module__):  # these are typed in
             return _hash("function", value.__module__, value.__qualname__)
         held = [_contents(cell) for cell in value.__closure__ or ()]
         read = [value.__globals__[name] for name in _globals_read(value.__code__) if name in value.__globals__]

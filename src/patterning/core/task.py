@@ -149,15 +149,21 @@ class LossTask:
         return module
 
     def samples(self, rows: Tensor) -> Samples:
-        """The samples in rows `rows` (b,), in order; raises `PatterningError` when there is none."""
+        """The samples in rows `rows` (b,), in order.
+
+        Where all have base weight 0 (held-out rows), all rows count alike.
+        Raises `PatterningError` when there is none.
+        """
         t = self.samples_per_row
         own = torch.ones(len(rows), t) if self.sample_weights is None else self.sample_weights.cpu()[rows]
         # a row's share of L, dealt out to its samples
         total = own.double().sum(1, keepdim=True)
         weight = (self.base_weights[rows, None] * own.double() / total.clamp(min=1e-300)).flatten().numpy()
         place = np.flatnonzero(own.flatten().numpy() > 0)
+        if not len(place):
+            raise PatterningError("these rows hold no sample: each is masked")
         if not weight[place].sum() > 0:
-            raise PatterningError("these rows hold no sample with a weight: each is masked, or has base weight 0")
+            weight = own.double().flatten().numpy()
         return Samples(
             row=np.repeat(rows.numpy(), t)[place],
             position=np.tile(np.arange(t), len(rows))[place],

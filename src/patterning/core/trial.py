@@ -5,6 +5,7 @@ sizes, that they are finite, the same twice, the same alone and in company, that
 a gradient, and how many replicas `torch.func.vmap` can run at a time. A refusal names the reason and the remedy.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,12 @@ MOST_ROWS = 64
 FEW_ROWS = 4
 QUICK = 0.05
 """Seconds for a forward pass over a few rows, up to which more are tried."""
+
+TOO_FAR = 0.02
+"""Share by which differences of the loss may miss its gradient."""
+
+STEPS = (3e-3, 1e-3, 3e-4)
+"""Of differences, as shares of the parameters' size."""
 
 TOLERANCE = {"rtol": 2e-3, "atol": 2e-4}
 """Of a loss computed in another order, in float32."""
@@ -89,7 +96,7 @@ def try_task(task: "LossTask", original: nn.Module) -> Trial:
     """Try a task whose module is a copy of `original`; raises `PatterningError` where it cannot serve."""
     n, before = count_rows(task.data), attributes_of(task.module)
     with _watched(original) as calls:
-        rows = _how_many(task, n)
+        rows = _with_samples(task, _how_many(task, n), n)
         losses, mask = _run(task, rows)
     changing = changed_attributes(before, task.module)
     for path, attribute in changing:
@@ -120,6 +127,17 @@ def _how_many(task: "LossTask", n: int) -> Tensor:
     begun = time.perf_counter()
     _run(task, few)
     return spread(n, MOST_ROWS) if time.perf_counter() - begun < QUICK else few
+
+
+def _with_samples(task: "LossTask", rows: Tensor, n: int) -> Tensor:
+    """The rows, if they hold a sample; else as many of which one does. Raises where all the data is masked."""
+    for part in (rows, *torch.arange(n).split(MOST_ROWS)):
+        losses, mask = _run(task, part)
+        if mask is not None and not bool((mask.isfinite() & (mask >= 0)).all()):
+            raise PatterningError("the mask (the second of the pair that the loss returns) must be finite and >= 0")
+        if bool(_kept(losses, mask).any()):
+            return part
+    raise PatterningError("every sample is masked: the data holds no sample")
 
 
 def _run(task: "LossTask", rows: Tensor, parameters: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
@@ -193,32 +211,85 @@ def _check_finite(rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
 
 
 def _check_gradient(task: "LossTask", rows: Tensor) -> None:
-    """The mean loss must have a finite gradient that is not all zero, at these parameters or at others."""
-    own = task.named(task.own_row()[None])
+    """The loss must have a finite gradient, that is not all zero and agrees with differences of the loss."""
+    own = {name: value[0] for name, value in task.named(task.own_row()[None]).items()}
     sizes = []
     for parameters in (own, displaced(own, 0)):
-        values = {name: value[0].detach().clone().requires_grad_() for name, value in parameters.items()}
-        try:
-            losses, mask = task.answer(rows, values)
-            total = losses[_kept(losses, mask)].sum()
-            if not total.requires_grad:
-                break
-            slopes = torch.autograd.grad(total, list(values.values()), allow_unused=True)
-        except PatterningError:
-            raise
-        except Exception as error:
-            raise PatterningError(
-                f"the loss has no gradient in the module's parameters: {_reason(error)} (gradient checkpointing must "
-                "be off)"
-            ) from error
-        given = [slope for slope in slopes if slope is not None]
-        if parameters is own and any(not bool(slope.isfinite().all()) for slope in given):
+        slopes = _gradient(task, rows, parameters)
+        if parameters is own and any(not bool(slope.isfinite().all()) for slope in slopes.values()):
             raise PatterningError("the gradient of the loss is NaN or infinite at these parameters")
-        sizes.append(max((float(slope.abs().max()) for slope in given), default=0.0))
-    if not sizes or max(sizes) == 0:
+        sizes.append(max((float(slope.nan_to_num().abs().max()) for slope in slopes.values()), default=0.0))
+        _check_differences(task, rows, parameters, slopes)
+        _check_reached(task, rows, parameters, slopes)
+    if max(sizes) == 0:
         raise PatterningError(
             "the loss does not depend on the module's parameters: it must call the module that it is given, "
             "loss(module, batch), and must not detach its outputs or run under torch.no_grad()"
+        )
+
+
+def _gradient(task: "LossTask", rows: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the sum of the losses, by parameter; those that the loss does not depend on are left out."""
+    values = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+    try:
+        losses, mask = task.answer(rows, values)
+        total = losses[_kept(losses, mask)].sum()
+        if not total.requires_grad:
+            return {}
+        slopes = torch.autograd.grad(total, list(values.values()), allow_unused=True)
+    except PatterningError:
+        raise
+    except Exception as error:
+        raise PatterningError(
+            f"the loss has no gradient in the module's parameters: {_reason(error)} (gradient checkpointing must be "
+            "off)"
+        ) from error
+    return {name: slope for name, slope in zip(values, slopes, strict=True) if slope is not None}
+
+
+def _check_reached(task: "LossTask", rows: Tensor, parameters: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
+    """What the gradient does not reach must not matter to the loss: a chain would not feel the loss there."""
+    rest = {name: value for name, value in parameters.items() if name not in slopes}
+    if not rest or not slopes:
+        return
+    before, mask = _run(task, rows, parameters)
+    for name, value in rest.items():
+        moved = displaced({name: value}, 1)
+        after, _ = _run(task, rows, {**parameters, **moved})
+        if not _same(before[_kept(before, mask)], after[_kept(before, mask)]):
+            raise PatterningError(
+                f"the loss depends on parameter {name}, but its gradient does not reach it. Gradient checkpointing "
+                "must be off, and nothing on the way may be detached; or freeze it with requires_grad_(False)"
+            )
+
+
+def _check_differences(
+    task: "LossTask", rows: Tensor, parameters: dict[str, Tensor], slopes: dict[str, Tensor]
+) -> None:
+    """The gradient must be that of the loss: compared with central differences along itself.
+
+    It is not where a part of the model is computed again in the backward pass (gradient checkpointing), by then with
+    other parameters, or where a function has a wrong derivative.
+    """
+    square = sum(float(slope.double().square().sum()) for slope in slopes.values())
+    size = math.sqrt(sum(float(value.double().square().sum()) for value in parameters.values()))
+    if not (square > 0 and math.isfinite(square)):
+        return
+    misses = []
+    for share in STEPS:
+        step, totals = share * (size + 1e-3) / math.sqrt(square), []
+        for sign in (1, -1):
+            moved = {name: value + sign * step * slopes.get(name, 0.0) for name, value in parameters.items()}
+            losses, mask = _run(task, rows, moved)
+            totals.append(float(losses[_kept(losses, mask)].double().sum()))
+        misses.append((totals[0] - totals[1]) / (2 * step * square) - 1)
+    # Rounding and curvature would give each step another miss: only one that all steps agree on is the gradient's.
+    least = min(misses, key=abs)
+    if all(math.isfinite(miss) for miss in misses) and abs(least) > TOO_FAR + 2 * (max(misses) - min(misses)):
+        raise PatterningError(
+            f"the gradient of the loss is not that of its values: along the gradient the loss changes {1 + least:.3g} "
+            "times as much as it says. Gradient checkpointing must be off, and functions of your own must have the "
+            "right backward"
         )
 
 

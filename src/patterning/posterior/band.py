@@ -5,7 +5,9 @@ no solution any more, whatever it does afterwards. With all parameters at 0 near
 """
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +15,23 @@ from patterning.core.modules import spread
 from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.posterior.calibrate import top_curvature
-from patterning.posterior.chains import WINDOW, Kernel
+from patterning.posterior.chains import (
+    WINDOW,
+    ChainConfig,
+    Kernel,
+    gaussian,
+    init,
+    loss_and_gradient,
+    minibatches,
+    update,
+)
 from patterning.posterior.sgld import SGLD
 from patterning.tasks.base import Task
 
 ROWS = 256
 """Rows on which the two losses are compared."""
+MOST_STEPS = 50
+"""Steps of the chain that shows where it leaves its band."""
 
 
 def default_band(task: LossTask, anchor: Tensor, batch_size: int, n_beta: float) -> float:
@@ -44,19 +57,23 @@ def default_band(task: LossTask, anchor: Tensor, batch_size: int, n_beta: float)
     return constant + noise
 
 
-def advise(task: Task, anchor: Tensor, kernel: Kernel) -> str:
-    """What to change when chains around `anchor` left their band: the step size, or what holds the chain."""
+def advise(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> str:
+    """What to change when chains around `anchor` left `loss_band`: the step size, or what holds the chain.
+
+    The curvature that decides is the larger of that at w* and what a chain meets on its way out.
+    """
     step = kernel.step_size if isinstance(kernel, SGLD) else kernel.step_size / kernel.damping
     name = "ε/2 (nβ h + γ)" if isinstance(kernel, SGLD) else "ε/(2δ) (nβ h + γ)"
     try:
-        curvature = top_curvature(task, anchor, samples=min(256, 8 * len(task.base_weights)))
+        local = top_curvature(task, anchor, samples=min(256, 8 * len(task.base_weights)))
+        curvature = max(local, _steepest(task, anchor, kernel, chains, loss_band))
     except (RuntimeError, NotImplementedError, PatterningError):
         return "lower step_size; if the loss still climbs, raise localization γ and keep γε/2 below 1"
     size = step / 2 * (kernel.n_beta * max(curvature, 0.0) + kernel.localization)
     if size > 1:
         return (
-            f"the steps are too long: {name} is {size:.3g} with h = {curvature:.3g}, the largest curvature of the loss "
-            f"at w*, and must be well below 2. Lower step_size to about {kernel.step_size * 0.2 / size:.2g}"
+            f"the steps are too long: {name} is {size:.3g} with h = {curvature:.3g}, the largest curvature that a "
+            f"chain meets, and must be well below 2. Lower step_size to about {kernel.step_size * 0.2 / size:.2g}"
         )
     gamma, bound = 10 * kernel.localization, kernel.step_size * 0.2 / size / 10
     return (
@@ -64,3 +81,23 @@ def advise(task: Task, anchor: Tensor, kernel: Kernel) -> str:
         f"localization γ, to {gamma:.3g} say (and keep step_size at {min(kernel.step_size, bound):.2g} or below), "
         "or lower n_beta"
     )
+
+
+def _steepest(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> float:
+    """The largest change of the gradient over the length of a step, on the first chain's way out of its band.
+
+    A curvature as steps of this size see it, kinks and cliffs included.
+    """
+    single = replace(chains, chains=1, antithetic=False)
+    cumulative, state, steepest = np.cumsum(task.base_weights.numpy()), init(kernel, anchor, 1), 0.0
+    for step in range(MOST_STEPS):
+        index = minibatches(cumulative, single, 0, step).to(anchor.device)
+        before = state.position
+        loss, gradient = loss_and_gradient(task, before, index)
+        if not float(loss[0]) <= loss_band:
+            break
+        state = update(state, gradient, gaussian(before, chains.seed, 0, step), kernel)
+        change = loss_and_gradient(task, state.position, index)[1] - gradient
+        ratio = float(change.norm() / (state.position - before).norm())
+        steepest = max(steepest, ratio) if math.isfinite(ratio) else steepest
+    return steepest

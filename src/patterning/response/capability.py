@@ -27,6 +27,9 @@ def try_gradient(free: Restricted) -> None:
     rows, size = _rows(free), 0.0
     for flat in (free.anchor[None], _moved(free, float(free.anchor.abs().mean()) + 0.1)):
         try:
+            losses = free.losses(flat.detach().requires_grad_(), rows[None])
+            if not losses.requires_grad:
+                continue
             _, gradient = loss_and_gradient(free, flat, rows[None])
         except PatterningError:
             raise

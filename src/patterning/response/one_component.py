@@ -112,7 +112,7 @@ def sample_component(work: Work) -> SampledResponse:
         response = _judged(_sample(work, free, probe, band), probe, band)
         return replace(response, note="; ".join(filter(None, [work.component.note, response.note])))
     except _LostError as error:
-        raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel)}") from None
+        raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band)}") from None
 
 
 class _LostError(PatterningError):

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
+from patterning.posterior.band import advise, default_band
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import Diagnostics, diagnose
 from patterning.response.moments import Moments, join
@@ -190,22 +192,29 @@ def sample_response(
     chains: ChainConfig,
     *,
     batches: int = 4,
-    loss_band: float = math.inf,
+    loss_band: float | None = None,
     watched: int = 8,
 ) -> SampledResponse:
     """χ of `observables` (name → φ) for every sample, from chains around `anchor` w* (P,).
 
     Each chain's draws are cut into `batches` for the standard errors. A chain is excluded by name when its loss turns
-    NaN or passes `loss_band`, or when an observable or a sample's loss is not finite at a draw. `watched` samples,
+    NaN or passes `loss_band` (by default the loss of a model that knows nothing, `posterior.band`; none for a task
+    without a module), or when an observable or a sample's loss is not finite at a draw. `watched` samples,
     evenly spaced, are diagnosed. Raises `PatterningError` for settings that leave no error bar, an observable of the
     wrong shape, an undefined value at w*, or fewer than 2 chains left.
     """
     if chains.chains < 2:
         raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
-    found = sample_draws(
+    if loss_band is None:
+        known = isinstance(task, LossTask)
+        loss_band = default_band(task, anchor, chains.batch_size, kernel.n_beta) if known else math.inf
+    draws = sample_draws(
         task, anchor, observables, kernel, chains, batches=batches, loss_band=loss_band, watched=watched
     )
-    return summarise(found, tuple(observables), Readout.of(task).weights, kernel.n_beta)
+    try:
+        return summarise(draws, tuple(observables), Readout.of(task).weights, kernel.n_beta)
+    except PatterningError as error:
+        raise PatterningError(f"{error}: {advise(task, anchor, kernel, chains, loss_band)}") from None
 
 
 def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_beta: float) -> SampledResponse:
