@@ -54,7 +54,10 @@ def write_page(run: RunFolder, results: Results) -> None:
     config = results["config"]
     content = render_page(
         title="Which shape does it learn? Six features in a plane, steered by data",
-        subtitle=f"toy model of superposition · preset {config['preset']} · {config['seeds']} paired runs an arm",
+        subtitle=(
+            "Weights for the training data, computed from a free-energy gap, choose which polygon a small network grows · "
+            f"preset {config['preset']} · {config['seeds']} paired runs for each set of weights"
+        ),
         headline=text.verdict(results),
         warnings=(),
         sections=_sections(results),
@@ -137,7 +140,7 @@ def _bars(results: Results, arm: Arm) -> list[Bar]:
 
 
 def _caption(results: Results, arm: Arm) -> str:
-    shares = ", ".join(f"{name} {text.interval(arm['outcomes'][name])}" for name in _targets(results))
+    shares = ", ".join(f"{name} {text.interval(arm['outcomes'][name])} %" for name in _targets(results))
     return f"{arm['label']}: {shares}"
 
 

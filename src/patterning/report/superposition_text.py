@@ -110,23 +110,24 @@ def prediction_text(results: Results) -> str:
 
 def control_text(results: Results) -> str:
     """What permuted weights and plain heuristics do, beside the gap."""
-    sentences = []
+    sentences, enough = [], True
     for arm in results["arms"]:
         if arm["kind"] != "ask":
             continue
         beyond = arm["outcomes"][arm["ask"]]["beyond"]
-        plain = beyond["heuristic"]
-        rank = "more often than" if plain["low"] > 0 else "less often than" if plain["high"] < 0 else "as often as"
+        name, plain = long_name(arm["ask"]), beyond["heuristic"]
+        rival = next(other for other in results["arms"] if other["label"] == plain["label"])["outcomes"][arm["ask"]]
+        enough = enough and rival["effect"]["low"] > 0
         sentences.append(
-            f"The gap gives the {long_name(arm['ask'])} {rank} the {plain['label']} ({points(plain)} points), and "
-            f"{points(beyond['permuted'])} points beyond the best of its permuted draws."
+            f"The {name}: the gap gives it {points(beyond['permuted'])} points more often than the best of its permuted "
+            f"draws; {plain['label']} gives it in {interval(rival)} % of the runs, from which the gap differs by "
+            f"{points(plain)} points."
         )
+    verdict = "So whoever knows the model needs no gap for these asks; the gap finds such data without being told. "
     return (
-        "Permuted: the same weights dealt to other groups at random; what they do varies much from draw to draw, and "
-        f"is predicted like the rest. {' '.join(sentences)} Whoever knows the model needs no gap for these asks: "
-        "plain heuristics do the same work. The gap finds the data without being told which. Two tests take the "
-        "heuristic out of it: the gap with each feature's frequency held fixed, and the part that is orthogonal to "
-        "the ramp, both ways."
+        "Permuted: the same weights dealt to other groups at random; what they do varies much from draw to draw, and is "
+        f"predicted like the rest. {' '.join(sentences)} {verdict if enough else ''}Two tests take the heuristic out of "
+        "the gap: each feature's frequency held fixed, and what is orthogonal to the ramp, both ways."
     )
 
 

@@ -36,8 +36,8 @@ def gap_direction(mean_losses: Floats, shares: Floats, target: int, base_weights
     rivals[target] = 0
     if not rivals.sum() > 0:
         raise PatterningError("the target has no rival with a positive share: there is nothing to steer away from")
-    s = (rivals / rivals.sum()) @ mean_losses - mean_losses[target]
-    s = s - base_weights @ s
+    s = (rivals[:, None] * mean_losses).sum(axis=0) / rivals.sum() - mean_losses[target]
+    s = s - (base_weights * s).sum()
     largest = np.abs(s).max()
     if not largest > 1e-12:
         raise PatterningError(
