@@ -55,7 +55,7 @@ def write_page(run: RunFolder, results: Results) -> None:
     content = render_page(
         title="Which shape does it learn? Six features in a plane, steered by data",
         subtitle=(
-            "Weights for the training data, computed from a free-energy gap, choose which polygon a small network grows · "
+            "Weights for training data, computed from a free-energy gap, choose which polygon a small network grows · "
             f"preset {config['preset']} · {config['seeds']} paired runs for each set of weights"
         ),
         headline=text.verdict(results),

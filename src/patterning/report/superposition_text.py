@@ -119,15 +119,15 @@ def control_text(results: Results) -> str:
         rival = next(other for other in results["arms"] if other["label"] == plain["label"])["outcomes"][arm["ask"]]
         enough = enough and rival["effect"]["low"] > 0
         sentences.append(
-            f"The {name}: the gap gives it {points(beyond['permuted'])} points more often than the best of its permuted "
-            f"draws; {plain['label']} gives it in {interval(rival)} % of the runs, from which the gap differs by "
-            f"{points(plain)} points."
+            f"The {name}: the gap gives it {points(beyond['permuted'])} points more often than the best of its "
+            f"permuted draws; {plain['label']} gives it in {interval(rival)} % of the runs, from which the gap differs "
+            f"by {points(plain)} points."
         )
     verdict = "So whoever knows the model needs no gap for these asks; the gap finds such data without being told. "
     return (
-        "Permuted: the same weights dealt to other groups at random; what they do varies much from draw to draw, and is "
-        f"predicted like the rest. {' '.join(sentences)} {verdict if enough else ''}Two tests take the heuristic out of "
-        "the gap: each feature's frequency held fixed, and what is orthogonal to the ramp, both ways."
+        "Permuted: the same weights dealt to other groups at random; what they do varies much from draw to draw, and "
+        f"is predicted like the rest. {' '.join(sentences)} {verdict if enough else ''}Two tests take the heuristic "
+        "out of the gap: each feature's frequency held fixed, and what is orthogonal to the ramp, both ways."
     )
 
 
