@@ -2,8 +2,8 @@ r"""The toy model of superposition with one feature at a time: six features sque
 
 .. math:: f(x) = \mathrm{ReLU}(W^\top W x + b), \quad x = \mu e_i, \; \mu \sim U[0, 1], \qquad \ell(x) = |f(x) - x|^2
 
-Elhage et al. (arXiv 2209.10652); with |x|₀ = 1 and its loss in closed form: Chen et al. (arXiv 2310.06301), whose k-gon
-losses this file reproduces (0.0482 for the hexagon, 0.0618 for the pentagon with the sixth feature dead).
+Elhage et al. (arXiv 2209.10652); with one feature at a time and its losses at k-gons: Chen et al. (arXiv 2310.06301).
+Without a factor 1/2 the loss has their values: 0.0482 at the hexagon, 0.0618 at the pentagon with a dead sixth feature.
 
 The 24 **samples** are groups: feature i with μ in one quarter of [0, 1]. A group's loss is its mean over μ, an
 integral of piecewise quadratics that is taken exactly: there is no sampling of data and no quadrature. All base
