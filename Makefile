@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)
-	$(VENV)/bin/patterning run parentheses --preset quick
+	$(VENV)/bin/patterning run superposition
 
 test: lint
 	$(PYTHON) -m pytest -n 2

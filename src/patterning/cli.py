@@ -58,9 +58,14 @@ class _BarProgress(Progress):
 
 @app.command()
 def run(
-    experiment: Annotated[str | None, typer.Argument(help="The experiment: parentheses or induction.")] = None,
+    experiment: Annotated[
+        str | None, typer.Argument(help="The experiment: superposition, parentheses or induction.")
+    ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Its size, e.g. quick or standard; nano, small or paper for induction.")
+        str | None,
+        typer.Option(
+            help="Its size: demo for superposition, quick or standard for parentheses, nano or small for induction, …"
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
@@ -71,7 +76,7 @@ def run(
     from patterning.experiments.registry import experiment_of, find_experiment
 
     if (experiment is None) == (config is None):
-        raise PatterningError("name an experiment (patterning run parentheses) or a --config file, not both")
+        raise PatterningError("name an experiment (patterning run superposition) or a --config file, not both")
     if config is not None:
         if preset is not None:
             raise PatterningError("--preset and --config exclude each other: the file holds every setting")

@@ -9,7 +9,7 @@ from typing import Any
 from patterning.errors import PatterningError
 from patterning.experiments.common import read_yaml
 
-NAMES = ("parentheses", "induction")
+NAMES = ("superposition", "parentheses", "induction")
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Experiment:
 def find_experiment(name: object) -> Experiment:
     """The experiment of this name; raises `PatterningError` for a name that is none."""
     if name not in NAMES:
-        raise PatterningError(f"unknown experiment {name!r}: there is {' and '.join(NAMES)}")
-    package = f"patterning.experiments.{name}"
-    config, presets, run, present = (
-        import_module(f"{package}.{part}") for part in ("config", "presets", "run", "present")
-    )
+        raise PatterningError(f"unknown experiment {name!r}: there are {', '.join(NAMES)}")
+    module = import_module(f"patterning.experiments.{name}")
+    config = presets = run = present = module  # a file holds all four parts, a folder has a file for each
+    if hasattr(module, "__path__"):
+        config, presets, run, present = (
+            import_module(f"{module.__name__}.{part}") for part in ("config", "presets", "run", "present")
+        )
     return Experiment(
         str(name), presets.DEFAULT, presets.preset_config, config.load_config, getattr(run, f"run_{name}"),
         present.read_results, present.print_table, present.write_page,

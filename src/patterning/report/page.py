@@ -48,7 +48,11 @@ def render_page(
     provenance: str,
     config: str,
 ) -> str:
-    """The page as text. Everything but the figures is escaped."""
+    """The page as text. Everything but the figures is escaped.
+
+    Plotly's 5 MB are in it only where a section has a plotly figure; a page without one follows the reader's dark mode.
+    """
+    interactive = any(section.figures for section in sections)
     template = files("patterning.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -75,6 +79,6 @@ def render_page(
             ],
             provenance=provenance,
             config=config,
-            plotly_js=Markup(get_plotlyjs()),
+            plotly_js=Markup(get_plotlyjs()) if interactive else "",
         )
     )
