@@ -334,7 +334,7 @@ def _vectorised(task: "LossTask", rows: Tensor, losses: Tensor) -> Trial:
         except Exception as error:
             reason = _reason(error)
         what = "on rows of their own" if level == "rows" else "on the same rows"
-        notes.append(f"replicas {what} run one after the other: torch.func.vmap cannot run them together ({reason})")
+        notes.append(f"replicas {what} run one after the other, as torch.func.vmap cannot run them: {reason[:90]}")
     return replace(trial, vectorise="none", notes=tuple(notes[-1:]))
 
 
