@@ -11,6 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.arrays import check_level
 from patterning.errors import PatterningError
 from patterning.rng import Stream, generator
 from patterning.verification.effects import Effect
@@ -20,6 +21,7 @@ Bools = NDArray[np.bool_]
 
 def share_interval(count: int, runs: int, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (JASA 22, 1927) for the share `count / runs`; it never leaves [0, 1]."""
+    check_level(level)
     if not (runs > 0 and 0 <= count <= runs):
         raise PatterningError(f"{count} of {runs} runs is no share")
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -73,6 +75,7 @@ def compare_shares(
 
     The interval of r is the percentile bootstrap over seeds: where other seeds might put it, for these arms.
     """
+    check_level(level)
     if hits.dtype != np.bool_ or hits.ndim != 2 or predicted.shape != hits.shape[:1]:
         raise PatterningError(f"{predicted.shape} predictions do not fit outcomes of shape {hits.shape}")
     realised = hits.mean(axis=1)

@@ -1,0 +1,263 @@
+r"""`Weights`: relative weights ρ on the rows of a data set, or on the tokens of its rows, that anybody can train under.
+
+The training loss under weights is normalised, so that ρ says only how samples compare with each other:
+
+.. math:: L_\rho = \sum_j q_j \rho_j \ell_j \Big/ \sum_j q_j \rho_j
+
+(Wang & Murfet, arXiv 2601.13548). Weights know the rows they were made for, by their ids and by a fingerprint of the
+data, so that other or reordered data is refused and not weighted wrongly.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patterning.core.arrays import Bools, Floats, as_floats, as_mask
+from patterning.errors import PatterningError, check_whole
+from patterning.intervention.weights import WeightSummary, summarise
+from patterning.rng import Stream, generator
+from patterning.verification.controls import permuted, permuted_within
+
+if TYPE_CHECKING:
+    from patterning.core.task import Task
+
+FORMAT = 1
+"""Of the parquet file; raised when its columns change."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """ρ of every row (n,), or of every token of every row (n, t), float64, with mean 1 under the base weights.
+
+    `ids` (n,): the rows' names, by default their numbers. `base_weights` q, shaped like `rho`: 0 where a token is
+    masked. `free`, shaped like `rho`: what may move; the rest stays at ρ = 1. `data`: fingerprint of the data. `facts`:
+    how the weights were made, in plain values (target in words, policy, strength, predicted change).
+
+    >>> weights = Weights.of_rows([2.0, 1.0, 0.0])
+    >>> weights.of([0, 2]).tolist()
+    [2.0, 0.0]
+    """
+
+    rho: Floats
+    ids: NDArray[Any]
+    base_weights: Floats
+    free: Bools
+    data: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse weights that cannot weight a loss; scale the others to mean 1."""
+        rho, q = as_floats("the weights", self.rho), as_floats("base_weights", self.base_weights)
+        if rho.ndim not in (1, 2) or q.shape != rho.shape or len(self.ids) != len(rho):
+            raise PatterningError(f"weights {rho.shape}, base weights {q.shape} and {len(self.ids)} ids do not fit")
+        if not np.isfinite(rho).all() or (rho < 0).any():
+            bad = int((~np.isfinite(rho) | (rho < 0)).sum())
+            raise PatterningError(f"{bad} of {rho.size} weights are negative, NaN or infinite")
+        if not (np.isfinite(q).all() and (q >= 0).all() and q.any()):
+            raise PatterningError("base_weights must be finite and >= 0, not all 0")
+        q = q / q.sum()
+        mean = float((q * rho).sum())
+        if not mean > 0:
+            raise PatterningError("the weights are all zero: there is nothing left to train on")
+        free = as_mask("free", np.asarray(self.free).ravel(), rho.size).reshape(rho.shape)
+        for name, value in (("rho", rho / mean), ("base_weights", q), ("free", free), ("ids", np.asarray(self.ids))):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of_rows(cls, rho: Any, ids: Sequence[Any] | None = None, base_weights: Any = None) -> "Weights":
+        """Weights of your own: ρ (n,) or (n, t)."""
+        values = as_floats("the weights", rho)
+        q = np.ones(values.shape) if base_weights is None else as_floats("base_weights", base_weights)
+        names = np.arange(len(values)) if ids is None else np.asarray(ids)
+        return cls(values, names, q, np.ones(values.shape, dtype=bool))
+
+    @classmethod
+    def uniform(cls, task: "Task") -> "Weights":
+        """ρ = 1 for every row of the task's data: the unweighted arm."""
+        q = task.base_weights.numpy()
+        return cls(
+            np.ones(len(q)), task.ids, q, np.ones(len(q), dtype=bool), task.data_fingerprint, {"what": "unweighted"}
+        )
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.rho)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each token of a row has a weight of its own."""
+        return self.rho.ndim == 2
+
+    def of(self, rows: Any) -> Floats:
+        """ρ of the rows with these ids, (b,) or (b, t); raises `PatterningError` for an id that is none."""
+        return self.rho[self.places(rows)]
+
+    def places(self, rows: Any) -> NDArray[np.int64]:
+        """Where rows with these ids lie, (b,) int64."""
+        wanted = np.asarray(rows.cpu().numpy() if isinstance(rows, Tensor) else rows).ravel()
+        if np.array_equal(self.ids, np.arange(len(self.ids))):
+            if wanted.dtype.kind not in "iu" or (wanted < 0).any() or (wanted >= len(self.ids)).any():
+                raise PatterningError(f"rows must be numbers from 0 to {len(self.ids) - 1}")
+            return wanted.astype(np.int64)
+        order = np.argsort(self.ids)
+        place = np.searchsorted(self.ids[order], wanted).clip(max=len(order) - 1)
+        found = order[place]
+        if (missing := self.ids[found] != wanted).any():
+            raise PatterningError(f"these weights know no row {wanted[missing][0]!r}")
+        return found.astype(np.int64)
+
+    def by_row(self) -> "Weights":
+        """One weight a row: the mean of its tokens' under q. Rows without tokens have 1."""
+        if not self.per_token:
+            return self
+        total = self.base_weights.sum(1)
+        mean = (self.base_weights * self.rho).sum(1) / np.where(total > 0, total, 1.0)
+        rho = np.where(total > 0, mean, 1.0)
+        return replace(self, rho=rho, base_weights=total, free=self.free.any(1))
+
+    def check(self, task: "Task") -> None:
+        """Raise `PatterningError` unless these weights were made for the data of `task`, in its order."""
+        self.check_data(task.data_fingerprint, len(task.base_weights))
+
+    def check_data(self, fingerprint: str, rows: int) -> None:
+        """Raise `PatterningError` for data of another fingerprint (where one is known) or another number of rows."""
+        if rows != len(self):
+            raise PatterningError(f"these weights are of {len(self)} rows, and the data has {rows}")
+        if self.data and fingerprint != self.data:
+            raise PatterningError(
+                "these weights were made for other data, or for the same rows in another order (fingerprint "
+                f"{self.data}, not {fingerprint}); look rows up by their ids with .of(ids) instead"
+            )
+
+    def loss(self, losses: Tensor, rows: Any, mask: Tensor | None = None) -> Tensor:
+        """The weighted mean loss of a minibatch drawn without regard to ρ: `losses` (b,) or (b, t) of rows `rows`.
+
+        The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
+        minibatch, so that the gradient is unbiased for that of L_ρ.
+        """
+        rho = torch.from_numpy(self.of(rows)).to(losses)
+        if losses.ndim > rho.ndim:
+            rho = rho[:, None]
+        if losses.ndim < rho.ndim or losses.shape[0] != rho.shape[0] or rho.shape[-1] not in (1, losses.shape[-1]):
+            raise PatterningError(f"losses {tuple(losses.shape)} and weights {tuple(rho.shape)} do not fit")
+        weighted = rho * losses
+        if mask is None:
+            return weighted.mean()
+        kept = mask.to(losses)
+        return torch.where(kept > 0, weighted * kept, 0.0).sum() / kept.sum().clamp(min=1e-12)
+
+    def sampler(self, seed: int, rows: int | None = None) -> "WeightedRows":
+        """For a `DataLoader`: row numbers drawn in proportion to q ρ, so that a plain loss follows L_ρ."""
+        if self.per_token:
+            raise PatterningError("tokens of a row are not drawn apart: use .loss(...), or .by_row().sampler(seed)")
+        return WeightedRows(self, seed, rows)
+
+    def permuted(self, seed: int, within: Any = None) -> "Weights":
+        """The same weights dealt to other free samples: the control of these. `within`: a label for each sample.
+
+        With labels, weights are dealt out within each label, which keeps every label's histogram.
+        """
+        flat, q, free = self.rho.ravel(), self.base_weights.ravel(), (self.free & (self.base_weights > 0)).ravel()
+        if within is None:
+            dealt = permuted(flat, q, free, seed)
+        else:
+            labels = np.broadcast_to(np.asarray(within).reshape(len(self), -1), self.rho.reshape(len(self), -1).shape)
+            _, strata = np.unique(labels.ravel(), return_inverse=True)
+            dealt = flat.copy()
+            dealt[free] = permuted_within(flat[free], strata[free], seed)
+        facts = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
+        return replace(self, rho=dealt.reshape(self.rho.shape), facts=facts)
+
+    def summary(self) -> WeightSummary:
+        """How hard the weights pull on the free samples: effective sample size, extremes, share at zero."""
+        place = self.base_weights > 0
+        return summarise(self.rho[place], self.base_weights[place], self.free[place])
+
+    def attach(self, dataset: Any) -> Any:
+        """The data set with a column "weight": Hugging Face `Dataset`, pandas frame, or map-style torch data set.
+
+        A torch data set yields (item, weight), or its item with the key "weight" where that is a dict. Raises
+        `PatterningError` for another number of rows.
+        """
+        if len(dataset) != len(self):
+            raise PatterningError(f"these weights are of {len(self)} rows, and the data set has {len(dataset)}")
+        values = self.rho.astype(np.float32)
+        if hasattr(dataset, "add_column"):
+            return dataset.add_column("weight", list(values))
+        if hasattr(dataset, "assign"):
+            return dataset.assign(weight=list(values) if self.per_token else values)
+        return _Attached(dataset, torch.from_numpy(values))
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {"id": self.ids, "rho": self.rho, "base_weight": self.base_weights, "free": self.free}
+        table = pyarrow.table({name: list(value) if value.ndim == 2 else value for name, value in columns.items()})
+        about = {"format": FORMAT, "data": self.data, "facts": dict(self.facts)}
+        table = table.replace_schema_metadata({"patterning": json.dumps(about)})
+        part = Path(path).with_name(f"{Path(path).name}.part")
+        pyarrow.parquet.write_table(table, part)
+        part.replace(path)
+
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> "Weights":
+        """What `to_parquet` wrote; raises `PatterningError` for any other file."""
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(path)
+            about = json.loads((table.schema.metadata or {})[b"patterning"])
+            columns = {name: np.array(table[name].to_pylist()) for name in ("id", "rho", "base_weight", "free")}
+        except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+            raise PatterningError(f"{path} holds no weights of this package: {error}") from None
+        return cls(
+            columns["rho"], columns["id"], columns["base_weight"], columns["free"], about["data"], about["facts"]
+        )
+
+
+class WeightedRows(torch.utils.data.Sampler[int]):
+    """Row numbers for a `DataLoader`, drawn with replacement in proportion to q ρ; a new order in each epoch.
+
+    One uniform number in each of `rows` equal slices of [0, 1) picks the rows (unbiased, with less variance than
+    independent draws), which are then shuffled. A function of the seed and of how often it was gone through.
+    """
+
+    def __init__(self, weights: Weights, seed: int, rows: int | None = None) -> None:
+        check_whole("seed", seed, 0)
+        self._cumulative = np.cumsum(weights.base_weights * weights.rho)
+        self._seed, self._rows, self._epoch = seed, len(weights) if rows is None else rows, 0
+        check_whole("rows", self._rows, 1)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        rng = generator(self._seed, Stream.EPOCH, step=self._epoch)
+        self._epoch += 1
+        points = (np.arange(self._rows) + rng.random(self._rows)) / self._rows * self._cumulative[-1]
+        picked = np.minimum(np.searchsorted(self._cumulative, points, side="right"), len(self._cumulative) - 1)
+        return iter(rng.permutation(picked).tolist())
+
+
+class _Attached(torch.utils.data.Dataset[Any]):
+    """A map-style data set with the weight of each item."""
+
+    def __init__(self, dataset: Any, weights: Tensor) -> None:
+        self._dataset, self._weights = dataset, weights
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getitem__(self, row: int) -> Any:
+        item, weight = self._dataset[row], self._weights[row]
+        return {**item, "weight": weight} if isinstance(item, Mapping) else (item, weight)

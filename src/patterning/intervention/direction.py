@@ -1,0 +1,289 @@
+r"""`Direction`: which samples to weight up and down for a wanted change of observables, before any strength is chosen.
+
+s solves the fundamental equation for the ratios and signs of the wanted change,
+
+.. math:: s \propto \chi^\dagger d\mu
+
+(Wang & Murfet, arXiv 2601.13548, and their sequel, arXiv 2609.00699). s_j > 0: sample j gains weight. How far the
+observables move is set by the strength of the weights alone; what is to be expected at strength 1 is `predicted`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from patterning.core.arrays import Bools, Floats, as_mask
+from patterning.errors import PatterningError
+from patterning.intervention.data_weights import Weights
+from patterning.intervention.solve import solve
+from patterning.intervention.weights import Policy, make_weights, standardise, summarise
+
+if TYPE_CHECKING:
+    from patterning.core.task import Samples
+
+MIN_RELIABILITY = 0.3
+"""A row of χ with a split-half reliability under this is not inverted."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """An expected change of an observable, in its own units, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of χ that a direction is made from: `chi` (k, n), by chain `chains` (c, k, n), `noise` (k, n)."""
+
+    names: tuple[str, ...]
+    chi: Floats
+    chains: Floats
+    noise: Floats
+    reliability: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What weights must know of the data: `rows` × `per_row` cells, ids, fingerprint, base weights of the cells."""
+
+    rows: int
+    per_row: int
+    ids: NDArray[Any]
+    fingerprint: str
+    base_weights: Floats
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Signed scores `s` (n,) of the samples, with root mean square 1 under q; or why there are none (`refused`).
+
+    `wanted`: the change that was asked for, by row (0: held). `predicted`: what every row is expected to do for each
+    unit of strength, from chains that did not take part in choosing s (cross-fitted). `theta` (k,): s is Σ θ_k χ_k, up
+    to a constant. `singular_values` and `noise_floor` are of the rows of χ; what lies under the floor was cut.
+    """
+
+    s: Floats
+    wanted: Mapping[str, float]
+    predicted: Mapping[str, Change]
+    refused: str | None
+    samples: "Samples"
+    data: Data
+    theta: Mapping[str, float] = field(default_factory=dict)
+    singular_values: tuple[float, ...] = ()
+    noise_floor: float = 0.0
+    rank: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        asked = ", ".join(_in_words(name, value) for name, value in self.wanted.items())
+        if self.refused:
+            return f"{asked}: refused, {self.refused}"
+        expected = "; ".join(f"{name} {change}" for name, change in self.predicted.items())
+        return f"{asked}. Expected for each unit of strength, by linear response: {expected}"
+
+    def weights(
+        self,
+        strength: float,
+        policy: Policy = "clip",
+        *,
+        free: Any = None,
+        cap: float | None = None,
+        min_ess: float | None = None,
+        per: str = "sample",
+        force: bool = False,
+    ) -> Weights:
+        """Weights along s: ρ = 1 + strength · s, made non-negative by `policy` (`intervention.weights`).
+
+        `free` (n,) bool: which samples may move (default: all that χ was read for); the others, and rows that were not
+        probed, stay at ρ = 1. `cap`: no ρ above this. `min_ess`: the strength is lowered until the effective sample
+        size of the free samples is at least this share. `per="row"`: one weight a row, from the mean of s over its
+        tokens. Raises `PatterningError` for a refused direction, unless `force`.
+        """
+        if self.refused and not force:
+            raise PatterningError(f"this direction was refused ({self.refused}); force=True takes it all the same")
+        if per not in ("sample", "row"):
+            raise PatterningError(f"per is {per!r}: it must be 'sample' or 'row'")
+        s, q = self.s, self.samples.weight
+        moving = as_mask("free", free, len(s))
+        if per == "row":
+            s = _row_means(s, q, self.samples.row)
+        used, rho = _strong_enough(s, q, moving, strength, policy, cap, min_ess)
+        pull = summarise(rho, q, moving)
+        facts = {
+            "what": "; ".join(_in_words(name, value) for name, value in self.wanted.items()),
+            "target": dict(self.wanted),
+            "policy": policy,
+            "strength": used,
+            "asked_strength": strength,
+            "effective_sample_size": pull.effective_sample_size,
+            "predicted_per_strength": {name: vars(change) for name, change in self.predicted.items()},
+        }
+        return self._spread(rho, moving, facts, per)
+
+    def needed(self, name: str, change: float) -> float:
+        """The strength at which row `name` would move by `change`, by linear response; NaN where it does not move."""
+        value = self.predicted[name].value
+        return change / value if value else float("nan")
+
+    def _spread(self, rho: Floats, moving: Bools, facts: dict[str, Any], per: str) -> Weights:
+        """ρ of the samples laid out over all rows of the data."""
+        data = self.data
+        whole, free = np.ones((data.rows, data.per_row)), np.zeros((data.rows, data.per_row), dtype=bool)
+        whole[self.samples.row, self.samples.position] = rho
+        free[self.samples.row, self.samples.position] = moving
+        weights = Weights(
+            whole if data.per_row > 1 else whole[:, 0], data.ids,
+            data.base_weights if data.per_row > 1 else data.base_weights[:, 0],
+            free if data.per_row > 1 else free[:, 0], data.fingerprint, facts,
+        )  # fmt: skip
+        return weights.by_row() if per == "row" else weights
+
+
+def find_direction(
+    rows: Rows,
+    samples: "Samples",
+    data: Data,
+    n_beta: float,
+    wanted: Mapping[str, float],
+    hold: Sequence[str],
+    *,
+    free: Any = None,
+    min_reliability: float = MIN_RELIABILITY,
+) -> Direction:
+    """χ† for the ratios in `wanted` (row → change, in the row's units), with the rows in `hold` held at 0.
+
+    Raises `PatterningError` for names that are no rows and for a target of nothing; a direction that cannot be trusted
+    is returned with `refused`.
+    """
+    target = _target(rows.names, wanted, hold)
+    names = list(target)
+    picks = [rows.names.index(name) for name in names]
+    change, q = np.array(list(target.values())), samples.weight
+    mask = as_mask("free", free, len(q))
+    asked = [i for i, value in zip(picks, change, strict=True) if value]
+    low = [f"{rows.names[i]} {rows.reliability[i]:.2f}" for i in asked if not rows.reliability[i] >= min_reliability]
+    refused = f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})" if low else None
+    zero = {name: Change(0.0, 0.0, 0.0) for name in rows.names}
+    try:
+        solution = solve(rows.chi[picks], q, change, n_beta, noise=rows.noise[picks], free=mask)
+        s = standardise(solution.s, q, mask)
+    except PatterningError as error:
+        return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
+    predicted = _cross_fitted(rows, picks, q, change, n_beta, mask)
+    if refused is None and (wrong := _turned(target, predicted)):
+        refused = f"chains that did not choose it do not confirm it: {wrong}"
+    theta = np.linalg.lstsq(_centred(rows.chi[picks], q, mask).T * np.sqrt(q)[:, None], s * np.sqrt(q))[0]
+    return Direction(
+        s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
+        tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank,
+    )  # fmt: skip
+
+
+def _target(names: Sequence[str], wanted: Mapping[str, float], hold: Sequence[str]) -> dict[str, float]:
+    for name in (*wanted, *hold):
+        if name not in names:
+            raise PatterningError(f"χ has no row {name!r}: it has {', '.join(names)}")
+    if both := set(wanted) & set(hold):
+        raise PatterningError(f"{', '.join(sorted(both))}: asked for and held at the same time")
+    target = {name: float(value) for name, value in wanted.items()} | dict.fromkeys(hold, 0.0)
+    if not all(np.isfinite(value) for value in target.values()) or not any(target.values()):
+        raise PatterningError("the wanted change must be finite and not 0 for some row")
+    return target
+
+
+def _cross_fitted(
+    rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: float, mask: Bools
+) -> dict[str, Change]:
+    """What each row does along s at strength 1, measured on chains that s was not chosen on."""
+    count = len(rows.chains)
+    values = []
+    for fit in (np.arange(0, count, 2), np.arange(1, count, 2)):
+        rest = np.setdiff1d(np.arange(count), fit)
+        if not len(rest):
+            continue
+        try:
+            own = solve(rows.chains[fit].mean(0)[picks], q, change, n_beta, free=mask).s
+            s = standardise(own, q, mask)
+        except PatterningError:
+            s = np.zeros(len(q))
+        values += [n_beta * (rows.chains[chain] * q) @ s for chain in rest]
+    table = np.stack(values)  # (chains, k)
+    mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
+    width = float(student.ppf(0.975, max(len(table) - 1, 1))) * error
+    return {
+        name: Change(float(m), float(m - w), float(m + w)) for name, m, w in zip(rows.names, mean, width, strict=True)
+    }
+
+
+def _turned(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:
+    """Rows that are expected to move the other way than asked, in words."""
+    return ", ".join(
+        f"{name} is expected at {predicted[name]} for each unit of strength"
+        for name, value in target.items()
+        if value and predicted[name].value * value <= 0
+    )
+
+
+def _centred(chi: Floats, q: Floats, mask: Bools) -> Floats:
+    own = np.where(mask, q, 0.0)
+    return np.where(mask, chi - (chi * own).sum(1, keepdims=True) / own.sum(), 0.0)
+
+
+def _row_means(s: Floats, q: Floats, row: NDArray[np.int64]) -> Floats:
+    mass = np.bincount(row, q)
+    return (np.bincount(row, q * s) / np.where(mass > 0, mass, 1.0))[row]
+
+
+def _strong_enough(
+    s: Floats, q: Floats, moving: Bools, strength: float, policy: Policy, cap: float | None, min_ess: float | None
+) -> tuple[float, Floats]:
+    """ρ at the largest strength up to `strength` that leaves the effective sample size, with its cap."""
+    if not (isinstance(strength, int | float | np.number) and np.isfinite(strength)) or strength <= 0:
+        raise PatterningError(f"strength is {strength!r}: it must be a number > 0; for the other way ask for it")
+    if min_ess is not None and not 0 < min_ess < 1:
+        raise PatterningError(f"min_ess is {min_ess}: it is a share of the data, between 0 and 1")
+    if cap is not None and not cap > 1:
+        raise PatterningError(f"cap is {cap}: it must be above 1, the mean of ρ")
+
+    def at(alpha: float) -> Floats:
+        rho = make_weights(s, q, policy=policy, alpha=alpha, free=moving)
+        return rho if cap is None else capped(rho, q, moving, cap)
+
+    rho = at(strength)
+    if min_ess is None or summarise(rho, q, moving).effective_sample_size >= min_ess:
+        return strength, rho
+    low, high = 0.0, float(strength)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if summarise(at(middle), q, moving).effective_sample_size >= min_ess else (low, middle)
+    return low, at(low)
+
+
+def capped(rho: Floats, base_weights: Floats, free: Bools, cap: float) -> Floats:
+    """ρ with no free entry above `cap`, at the same total: what is cut off goes to the entries below, in proportion."""
+    q, result = np.where(free, base_weights, 0.0), rho.copy()
+    total = float((q * rho).sum())
+    if cap * q.sum() < total:
+        raise PatterningError(f"cap {cap} is below the mean of the free weights: it cannot be kept")
+    for _ in range(200):
+        above = free & (result >= cap)
+        result = np.where(above, cap, result)
+        short, rest = total - float((q * result).sum()), free & ~above
+        if abs(short) <= 1e-12 * total or not (q * result)[rest].sum() > 0:
+            break
+        result = np.where(rest, result * (1 + short / (q * result)[rest].sum()), result)
+    return np.minimum(result, np.where(free, cap, result))
+
+
+def _in_words(name: str, value: float) -> str:
+    return f"{name} held" if value == 0 else f"{'more' if value > 0 else 'less'} {name}"
