@@ -163,11 +163,13 @@ def anchor_gradient(free: Restricted, index: Tensor, chains: ChainConfig) -> Ten
     return loss_and_gradient(free, free.anchor.expand(len(rows), -1), rows)[1]
 
 
-def mean_gradient(free: Restricted) -> Tensor:
-    """∇L(w*) (P_C,) over all the data in the free coordinates."""
+def mean_gradient(free: Restricted, rows: Tensor | None = None) -> Tensor:
+    """∇L(w*) (P_C,) over all the data (or `rows` of it, by their shares) in the free coordinates."""
     q, total = free.base_weights.to(free.anchor), torch.zeros_like(free.anchor)
     flat = free.anchor[None].detach().requires_grad_()
-    for part in torch.arange(len(q), device=q.device).split(free.cut(1)):
+    rows = torch.arange(len(q), device=q.device) if rows is None else rows.to(q.device)
+    q = q / q[rows].sum()
+    for part in rows.split(free.cut(1)):
         total += torch.autograd.grad((free.losses(flat, part[None])[0] * q[part]).sum(), flat)[0][0]
     return total
 

@@ -208,6 +208,7 @@ def summarise_pathwise(
         halves=np.stack([chi[:, 0::2].mean(1), chi[:, 1::2].mean(1)]),
         mean_losses=means.mean(0),
         mean_losses_error=means.std(0, ddof=1) / math.sqrt(len(kept)),
+        by_chain=chi.transpose(1, 0, 2),
     )
     traces = {name: part.phi[:, kept] for name, part in parts.items()}
     expansion = max(float(part.expansion[kept].max()) for part in parts.values())

@@ -25,6 +25,7 @@ class Susceptibility:
     """χ and what is known of its accuracy.
 
     `chi`, `standard_error` (k, n), with `degrees_of_freedom`; `halves` (2, k, n), from the even and the odd chains;
+    `by_chain` (c, k, n), where it is known: χ of each chain alone, the independent units;
     `mean_losses` E[ℓ_j] (n,) with `mean_losses_error` (n,); `base_weights` q (n,). `observables` names the k rows,
     `n_beta` is the nβ of the chains.
     """
@@ -38,6 +39,7 @@ class Susceptibility:
     halves: Floats
     mean_losses: Floats
     mean_losses_error: Floats
+    by_chain: Floats | None = None
 
     def row(self, observable: str) -> Floats:
         """χ of one observable (n,)."""
@@ -109,6 +111,7 @@ def susceptibility(
         halves=np.stack(halves),
         mean_losses=mean_losses,
         mean_losses_error=by_chain.std(axis=0, ddof=1) / np.sqrt(chains),
+        by_chain=np.einsum("cb,cbkn->ckn", weight / weight.sum(1, keepdims=True), parts),
     )
 
 
