@@ -28,6 +28,7 @@ from patterning.verification.controls import permuted, permuted_within
 if TYPE_CHECKING:
     from patterning.core.task import Task
 
+ROUNDING = 1e-12
 FORMAT = 1
 """Of the parquet file; raised when its columns change."""
 
@@ -62,12 +63,13 @@ class Weights:
             raise PatterningError(f"{bad} of {rho.size} weights are negative, NaN or infinite")
         if not (np.isfinite(q).all() and (q >= 0).all() and q.any()):
             raise PatterningError("base_weights must be finite and >= 0, not all 0")
-        q = q / q.sum()
+        q = q if abs(q.sum() - 1) < ROUNDING else q / q.sum()
         mean = float((q * rho).sum())
         if not mean > 0:
             raise PatterningError("the weights are all zero: there is nothing left to train on")
         free = as_mask("free", np.asarray(self.free).ravel(), rho.size).reshape(rho.shape)
-        for name, value in (("rho", rho / mean), ("base_weights", q), ("free", free), ("ids", np.asarray(self.ids))):
+        rho = rho if abs(mean - 1) < ROUNDING else rho / mean  # so that a file gives back the same bits
+        for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", np.asarray(self.ids))):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -110,7 +112,7 @@ class Weights:
         place = np.searchsorted(self.ids[order], wanted).clip(max=len(order) - 1)
         found = order[place]
         if (missing := self.ids[found] != wanted).any():
-            raise PatterningError(f"these weights know no row {wanted[missing][0]!r}")
+            raise PatterningError(f"these weights know no row {wanted[missing][0].item()!r}")
         return found.astype(np.int64)
 
     def by_row(self) -> "Weights":
