@@ -265,7 +265,9 @@ def _strong_enough(
     low, high = 0.0, float(strength)
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if summarise(at(middle), q, moving).effective_sample_size >= min_ess else (low, middle)
+        low, high = (
+            (middle, high) if summarise(at(middle), q, moving).effective_sample_size >= min_ess else (low, middle)
+        )
     return low, at(low)
 
 

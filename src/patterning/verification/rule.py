@@ -43,7 +43,9 @@ class Verdict:
             if self.against_permuted
             else ", without a permuted control"
         )
-        allowed = f", {100 * self.against_unweighted.level:.4g} % intervals, {self.tried} tried" if self.tried > 1 else ""
+        allowed = (
+            f", {100 * self.against_unweighted.level:.4g} % intervals, {self.tried} tried" if self.tried > 1 else ""
+        )
         return f"{self.finding}: {base}{control} ({self.against_unweighted.pairs} pairs{allowed})"
 
 

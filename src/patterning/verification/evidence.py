@@ -1,0 +1,140 @@
+"""What retraining showed: the outcomes of every arm by seed, paired effects, and verdicts; as a table and as a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patterning.core.arrays import Floats
+from patterning.store import write_json, write_whole
+from patterning.verification.effects import Effect
+from patterning.verification.proportions import share_interval
+from patterning.verification.rule import ENOUGH_PAIRS, Verdict
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One set of weights over the seeds.
+
+    `values` by measure (seeds,), `effects` against unweighted and `beyond` its permuted control (95 % intervals), and
+    `facts` of how its weights were made. `kind`: base, arm, control or extra.
+    """
+
+    name: str
+    kind: str
+    values: Mapping[str, Floats]
+    effects: Mapping[str, Effect]
+    beyond: Mapping[str, Effect]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """`arms` in the order of the table, the unweighted one first; `verdicts` by (arm, measure).
+
+    `yes_or_no`: which measures are shares of seeds.
+    """
+
+    measures: tuple[str, ...]
+    yes_or_no: Mapping[str, bool]
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    verdicts: Mapping[tuple[str, str], Verdict]
+
+    def steers(self, arm: str, measure: str | None = None) -> bool:
+        """Whether an arm steers a measure (the first, unless named), by the rule of `verification.rule`."""
+        return self.verdicts[arm, self.measures[0] if measure is None else measure].steers
+
+    def effect(self, arm: str, measure: str | None = None) -> Effect:
+        """The paired difference of an arm to unweighted, with its 95 % interval."""
+        return self._arm(arm).effects[self.measures[0] if measure is None else measure]
+
+    def sentences(self) -> list[str]:
+        """What was found, one sentence for each arm and measure; first, whether there are enough pairs."""
+        few = len(self.seeds) < ENOUGH_PAIRS
+        lines = (
+            [f"{len(self.seeds)} paired seeds are a look, not evidence: use at least {ENOUGH_PAIRS}."] if few else []
+        )
+        return lines + [f"{arm}, {measure}: {verdict}." for (arm, measure), verdict in self.verdicts.items()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as plain numbers, a row for each arm and measure."""
+        rows = []
+        for arm in self.arms:
+            for name in self.measures:
+                values = arm.values[name]
+                row: dict[str, Any] = {"arm": arm.name, "kind": arm.kind, "measure": name, "mean": float(values.mean())}
+                if self.yes_or_no[name]:
+                    row["low"], row["high"] = share_interval(int(values.sum()), len(values))
+                else:
+                    row["standard_error"] = float(values.std(ddof=1) / np.sqrt(len(values)))
+                row["values"] = values.tolist()
+                for key, effects in (("against_unweighted", arm.effects), ("against_permuted", arm.beyond)):
+                    row[key] = asdict(effects[name]) if name in effects else None
+                verdict = self.verdicts.get((arm.name, name))
+                rows.append(row | {"finding": verdict.finding if verdict else None})
+        return rows
+
+    def show(self) -> None:
+        """Print the table and what was found."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        table = Table(title=f"{len(self.seeds)} paired seeds")
+        for i, head in enumerate(HEAD):
+            table.add_column(head, justify="left" if i < 2 else "right", overflow="fold")
+        for cells in self.cells():
+            table.add_row(*cells)
+        console.print(table)
+        for line in self.sentences():
+            console.print(line, highlight=False)
+
+    def cells(self) -> list[list[str]]:
+        """The table as text, as `HEAD` names its columns."""
+        return [
+            [
+                row["arm"],
+                row["measure"],
+                f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+                if "low" in row
+                else f"{row['mean']:.4g} ± {row['standard_error']:.2g}",
+                _interval(row["against_unweighted"]),
+                _interval(row["against_permuted"]),
+                row["finding"] or "",
+            ]
+            for row in self.rows()
+        ]
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the numbers."""
+        facts = {arm.name: dict(arm.facts) for arm in self.arms}
+        write_json(Path(path), {"seeds": list(self.seeds), "rows": self.rows(), "weights": facts})
+
+    def page(self, path: str | Path, title: str = "What the weights did") -> None:
+        """Write one self-contained HTML page: the answer, a figure, the table."""
+        from patterning.report.evidence_page import evidence_page
+
+        write_whole(Path(path), evidence_page(self, title).encode())
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+HEAD = ("weights", "measure", "mean", "against unweighted", "against permuted", "finding")
+
+
+def _interval(effect: Mapping[str, Any] | None) -> str:
+    return "" if effect is None else f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"
+
+
+def order_of(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms as figures show them: unweighted, then each arm beside its control, then the others."""
+    named = {arm.name: arm for arm in arms}
+    result = [arm for arm in arms if arm.kind == "base"]
+    for arm in arms:
+        if arm.kind == "arm":
+            result += [arm, *([named[f"{arm.name}, permuted"]] if f"{arm.name}, permuted" in named else [])]
+    return result + [arm for arm in arms if arm not in result]
