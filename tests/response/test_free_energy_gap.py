@@ -178,7 +178,8 @@ def half_square(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def regression() -> tuple[ModuleTask, torch.Tensor, Forms]:
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((ROWS, P)), rng.standard_normal(ROWS)
+    x = rng.standard_normal((ROWS, P))
+    y = x @ rng.standard_normal(P) + 0.2 * rng.standard_normal(ROWS)
     model = nn.Linear(P, 1, bias=False)
     task = ModuleTask(model, half_square, torch.tensor(x).float(), torch.tensor(y).float())
     best = np.linalg.lstsq(x, y, rcond=None)[0]
@@ -228,7 +229,7 @@ def test_every_estimator_gives_the_four_responses_of_a_component() -> None:
         four_responses(differentiated, kernel, at_anchor=at_anchor, leave_out=[1])
     mixed = free_energy_gap(bounded, found)
     assert np.isnan(mixed.cosine.standard_error)
-    assert np.isfinite(mixed.cosine.value)
+    np.testing.assert_allclose(mixed.energy, 0, atol=1e-4)
 
 
 def test_what_is_not_the_loss_of_these_samples_is_refused() -> None:
