@@ -19,10 +19,10 @@ from patterning.response.sample import SampledResponse
 from patterning.response.solution_responses import four_responses
 
 
-@pytest.mark.parametrize("draws", [20, 100])
+@pytest.mark.parametrize("draws", [20, 60])
 @pytest.mark.parametrize("a", [0.0, 0.5, 0.9, 0.97])
 def test_autoregressions_raise_no_more_alarms_than_stated(draws: int, a: float) -> None:
-    calls, false_alarm = 200, 0.1
+    calls, false_alarm = 120, 0.1
     alarms = sum(
         bool(two_state_chains({"L": autoregression(a, draws, 4, seed)}, false_alarm=false_alarm))
         for seed in range(calls)
@@ -34,11 +34,11 @@ def test_autoregressions_raise_no_more_alarms_than_stated(draws: int, a: float) 
 def test_skewed_traces_raise_no_more_alarms_than_stated(a: float) -> None:
     """Squares of autoregressions, with one degree of freedom and with six, as losses of a basin are."""
     alarms = 0
-    for seed in range(100):
-        one = autoregression(a, 80, 4, seed) ** 2
-        six = sum(autoregression(a, 80, 4, 1000 + 10 * seed + i) ** 2 for i in range(6))
+    for seed in range(60):
+        one = autoregression(a, 60, 4, seed) ** 2
+        six = sum(autoregression(a, 60, 4, 1000 + 10 * seed + i) ** 2 for i in range(6))
         alarms += bool(two_state_chains({"one": one, "six": six}, false_alarm=0.1))
-    assert alarms <= binom.isf(1e-4, 100, 0.1)
+    assert alarms <= binom.isf(1e-4, 60, 0.1)
 
 
 @pytest.mark.parametrize("name", ["quartic", "crossing", "reduced rank"])

@@ -69,6 +69,18 @@ def test_a_quadratic_basin_has_the_trace_formulas(gamma: float) -> None:
     assert found.coefficient == pytest.approx(n_beta / 2 * np.trace(task.forms.mix(q).matrices[0] @ law.covariance))
 
 
+def test_the_number_worked_by_hand_in_the_documentation() -> None:
+    """docs/llc-responses.md: L = w², ℓ_j = 1.5 w² + 0.1, nβ 30, γ 5; the other sample makes up the mean."""
+    forms = Forms(np.array([[[3.0]], [[1.0]]]), np.zeros((2, 1)), np.array([0.1, -0.1]))
+    task, q, origin = quadratic_task(forms, [1, 1]), np.full(2, 0.5), np.zeros(1)
+    law = task.posterior(q, 30.0, 5.0, origin)
+    found = four_responses(of_gaussian(forms, law, origin, q, 30.0), SGLD(30.0, 5.0, 1e-3))
+    assert found.coefficient == pytest.approx(0.462, abs=5e-4)
+    assert found.energy[0] == pytest.approx(3)
+    values = [found.row(name).values[0] for name in NAMES]
+    assert values == pytest.approx([-0.213, 0.231, 0.018, 3.231], abs=5e-4)
+
+
 def test_total_is_the_sum_of_its_parts_and_every_response_is_centred() -> None:
     task, n_beta, anchor = convex_task(1, 7, 3), 20.0, np.array([0.3, -0.2, 0.1])
     q = task.base_weights.numpy()
