@@ -300,7 +300,7 @@ def test_sgld_gives_what_exact_sampling_gives_and_nears_the_coefficient_as_local
     assert (limit, multiplicity) == (7.5, 1)
     copies = 32  # independent chains side by side; their λ̂ add
     reached: list[tuple[Floats, Floats]] = []
-    for gamma, leaps, burn_in, between in ((100.0, 20, 200, 40), (10.0, 40, 800, 100), (1.0, 80, 4000, 300)):
+    for gamma, leaps, burn_in, between in ((100.0, 20, 200, 40), (10.0, 40, 800, 80), (1.0, 80, 3000, 200)):
         check = check_llc(
             Copies(task, copies),
             start.repeat(copies),
