@@ -60,8 +60,8 @@ class LLCCheck:
             f"{row.ess:6.0f}"
             for row in self.rows
         ]
-        found = [f"{'! ' if v.warning else '  '}{v.component}: {v.name}: {v.text}" for v in self.verdicts]
-        return "\n".join([head, *lines, *found])
+        sentences = [f"{'! ' if v.warning else '  '}{v.component}: {v.name}: {v.text}" for v in self.verdicts]
+        return "\n".join([head, *lines, *sentences])
 
 
 def check_llc(
@@ -107,17 +107,17 @@ def check_llc(
     kernels += [with_localization(kernel, other, most_pull) for other in others]
     z = float(norm.ppf((1 + level) / 2))
     rows: list[LLCRow] = []
-    found: list[Verdict] = []
+    sentences: list[Verdict] = []
     slopes: dict[str, Slope] = {}
-    for name, (own, start) in tasks.items():
+    for name, (part, start) in tasks.items():
         measured = [
-            _measure(name, own, start, setting, _lengthened(chains, kernel, setting, longest), loss_band, probes)
+            _measure(name, part, start, setting, _lengthened(chains, kernel, setting, longest), loss_band, probes)
             for setting in kernels
         ]
-        slopes[name] = is_minimum(own, start, n_beta=kernel.n_beta, localization=gamma)
-        found += verdicts(measured, slopes[name], len(start), half_step, rise_band, z)
+        slopes[name] = is_minimum(part, start, n_beta=kernel.n_beta, localization=gamma)
+        sentences += verdicts(measured, slopes[name], len(start), half_step, rise_band, z)
         rows += measured
-    return LLCCheck(tuple(rows), tuple(found), slopes)
+    return LLCCheck(tuple(rows), tuple(sentences), slopes)
 
 
 def with_localization(kernel: Kernel, localization: float, most_pull: float) -> Kernel:
@@ -198,13 +198,13 @@ def _measure(
         nan = math.nan
         return LLCRow(*settings, nan, nan, nan, nan, nan, (nan, nan), excluded, {})
     phi = kernel.n_beta * (means[:, kept] - start)
-    found = diagnose(phi)
+    mean = diagnose(phi)
     traces = {"L": means[:, kept]} | {
         f"the loss of sample {rows[j]}": watched[:, kept, i] for i, j in enumerate(few.tolist())
     }
     flagged = {chain: str(why) for chain, why in two_state_chains(traces, numbers=kept).items()}
     return LLCRow(
-        *settings, found.mean, found.standard_error, found.r_hat, found.ess, found.mean / kernel.n_beta, _drift(phi),
+        *settings, mean.mean, mean.standard_error, mean.r_hat, mean.ess, mean.mean / kernel.n_beta, _drift(phi),
         excluded, flagged,
     )  # fmt: skip
 

@@ -87,18 +87,18 @@ def two_state_chains(
         if not np.isfinite(values).all():
             raise PatterningError(f"the trace of {name} is not finite: leave out chains that diverged first")
     level = false_alarm / ((2 * chains + 1) * len(traces))  # two tests of every chain and one of all
-    flagged = _strongest([found for name, values in traces.items() for found in _switching(name, values, level)])
+    flagged = _strongest([sign for name, values in traces.items() for sign in _switching(name, values, level)])
     rest = [c for c in range(chains) if c not in flagged]
     if len(rest) > 1:
         flagged |= _strongest(
-            [found for name, values in traces.items() for found in _elsewhere(name, values, rest, level)]
+            [sign for name, values in traces.items() for sign in _elsewhere(name, values, rest, level)]
         )
     return {names[c]: replace(flagged[c], chain=names[c]) for c in sorted(flagged)}
 
 
 def _strongest(evidence: Sequence[TwoStates]) -> dict[int, TwoStates]:
-    """The one of least p-value for each chain."""
-    return {found.chain: found for found in sorted(evidence, key=lambda found: -found.p_value)}
+    """Of each chain the evidence of least p-value."""
+    return {sign.chain: sign for sign in sorted(evidence, key=lambda sign: -sign.p_value)}
 
 
 def _switching(name: str, values: Floats, level: float) -> Iterator[TwoStates]:
@@ -110,8 +110,8 @@ def _switching(name: str, values: Floats, level: float) -> Iterator[TwoStates]:
             if p > level:
                 continue
             inside = np.repeat(second, block)
-            own = values[: len(inside), c]
-            evidence = _compare(c, name, "switch", (own[~inside], own[inside]), float(inside.mean()), p)
+            chain = values[: len(inside), c]
+            evidence = _compare(c, name, "switch", (chain[~inside], chain[inside]), float(inside.mean()), p)
             if evidence.separation >= LEAST_SWITCH:
                 yield evidence
 

@@ -134,12 +134,12 @@ def four_responses(
         flagged = _two_state(
             {key: values[:, used] for key, values in traces.items()}, [numbers[i] for i in used], false_alarm
         )
-    own = moments.select(used)
-    covariance = _covariances(own, chi.observables.index(name)) * (chi.n_beta / scale)
+    moments = moments.select(used)
+    covariance = _covariances(moments, chi.observables.index(name)) * (chi.n_beta / scale)
     return responses_by_chain(
         -chi.n_beta * (covariance - (covariance @ q)[:, None]),
-        own.losses.sum(1) / own.count.sum(1, keepdims=True),
-        own.at_anchor,
+        moments.losses.sum(1) / moments.count.sum(1, keepdims=True),
+        moments.at_anchor,
         q,
         kernel,
         chains=tuple(numbers[i] for i in used),
@@ -197,14 +197,14 @@ def responses_by_chain(
 def _covariances(moments: Moments, row: int) -> Floats:
     """Cov(φ, ℓ_j) of each chain (chains, n), for the observable in this row."""
     only = slice(row, row + 1)
-    own = replace(
+    single = replace(
         moments,
         phi=moments.phi[:, :, only],
         products=moments.products[:, :, only],
         phi_anchor=moments.phi_anchor[only],
     )
     share = moments.count / moments.count.sum(1, keepdims=True)
-    return np.einsum("cb,cbn->cn", share, unbiased_covariances(own)[:, :, 0])
+    return np.einsum("cb,cbn->cn", share, unbiased_covariances(single)[:, :, 0])
 
 
 def _find_phi(
@@ -234,8 +234,8 @@ def _traces(response: SampledResponse, phi: str) -> dict[str, Floats]:
 
 
 def _two_state(traces: dict[str, Floats], numbers: Sequence[int], false_alarm: float) -> dict[int, str]:
-    found = two_state_chains(traces, numbers=numbers, false_alarm=false_alarm)
-    return {chain: str(evidence) for chain, evidence in found.items()}
+    flagged = two_state_chains(traces, numbers=numbers, false_alarm=false_alarm)
+    return {chain: str(evidence) for chain, evidence in flagged.items()}
 
 
 def _notes(draws: int) -> list[str]:
