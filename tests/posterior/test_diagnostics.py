@@ -4,16 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.signal import lfilter
+from zoo.processes import autoregression
 
 from patterning.posterior.diagnostics import diagnose, effective_sample_size, split_r_hat
-
-
-def autoregression(a: float, draws: int, chains: int, seed: int = 0) -> np.ndarray:
-    """AR(1) with unit stationary variance, started there: (draws, chains); autocorrelation time (1+a)/(1-a)."""
-    noise = np.random.default_rng(seed).standard_normal((draws, chains)) * math.sqrt(1 - a**2)
-    noise[0] /= math.sqrt(1 - a**2)
-    return lfilter([1], [1, -a], noise, axis=0)
 
 
 @pytest.mark.parametrize("a", [-0.5, 0.0, 0.5, 0.9, 0.97])
