@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 RULE = (
     "An arm steers a measure when, over paired seeds, it differs from the unweighted arm and from its own weights "
-    "dealt to other samples (permuted), in the same direction, each interval excluding 0 at the level that allows for the "
-    "number of directions tried."
+    "dealt to other samples (permuted), in the same direction, each interval excluding 0 at the level that allows for "
+    "the number of directions tried."
 )
 
 

@@ -6,7 +6,7 @@ Presets differ in maximum length, sample count, steps, layers and heads, and in 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from patterning.experiments.common import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
@@ -48,7 +48,7 @@ class SamplingSettings(Frozen):
 
 
 DirectionName = Literal[
-    "llc", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order", "retraining"
+    "llc-posterior", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order", "retraining"
 ]
 
 
@@ -113,6 +113,12 @@ class ParenthesesConfig(Settings):
     oracle_keep: float = Field(default=0.1, ge=0, lt=1)
     solution_accuracy: float = Field(default=0.999, ge=0, le=1)
     min_reliability: float = Field(default=0.5, ge=0, le=1)
+
+    @field_validator("directions", "permuted", mode="before")
+    @classmethod
+    def _old_names(cls, names: Any) -> Any:
+        """Configurations of 2026-11-25 and before say "llc"."""
+        return ["llc-posterior" if name == "llc" else name for name in names] if isinstance(names, list | tuple) else names
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "ParenthesesConfig":

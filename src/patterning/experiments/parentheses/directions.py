@@ -61,8 +61,8 @@ def invert(
     held = "lower loss on the OOD set, loss on TRUE and on FALSE held"
     recipes: list[tuple[str, str, Callable[[], Found]]] = [
         (
-            "llc",
-            "lower LLC of the Nested solution, higher of the Equal-Count one",
+            "llc-posterior",
+            "lower ⟨φ⟩ = nβ⟨L - L(w*)⟩ (old L) around the Nested solution, higher around the Equal-Count one",
             lambda: _by_rows([(a, "llc"), (b, "llc")], [-1.0, 1.0], free, usable),
         ),
         ("gap", "free-energy gap between the two solutions", lambda: _gap(a, b, free)),

@@ -24,7 +24,7 @@ _QUICK: dict[str, Any] = {
     "sweep": {"policies": ("rank-tilt",), "alphas": (1.0,)},
     "adaptive": None,
     "solution_accuracy": 0.99,
-    "directions": ("llc", "gap", "ood", "retraining"),
+    "directions": ("llc-posterior", "gap", "ood", "retraining"),
     "permuted": ("retraining",),
 }
 
@@ -36,7 +36,7 @@ _STANDARD: dict[str, Any] = _QUICK | {
     "retraining": {"seeds_per_split": 4},
     "sweep": {"policies": ("clip", "rank", "rank-tilt"), "alphas": (1.0, 2.0), "seeds": 2},
     "solution_accuracy": 0.999,
-    "directions": ("llc", "gap", "ood", "retraining"),
+    "directions": ("llc-posterior", "gap", "ood", "retraining"),
     "permuted": ("ood", "retraining"),
 }
 
@@ -49,7 +49,7 @@ _STANDARD_3: dict[str, Any] = _STANDARD | {
     "early": None,
     "retraining": {"seeds_per_split": 2},
     "sweep": {"policies": ("rank-tilt",), "alphas": (1.0, 2.0), "seeds": 2},
-    "directions": ("llc", "ood", "retraining"),
+    "directions": ("llc-posterior", "ood", "retraining"),
     "permuted": ("retraining",),
 }
 
