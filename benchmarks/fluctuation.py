@@ -1,6 +1,6 @@
 """Fluctuation against response: nβ Σ q s χ, from chains on the data as they are, against Δ⟨φ⟩ on re-weighted data.
 
-SPEC §8.1. All chains see the same noise and minibatches. Prints slope ± standard error over random
+All chains see the same noise and minibatches. Prints slope ± standard error over random
 directions s of the weights of the rows, for a Gaussian model (truth: 1) and a small trained language model.
 
     python benchmarks/fluctuation.py

@@ -27,7 +27,7 @@ def test_the_solution_is_the_pseudo_inverse_in_the_metric_of_q(seed: int, k: int
     found = solve(chi, q, target, N_BETA)
     wanted = np.linalg.pinv(chi * np.sqrt(q)) @ target / np.sqrt(q) / N_BETA
     np.testing.assert_allclose(found.s, wanted, rtol=1e-8, atol=1e-10)
-    normal = chi.T @ np.linalg.solve(chi * q @ chi.T, target) / N_BETA  # SPEC §6 as written
+    normal = chi.T @ np.linalg.solve(chi * q @ chi.T, target) / N_BETA  # the formula as written
     np.testing.assert_allclose(found.s, normal, rtol=1e-6, atol=1e-8)
     assert found.rank == k
 

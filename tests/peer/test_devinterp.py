@@ -124,7 +124,7 @@ def test_the_devinterp2_formula_is_theirs(same_batches_and_noise) -> None:
 
 
 def _probe_rows() -> list[int]:
-    """The rows that devinterp evaluates, which it does not store (PEER.md §1.4)."""
+    """The rows that devinterp evaluates, which it does not store."""
     import random
 
     return random.Random(1337).sample(range(len(TOKENS)), 32)

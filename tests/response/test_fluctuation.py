@@ -1,4 +1,4 @@
-"""Fluctuation-response on a Gaussian model: χ foretells what re-weighted data do to ⟨φ⟩ (SPEC §8.1)."""
+"""Fluctuation-response on a Gaussian model: χ foretells what re-weighted data do to ⟨φ⟩."""
 
 import sys
 from pathlib import Path

@@ -47,7 +47,7 @@ def response(mean_losses: np.ndarray, n_beta: float = 10.0) -> Susceptibility:
 
 
 def test_gap_direction_lowers_the_free_energy_of_a_relative_to_b() -> None:
-    """Against a finite difference of exact Gaussian free energies of two basins, F = -log Z (SPEC §7)."""
+    """Against a finite difference of exact Gaussian free energies of two basins, F = -log Z."""
     forms, n_beta, gamma, n = random_forms(2, 6, 3), 4.0, 50.0, 6
     task = quadratic_task(forms, [1] * n)
     q = np.arange(1, n + 1) / np.arange(1, n + 1).sum()

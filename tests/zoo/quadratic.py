@@ -75,7 +75,7 @@ class QuadraticTask:
         return ((bent / 2 + vectors) * flat[:, None]).sum(-1) + constants
 
     def posterior(self, q: Floats, n_beta: float, localization: float, anchor: Floats) -> Gaussian:
-        """The exact localized posterior under sample weights q, exp{-nβ Σ q_j ℓ_j - γ/2 |w - w*|²} (SPEC §2)."""
+        """The exact localized posterior under sample weights q, exp{-nβ Σ q_j ℓ_j - γ/2 |w - w*|²}."""
         mean_loss = self.forms.mix(q)
         precision = n_beta * mean_loss.matrices[0] + localization * np.eye(len(anchor))
         covariance = np.linalg.inv(precision)
@@ -192,5 +192,5 @@ def quadratic_known(
 
 
 def chain_variance(total_curvature: Floats | float, step_size: Floats | float) -> Floats | float:
-    """Stationary variance of the discretised chain on curvature λ (SPEC §2): 1 / (λ (1 - ελ/4))."""
+    """Stationary variance of the discretised chain on curvature λ: 1 / (λ (1 - ελ/4))."""
     return 1 / (total_curvature * (1 - step_size * total_curvature / 4))

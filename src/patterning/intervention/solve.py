@@ -1,4 +1,4 @@
-r"""The fundamental equation: the smallest change of the data weights that makes a wanted change (SPEC §6).
+r"""The fundamental equation: the smallest change of the data weights that makes a wanted change.
 
 .. math:: s = \tfrac{1}{n\beta}\,\chi^\dagger d\mu, \qquad \chi^\dagger d\mu = \chi^T (\chi Q \chi^T)^{-1} d\mu
 

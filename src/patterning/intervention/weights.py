@@ -1,4 +1,4 @@
-"""From a direction s to relative weights ρ ≥ 0 that a training run can use (SPEC §6, "negative ρ policies").
+"""From a direction s to relative weights ρ ≥ 0 that a training run can use.
 
 `clip`: max(0, 1 + α s).  `tilt`: exp(α s), positive by construction.  `rank`: s is first replaced by Gaussian scores of
 its ranks, then clipped: χ is heavy-tailed, and a few strings would otherwise hold the whole change. `rank-tilt`: the

@@ -1,4 +1,4 @@
-"""Parts of a model by name: which coordinates are free while all others stay clamped at w* (SPEC §2, "component")."""
+"""Parts of a model by name: which coordinates are free while all others stay clamped at w*."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

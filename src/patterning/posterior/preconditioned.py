@@ -1,4 +1,4 @@
-r"""RMSProp-preconditioned SGLD (Li et al., arXiv 1512.07666, without the Γ term; SPEC §2, "preconditioned variant").
+r"""RMSProp-preconditioned SGLD (Li et al., arXiv 1512.07666, without the Γ term).
 
 .. math:: v \leftarrow a v + (1 - a) g^2, \qquad G = \frac{1}{\sqrt{\hat v} + \delta}
 .. math:: w \leftarrow w - \tfrac{\epsilon G}{2}\,[\,n\beta\, g + \gamma\,(w - w^*)\,] + \sqrt{\epsilon G}\,\xi

@@ -1,4 +1,4 @@
-r"""Localized stochastic gradient Langevin dynamics (Welling & Teh 2011; Lau et al., arXiv 2308.12108; SPEC §2).
+r"""Localized stochastic gradient Langevin dynamics (Welling & Teh 2011; Lau et al., arXiv 2308.12108).
 
 .. math:: w \leftarrow w - \tfrac{\epsilon}{2}\,[\,n\beta\,\nabla L_B(w) + \gamma\,(w - w^*)\,] + \sqrt{\epsilon}\,\xi
 
@@ -53,7 +53,7 @@ def check_settings(n_beta: float, localization: float, step_size: float, damping
 
 @dataclass(frozen=True)
 class SGLD:
-    """Settings of the kernel. `n_beta` nβ, `localization` γ and `step_size` ε have no default (SPEC §2)."""
+    """Settings of the kernel. `n_beta` nβ, `localization` γ and `step_size` ε have no default."""
 
     n_beta: float
     localization: float

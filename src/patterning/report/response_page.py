@@ -43,7 +43,7 @@ def component_rows(response: ComponentResponse) -> list[Row]:
 
 
 def spectrum(response: ComponentResponse) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values of χ with standardised rows (SPEC §5), and of its Monte Carlo error in the same units."""
+    """Singular values of χ with standardised rows, and of its Monte Carlo error in the same units."""
     chi = response.chi()
     scale = chi.std(1, keepdims=True)
     noise = np.stack([found.susceptibility.half_difference()[0] for found in response.by_component.values()])

@@ -1,4 +1,4 @@
-r"""The two-chain estimator of devinterp 2.x, exactly, for comparison ([SI] App. C.4; SPEC §4, estimator `devinterp2`).
+r"""The two-chain estimator of devinterp 2.x, exactly, for comparison ([SI] App. C.4; estimator `devinterp2`).
 
 .. math:: \chi_j = E_C[\phi L] - E_C[\phi\,\ell_j] - E_C[\phi]\,(E_{full}[L] - E_{full}[\ell_j])
 

@@ -1,4 +1,4 @@
-r"""The strong-localization limit of χ, without sampling (a control and a cheap estimator; SPEC §8.3, "nβ = 0").
+r"""The strong-localization limit of χ, without sampling (a control, "nβ = 0", and a cheap estimator).
 
 For a Gaussian posterior of covariance I/γ, to first order in 1/γ,
 

@@ -1,4 +1,4 @@
-"""χ of groups: the q-weighted mean of the χ of their members (SPEC §4, density property), with less noise."""
+"""χ of groups: the q-weighted mean of the χ of their members, with less noise."""
 
 import numpy as np
 from numpy.typing import NDArray

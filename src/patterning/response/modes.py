@@ -1,4 +1,4 @@
-r"""Modes of the susceptibility matrix: which components move together, on which samples (SPEC §5; [SI] §3).
+r"""Modes of the susceptibility matrix: which components move together, on which samples ([SI] §3).
 
 Rows are standardised over samples, the mean over components is taken from each column (the uniform mode), then
 
@@ -237,7 +237,7 @@ def induction_mode(
 ) -> ModeChoice:
     """The induction mode among those above the noise (all of them where none is: `above_noise` then is False).
 
-    `prefix_matching`: component name → score (SPEC §9); components without one (embed, unembed) are left out of the
+    `prefix_matching`: component name → score; components without one (embed, unembed) are left out of the
     correlation. `induction` (n,) labels the samples, `rows` (n,) says which samples share a text (None: none do).
     Raises `PatterningError` with fewer than 3 scored components, equal scores, or labels all alike.
     """

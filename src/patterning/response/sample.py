@@ -1,4 +1,4 @@
-"""From a checkpoint to χ in one call: sample the localized posterior and measure any observables (SPEC §2-4)."""
+"""From a checkpoint to χ in one call: sample the localized posterior and measure any observables."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

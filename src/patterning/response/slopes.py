@@ -2,7 +2,7 @@ r"""First-order χ of any sample, as features for the predictor: slopes of all t
 
 With d_C the gradient of φ_C in the coordinates of component C at w*, the first-order part of χ_j(φ_C) is
 :math:`-\tfrac{1}{\gamma} d_C \cdot \nabla \ell_j`: two passes for each component and row, without sampling. At a
-checkpoint that is no minimum (a constant learning rate, a probe set of few rows) it is most of χ. SPEC §8.3, nβ = 0.
+checkpoint that is no minimum (a constant learning rate, a probe set of few rows) it is most of χ.
 """
 
 import warnings

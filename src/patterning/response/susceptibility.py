@@ -1,4 +1,4 @@
-r"""The susceptibility matrix with a standard error on every entry (SPEC §4, estimator `covariance`).
+r"""The susceptibility matrix with a standard error on every entry (estimator `covariance`).
 
 .. math:: \chi_j(\phi) = -\mathrm{Cov}[\phi(w),\ \ell_j(w) - L(w)]
 

@@ -12,7 +12,7 @@ class Task(Protocol):
 
     @property
     def base_weights(self) -> Tensor:
-        """q, float64 (n,), summing to 1 (SPEC §1)."""
+        """q, float64 (n,), summing to 1."""
         ...
 
     @property

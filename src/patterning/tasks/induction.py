@@ -1,4 +1,4 @@
-"""Structure measures of induction in a language model (SPEC §9): none of them uses χ.
+"""Structure measures of induction in a language model: none of them uses χ.
 
 An induction circuit is a previous-token head whose output a later head matches against: at a token it reads what
 followed the token's earlier occurrence, and predicts it (Olsson et al., arXiv 2209.11895). On random blocks repeated

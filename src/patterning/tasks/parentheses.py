@@ -128,7 +128,7 @@ class Parentheses:
         return np.stack(rows)
 
     def measure(self, flat: Tensor) -> dict[str, NDArray[np.float64]]:
-        """Structure measures for each replica, arrays (r,), none of which uses χ (SPEC §9).
+        """Structure measures for each replica, arrays (r,), none of which uses χ.
 
         `id_accuracy`, `ood_accuracy`, and `agree_<rule>`: the share of OOD strings answered as the rule answers.
         """

@@ -47,7 +47,7 @@ def draw_balanced(rng: np.random.Generator, lengths: Lengths, max_length: int) -
     """Uniformly random balanced strings of the given lengths, shape (n, max_length).
 
     At depth r with k symbols left the string closes with probability r (k + r + 2) / (2 k (r + 1)), the ballot-number
-    ratio that makes every balanced string of a length equally likely (LITERATURE, "The parentheses task").
+    ratio that makes every balanced string of a length equally likely (Li et al., arXiv 2507.06445).
     """
     steps = np.zeros((len(lengths), max_length), dtype=np.int8)
     depth = np.zeros(len(lengths), dtype=np.int64)

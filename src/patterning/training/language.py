@@ -1,4 +1,4 @@
-"""Token-weighted training of a language model (SPEC §1), with structure measures on the way.
+"""Token-weighted training of a language model, with structure measures on the way.
 
 A sample is one next-token prediction: the minibatch loss is the mean of ρ ℓ over its predictions, ρ scaled to mean 1
 over the whole training set. Initial weights and minibatches depend on the seed alone: one seed in two arms is a pair.

@@ -1,4 +1,4 @@
-"""Weighted training of many replicas at once (SPEC §1): minimise `Σ_j q_j ρ_j ℓ_j / Σ_j q_j ρ_j`.
+"""Weighted training of many replicas at once: minimise `Σ_j q_j ρ_j ℓ_j / Σ_j q_j ρ_j`.
 
 Epochs permute the data as it was drawn, so sample j comes up in proportion to q_j, and the relative weight ρ_j, scaled
 to mean 1 under q, multiplies its loss. Minibatches and initial weights depend on the seed alone: the same seed in two

@@ -1,4 +1,4 @@
-"""Control weights: what an intervention must be told apart from (SPEC §8.3)."""
+"""Control weights: what an intervention must be told apart from."""
 
 import math
 import zlib

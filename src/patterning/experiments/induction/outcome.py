@@ -1,4 +1,4 @@
-"""What a run ended as, and paired differences between arms. None of it uses χ (SPEC §8, §9)."""
+"""What a run ended as, and paired differences between arms. None of it uses χ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

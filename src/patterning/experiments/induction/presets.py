@@ -83,7 +83,7 @@ _SMALL: dict[str, Any] = {
     "domain_seeds": 3,
 }  # fmt: skip
 
-# LITERATURE.md: 3,355,016 parameters, AdamW 1e-3 with batch 100 for 50,000 steps; γ 300, nβ 30, ε 1e-3, 4 chains of
+# Of the model of Wang et al. (arXiv 2410.02984): 3,355,016 parameters, AdamW 1e-3 with batch 100 for 50,000 steps; γ 300, nβ 30, ε 1e-3, 4 chains of
 # 100 draws in batches of 16. The text is ours (a corpus of `patterning data text`), the betas are too.
 _PAPER: dict[str, Any] = {
     "corpus": {

@@ -184,7 +184,7 @@ def domain_means(
     """What each reading foretells of each domain: mean and standard error by domain, rows as units.
 
     `sign` is that of a mean by which more of the domain grows induction: + for the directions, - for χ of the heads'
-    loss. χ of a group is the mean of its members' (SPEC §4).
+    loss. χ of a group is the mean of its members'.
     """
     found = []
     for (stage, name), structure in structures.items():

@@ -1,4 +1,4 @@
-"""The induction experiment, top to bottom like the method section of a paper (SPEC; issue "Write a circuit").
+"""The induction experiment, top to bottom like the method section of a paper.
 
 Read which training tokens an induction circuit answers to, weight them, and prove by retraining what that does.
 """

@@ -1,7 +1,7 @@
 """The direction of a structure measure: χ of the repeated-random gap on every training token, without sampling.
 
-The first-order χ (SPEC §8.3, nβ = 0; `response.slopes`) of two observables: the gap, and the loss of the tokens that
-are no induction tokens. The intervention is χ† for a wider gap; for "less", with the other loss held (SPEC §6): held
+The first-order χ (`response.slopes`) of two observables: the gap, and the loss of the tokens that
+are no induction tokens. The intervention is χ† for a wider gap; for "less", with the other loss held: held
 for "more" as well, nothing grew on a pilot seed (docs/results/induction-four-heads.md). The gap is read on random
 blocks of its own, on which no outcome is measured; what decides is attention: prefix matching.
 

@@ -48,7 +48,15 @@ class SamplingSettings(Frozen):
 
 
 DirectionName = Literal[
-    "llc-posterior", "gap", "ood", "ood-held", "runs", "runs-groups", "early-covariance", "early-first-order", "retraining"
+    "llc-posterior",
+    "gap",
+    "ood",
+    "ood-held",
+    "runs",
+    "runs-groups",
+    "early-covariance",
+    "early-first-order",
+    "retraining",
 ]
 
 
@@ -118,7 +126,9 @@ class ParenthesesConfig(Settings):
     @classmethod
     def _old_names(cls, names: Any) -> Any:
         """Configurations of 2026-11-25 and before say "llc"."""
-        return ["llc-posterior" if name == "llc" else name for name in names] if isinstance(names, list | tuple) else names
+        return (
+            ["llc-posterior" if name == "llc" else name for name in names] if isinstance(names, list | tuple) else names
+        )
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "ParenthesesConfig":

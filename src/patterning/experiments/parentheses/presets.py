@@ -60,7 +60,7 @@ _WIDE: dict[str, Any] = _STANDARD | {
     "permuted": ("ood", "runs-groups", "early-covariance", "retraining"),
 }
 
-# Full size of Li et al. (LITERATURE.md): 200,000 strings up to length 40, batch 8 at 1e-4, five epochs.
+# Full size of Li et al.: 200,000 strings up to length 40, batch 8 at 1e-4, five epochs.
 _PAPER: dict[str, Any] = _WIDE | {
     "task": {"max_length": 40, "draws": 200_000, "layers": 2, "heads": 4},
     "train": {"steps": 125_000, "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 1e-3},

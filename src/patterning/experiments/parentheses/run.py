@@ -1,4 +1,4 @@
-"""The parentheses experiment, top to bottom like the method section of a paper (SPEC; issue "the whole method").
+"""The parentheses experiment, top to bottom like the method section of a paper.
 
 Choose by data which of two algorithms a transformer learns, and prove it by retraining over paired seeds.
 """
