@@ -14,8 +14,8 @@ from zoo.quadratic import Bowl, Forms, QuadraticTask, chain_variance, quadratic_
 from zoo.reference import differentiable, hamiltonian, linear_loss
 from zoo.singular import crossing_llc
 
+from patterning.core.task import LossTask, ModuleTask
 from patterning.errors import PatterningError
-from patterning.models.module import LossTask, ModuleTask
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.llc_check import LLCCheck, check_llc, steps, with_localization

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor
 
+from patterning.core.task import LossTask
 from patterning.errors import PatterningError
 from patterning.models.components import ComponentLike
-from patterning.models.module import LossTask
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import diagnose
