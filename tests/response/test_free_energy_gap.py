@@ -204,7 +204,7 @@ def test_every_estimator_gives_the_four_responses_of_a_component() -> None:
     ]
     bounded = four_responses(differentiated, kernel, at_anchor=at_anchor)
     free = Restricted(task, anchor, "full")
-    chains = pathwise_chains(free, Probe(free, torch.arange(ROWS), 8), q, kernel, config)
+    (chains,) = pathwise_chains(free, Probe(free, torch.arange(ROWS), 8), q, kernel, config).values()
     by_chain = responses_by_chain(400 * chains.chi, chains.mean_losses - at_anchor, at_anchor, q, kernel)
 
     for response in (found, bounded, by_chain):

@@ -92,7 +92,7 @@ def line_chain(kernel: SGLD, coefficients: Floats) -> Grid:
 def step_correction(step_size: float, slope_squared: Floats, laplacian: Floats) -> Floats:
     """log p_ε - log p to first order in ε, for w ← w - (ε/2) ∇U + √ε ξ: ε (|∇U|²/8 - ΔU/4).
 
-    From the expansion of one step's generator to second order; on a quadratic it is the first order of 1 / (λ (1 - ελ/4)).
+    From the expansion of one step's generator to second order; on a quadratic: of 1 / (λ (1 - ελ/4)).
     """
     return step_size * (slope_squared / 8 - laplacian / 4)
 

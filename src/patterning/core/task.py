@@ -103,6 +103,7 @@ class LossTask:
         if not bool(weights.any()):
             raise PatterningError("every sample is masked: the data holds no sample")
         self.base_weights = weights / weights.sum()
+        self.ids = np.arange(n)
         self.draws = _draws(self.base_weights)
 
     @property
@@ -126,6 +127,11 @@ class LossTask:
             self.module, self.data, self.base_weights, self.sample_weights, list(self.shapes), self.loss_fn, self.make,
             self.bfloat16, self._values(),
         )  # fmt: skip
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Changes with the rows of the data and their order, and with nothing else."""
+        return digest(self.data)
 
     def init(self, seeds: Sequence[int]) -> Tensor:
         """Fresh parameters (r, P) float32, one row a seed, from `make`, or as the module initialises itself.

@@ -26,7 +26,7 @@ from patterning.rng import Stream, generator
 from patterning.verification.controls import permuted, permuted_within
 
 if TYPE_CHECKING:
-    from patterning.core.task import Task
+    from patterning.core.task import LossTask
 
 ROUNDING = 1e-12
 FORMAT = 1
@@ -81,7 +81,7 @@ class Weights:
         return cls(values, names, q, np.ones(values.shape, dtype=bool))
 
     @classmethod
-    def uniform(cls, task: "Task") -> "Weights":
+    def uniform(cls, task: "LossTask") -> "Weights":
         """ρ = 1 for every row of the task's data: the unweighted arm."""
         q = task.base_weights.numpy()
         return cls(
@@ -124,7 +124,7 @@ class Weights:
         rho = np.where(total > 0, mean, 1.0)
         return replace(self, rho=rho, base_weights=total, free=self.free.any(1))
 
-    def check(self, task: "Task") -> None:
+    def check(self, task: "LossTask") -> None:
         """Raise `PatterningError` unless these weights were made for the data of `task`, in its order."""
         self.check_data(task.data_fingerprint, len(task.base_weights))
 

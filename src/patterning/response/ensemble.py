@@ -5,9 +5,9 @@ first order the same formula reads it,
 
 .. math:: \chi_j(\phi) = -\mathrm{Cov}_{\text{runs}}[\phi,\ \ell_j - L]
 
-with φ an outcome of each run and ℓ_j its loss on sample j. For two basins it is the free-energy gap (`free_energy.py`) up to a
-factor. It is exact where runs are draws of a posterior p(w) ∝ exp(-nβ L); for runs of an optimiser nβ is unknown, so
-it gives a direction and not a size.
+with φ an outcome of each run and ℓ_j its loss on sample j. For two basins it is the free-energy gap
+(`free_energy.py`) up to a factor. It is exact where runs are draws of a posterior p(w) ∝ exp(-nβ L); for runs of an
+optimiser nβ is unknown, so it gives a direction and not a size.
 """
 
 import numpy as np

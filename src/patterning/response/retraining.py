@@ -5,8 +5,8 @@ and the contrasts of their outcomes φ fitted by
 
 .. math:: d\phi = \sum_g m_g\, \chi_g\, d\log\rho_g, \qquad \sum_g m_g \chi_g = 0
 
-with m_g = Σ_{j in g} q_j, so that χ_g means what χ_j means for a posterior (at nβ = 1), averaged over the group. It costs
-two trainings a pair and needs few groups; it assumes neither a posterior nor that training stays near a solution.
+with m_g = Σ_{j in g} q_j, so that χ_g means what χ_j means for a posterior (at nβ = 1), averaged over the group. It
+costs two trainings a pair and needs few groups; it assumes neither a posterior nor that training stays near a solution.
 """
 
 from dataclasses import dataclass

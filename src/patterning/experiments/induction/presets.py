@@ -83,8 +83,9 @@ _SMALL: dict[str, Any] = {
     "domain_seeds": 3,
 }  # fmt: skip
 
-# Of the model of Wang et al. (arXiv 2410.02984): 3,355,016 parameters, AdamW 1e-3 with batch 100 for 50,000 steps; γ 300, nβ 30, ε 1e-3, 4 chains of
-# 100 draws in batches of 16. The text is ours (a corpus of `patterning data text`), the betas are too.
+# The model of Wang et al. (arXiv 2410.02984): 3,355,016 parameters, AdamW 1e-3 with batch 100 for 50,000 steps; γ 300,
+# nβ 30, ε 1e-3, 4 chains of 100 draws in batches of 16. The text (a corpus of `patterning data text`) and the betas are
+# ours.
 _PAPER: dict[str, Any] = {
     "corpus": {
         "folder": "corpus", "vocabulary": 5000, "shares": {"code": 0.3, "docs": 0.45, "prose": 0.25}, "rows": 20_000,
