@@ -85,8 +85,11 @@ def _take(folder: Path) -> tuple[tuple[int, int], bool]:
 def cannot_use(folder: Path, error: OSError) -> PatterningError:
     """The sentence for a folder that cannot be made or written to."""
     reason = error.strerror or str(error)
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        reason = "there is a file of that name" if folder.exists() else "a part of its path is a file"
+    there = os.path.exists(folder)  # unlike Path.exists, it does not raise for a name that is too long
+    if os.path.islink(folder) and not there:
+        reason = "it is a link to nowhere"
+    elif isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "there is a file of that name" if there else "a part of its path is a file"
     return PatterningError(f"{folder} cannot be used as a folder ({reason}): name another one with --out")
 
 
@@ -103,7 +106,7 @@ def _lock(file: IO[str], folder: Path) -> None:
     who = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_LONGEST_COMMAND],
+        "command": _command(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     try:
@@ -112,6 +115,13 @@ def _lock(file: IO[str], folder: Path) -> None:
         file.flush()
     except OSError as error:  # a full disk: the lock is there all the same
         _log.warning(f"{folder / NAME} cannot be written ({error.strerror})")
+
+
+def _command() -> str:
+    """What this process was called with, as far as it fits into a sentence."""
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    words = shlex.join(["patterning" if name == "cli.py" else name, *sys.argv[1:]])
+    return words if len(words) <= _LONGEST_COMMAND else f"{words[:_LONGEST_COMMAND]}…"
 
 
 def _who(file: IO[str], folder: Path) -> str:

@@ -65,21 +65,14 @@ class Output:
         if not json_only:
             yield
             return
+        kept = os.dup(1)
+        os.dup2(2, 1)  # also what C code and child processes print
         try:
-            descriptor = sys.stdout.fileno()
-        except (OSError, ValueError, AttributeError):  # a stream in memory
-            descriptor = None
-        with redirect_stdout(sys.stderr):
-            if descriptor is None:
+            with redirect_stdout(sys.stderr):
                 yield
-                return
-            kept = os.dup(descriptor)
-            os.dup2(2, descriptor)  # also what C code and child processes print
-            try:
-                yield
-            finally:
-                os.dup2(kept, descriptor)
-                os.close(kept)
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
     def show(
         self, results: Any, print_table: Callable[[Any, Console], None], json_only: bool, folder: Path | None
@@ -98,6 +91,7 @@ def main_of(command: Callable[[], Any], output: Output) -> int:
     _open_standard_streams()
     with stoppable(), _notes_to(output):
         try:
+            _check_place()
             status = int(command() or 0)
             sys.stdout.flush()
         except (Stopped, KeyboardInterrupt) as stop:
@@ -111,7 +105,8 @@ def main_of(command: Callable[[], Any], output: Output) -> int:
             sentence = sentence_of(error)
             if sentence is None:
                 raise
-            output.error(sentence)
+            if sentence:  # none after a help page
+                output.error(sentence)
             _flush_or_drop()
             return 2
     return status
@@ -161,6 +156,14 @@ def _notes_to(output: Output) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
+
+
+def _check_place() -> None:
+    """Raise where the current folder was deleted: neither relative paths nor torch's libraries work there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise PatterningError(f"the current folder is gone ({error.strerror}): go to another one with cd") from None
 
 
 def _open_standard_streams() -> None:

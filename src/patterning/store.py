@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -54,7 +54,8 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)  # half of it would only fill the disk
+        with suppress(OSError):
+            part.unlink()  # half of it would only fill the disk
         raise cannot_write(path, error) from None
 
 
@@ -178,7 +179,7 @@ class RunFolder:
         return self.units / f"{unit.key}.safetensors"
 
     def load(self, unit: Unit) -> Arrays | None:
-        """The result of a finished unit, or None; a damaged file counts as none, and a note says so."""
+        """The result of a finished unit, or None. A damaged file is as good as none: it is deleted, with a note."""
         path = self.file_of(unit)
         if not path.exists():
             return None
@@ -186,6 +187,7 @@ class RunFolder:
             return read_arrays(path)
         except PatterningError as error:
             _log.warning(f"{error}: it is computed again")
+            path.unlink(missing_ok=True)
             return None
 
     def compute(self, unit: Unit) -> Arrays:

@@ -5,6 +5,7 @@ Frames out: a pickled tuple that begins with one of the words below. What the un
 error. When standard input ends, the parent has no more work or is dead, and the worker leaves at once.
 """
 
+import logging
 import os
 import pickle
 import queue
@@ -13,12 +14,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import IO, Any
 
 from patterning.progress import listening
 
 LENGTH = struct.Struct("<Q")
-DONE, FAILED, PROGRESS, UNREADABLE = "done", "failed", "progress", "unreadable"
+DONE, FAILED, NOTE, PROGRESS, UNREADABLE = "done", "failed", "note", "progress", "unreadable"
 LONGEST_TRACE = 100_000
 """Letters of a traceback that are passed on."""
 MOST_AT_ONCE = 2**20
@@ -65,6 +67,9 @@ def serve(parent: int) -> None:
         with lock:
             send_frame(outbox, pickle.dumps(message))
 
+    log = logging.getLogger("patterning")
+    log.addHandler(_Notes(lambda note: say(NOTE, note)))
+    log.propagate = False
     try:
         while True:
             say(*_compute(work.get(), lambda fraction: say(PROGRESS, fraction)))
@@ -72,7 +77,19 @@ def serve(parent: int) -> None:
         os._exit(1)
 
 
-def _compute(frame: bytes, hear: Any) -> tuple[Any, ...]:
+class _Notes(logging.Handler):
+    """The package's warnings, for the parent to show."""
+
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        super().__init__()
+        self.hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one on."""
+        self.hear(record.getMessage())
+
+
+def _compute(frame: bytes, hear: Callable[[float], None]) -> tuple[Any, ...]:
     from patterning.shipping import load
     from patterning.user_code import explain
 

@@ -20,11 +20,15 @@ from typing import IO, Self, cast
 from patterning.errors import PatterningError
 from patterning.progress import Progress, listening, report_progress
 from patterning.store import Arrays, RunFolder, Unit
-from patterning.worker import DONE, FAILED, PROGRESS, read_frame, send_frame
+from patterning.worker import DONE, FAILED, NOTE, PROGRESS, read_frame, send_frame
 
 __all__ = ["Progress", "Workers", "default_workers", "one_thread", "report_progress"]
 
-START = "import sys; sys.path[:] = eval(sys.argv[1]); from patterning.worker import serve; serve(int(sys.argv[2]))"
+START = """import sys
+parent, sys.path[:], sys.argv[:] = eval(sys.argv[1])
+from patterning.worker import serve
+serve(parent)"""
+"""What a worker process runs: it is given the process that started it, and that one's path and arguments."""
 _log = logging.getLogger("patterning")
 
 
@@ -49,6 +53,7 @@ class Workers:
         self._crew: list[_Process] = []
         self._open = ExitStack()
         self._locked = False
+        self._noted = False
 
     def __enter__(self) -> Self:
         """Take the run folder; raises `PatterningError` where another process has it."""
@@ -117,7 +122,8 @@ class Workers:
                 process = idle.pop()
                 process.give(unit, frame)
                 busy[process.descriptor] = process
-            for descriptor in cast("list[int]", wait(list(busy))):
+            heard = wait(list(busy)) if busy else []  # waiting for no one would take for ever
+            for descriptor in cast("list[int]", heard):
                 unit = self._heard(busy, descriptor, idle)
                 if unit is not None:
                     kept.append(unit)
@@ -133,7 +139,7 @@ class Workers:
         del busy[descriptor]
         idle.append(process)
         if process.refused is not None:
-            _note_kept(unit, process.refused)
+            self._note_kept(unit, process.refused)
             return unit
         self._finished(_in_work(busy))
         return None
@@ -146,8 +152,13 @@ class Workers:
         try:
             return dump((self.run, unit))
         except Exception as error:  # pickling runs code of whatever the unit holds
-            _note_kept(unit, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            self._note_kept(unit, f"{type(error).__name__}: {' '.join(str(error).split())}")
             return None
+
+    def _note_kept(self, unit: Unit, why: str) -> None:
+        if not self._noted:
+            _log.warning(f"{unit.name} cannot be sent to a worker process ({why}): such work is done in this one")
+        self._noted = True
 
     def _finished(self, in_work: float) -> None:
         self.progress.within(in_work)
@@ -161,8 +172,8 @@ class _Process:
     """
 
     def __init__(self) -> None:
-        path = repr([entry for entry in sys.path if isinstance(entry, str)])
-        line = [sys.executable, "-P", "-c", START, path, str(os.getpid())]
+        origin = (os.getpid(), [entry for entry in sys.path if isinstance(entry, str)], list(sys.argv))
+        line = [sys.executable, "-P", "-c", START, repr(origin)]
         try:
             self.process = subprocess.Popen(
                 line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
@@ -195,6 +206,9 @@ class _Process:
         if word == PROGRESS:
             self.fraction = rest[0]
             return None
+        if word == NOTE:
+            _log.warning(rest[0])
+            return None
         if word == FAILED:
             raise _unpacked(*rest)
         self.refused = None if word == DONE else rest[0]
@@ -224,10 +238,6 @@ class _Process:
             f"a worker process {how}, in {name}: give the same command again, with fewer --workers if memory is short; "
             "what is finished is kept"
         )
-
-
-def _note_kept(unit: Unit, why: str) -> None:
-    _log.warning(f"{unit.name} cannot be sent to a worker process ({why}): it is computed in this one")
 
 
 def _in_work(busy: dict[int, _Process]) -> float:

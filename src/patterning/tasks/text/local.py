@@ -191,6 +191,8 @@ def _text(data: bytes, where: str) -> str:
 def _of_records(
     records: Iterable[tuple[int, object]], where: str, name: str, left_out: Counter[str]
 ) -> Iterator[tuple[str, str]]:
+    """(name, text) of records, each with its number, the first being 1; raises for one of another form."""
+    number = 0
     for number, record in records:
         if not isinstance(record, Mapping) or "text" not in record:
             raise UnreadableError(f'{where}, record {number}: no text in a field "text"', 'no field "text"')
@@ -205,6 +207,8 @@ def _of_records(
             left_out[_NO_TEXT] += 1
         else:
             yield f"{name}#{number}", text
+    if number == 0:
+        raise UnreadableError(f"{where} is no text: empty", "empty")
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, object]]:
