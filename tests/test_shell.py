@@ -132,7 +132,7 @@ import sys
 from patterning.shell import Output, main_of
 output = Output()
 def command():
-    for i in range(100_000 if "long" in sys.argv else 3):
+    for i in range(20_000 if "long" in sys.argv else 3):
         output.out.print(f"χ line {i}")
     output.error("and a word on standard error: χ")
 sys.exit(main_of(command, output))
