@@ -17,7 +17,9 @@ from patterning.report.response_page import component_table, response_page, rows
 from patterning.response.store import open_response
 
 FILE = """
+import os
 from functools import partial
+from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -41,6 +43,16 @@ def zero_last():
     module = net()
     module[2].weight.detach().zero_()
     return ModuleTask(module, partial(F.cross_entropy, reduction="none"), *data())
+def patched():
+    return LossTask(net(), lambda call, b: F.cross_entropy(call(b[0]), b[1], reduction="none"), data())
+plain = F.cross_entropy
+def half(*arguments, **more):
+    return plain(*arguments, **more) / 2
+F.cross_entropy = half if (Path(__file__).parent / "patch").exists() else plain
+def elsewhere():
+    Path("other").mkdir(exist_ok=True)
+    os.chdir("other")
+    return module_task()
 def noisy():
     print("loading")
     return module_task()
@@ -106,6 +118,26 @@ def test_rows_without_spread_are_left_out_and_named(
     assert [row["component"] for row in results["table"] if not row["spread"]] == flat
     assert results["table"][0]["reliability"] is None  # JSON has no NaN
     assert ask(task, "run", "--rounds", "1", "--estimator", estimator, *more) == 0  # the command again, and again done
+
+
+def test_what_a_file_changes_elsewhere_is_changed_in_workers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn import functional
+
+    monkeypatch.setattr(functional, "cross_entropy", functional.cross_entropy)  # to be put back
+    chis = []
+    for out, workers in (("plain", "1"), ("one", "1"), ("two", "2")):
+        assert ask("patched", out, "--rounds", "1", "--workers", workers) == 0
+        chis.append(open_response(Path(out) / "chi.zarr")["susceptibility"]["chi"].values)
+        Path("patch").touch()
+    np.testing.assert_array_equal(chis[1], chis[2])
+    # a covariance of two losses, each of them halved
+    assert np.abs(chis[1]).sum() == pytest.approx(np.abs(chis[0]).sum() / 4, rel=0.1)
+
+
+def test_a_file_that_changes_folder_does_not_take_the_result_along(folder: Path) -> None:
+    assert ask("elsewhere", "run", "--rounds", "1") == 0
+    assert (folder / "run" / "chi.zarr").exists()
+    assert not (folder / "other" / "run").exists()
 
 
 def tree_of(chi: np.ndarray) -> xarray.DataTree:

@@ -218,6 +218,26 @@ def test_what_cannot_be_unpacked_there_is_computed_here(tmp_path: Path, caplog: 
     assert "made for another process" in caplog.text
 
 
+def defaults(scratch: Path) -> Arrays:
+    del scratch
+    return {
+        "bytes": np.array(torch.get_default_dtype().itemsize),
+        "deterministic": np.array(torch.are_deterministic_algorithms_enabled()),
+    }
+
+
+def test_torchs_defaults_are_those_of_this_process(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Workers(RunFolder(tmp_path), 2) as pool:
+            (found,) = pool.compute([Unit("defaults", defaults, {})], "work")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
+    assert (int(found["bytes"]), bool(found["deterministic"])) == (8, True)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_progress_moves_inside_a_unit(count: int, tmp_path: Path) -> None:
     progress = Heard()

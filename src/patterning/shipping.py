@@ -35,13 +35,46 @@ def _dump(value: object) -> bytes:
     import torch
 
     buffer = io.BytesIO()
-    # the folders come first, so that a helper module that goes by its name is found when the value is unpacked
-    torch.save((_Folders(), value), buffer, pickle_module=cloudpickle, pickle_protocol=5)
+    # the surroundings come first: the value is unpacked in them
+    torch.save((_Surroundings(), value), buffer, pickle_module=cloudpickle, pickle_protocol=5)
     return buffer.getvalue()
 
 
-class _Folders:
-    """Unpacking it makes the modules beside the user's files importable."""
+class _Surroundings:
+    """Unpacking it sets torch's defaults, runs the user's file, and makes the modules beside it importable.
+
+    A number must not depend on which process computes it: default types and devices are part of the code, and so is
+    what a file changes in other modules when it is run.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return user_code.follow, user_code.places()
+        return _surround, (_defaults(), user_code.places())
+
+
+def _surround(defaults: dict[str, Any], places: user_code.Places) -> None:
+    _set_defaults(defaults)
+    user_code.follow(places)
+
+
+def _defaults() -> dict[str, Any]:
+    import torch
+
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": str(torch.get_default_device()),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+    }
+
+
+def _set_defaults(wanted: dict[str, Any]) -> None:
+    import torch
+
+    now = _defaults()
+    if wanted["dtype"] != now["dtype"]:
+        torch.set_default_dtype(wanted["dtype"])
+    if wanted["device"] != now["device"]:  # setting it costs something at every call, even to what it is
+        torch.set_default_device(wanted["device"])
+    torch.set_float32_matmul_precision(wanted["precision"])
+    torch.use_deterministic_algorithms(wanted["deterministic"], warn_only=wanted["warn_only"])

@@ -2,7 +2,8 @@
 
 The file becomes a module of a private name, so that `random.py` or `my.task.py` work and nothing installed is hidden by
 it. While it is loaded, modules in its folder are found by name after the standard library's and before installed ones;
-later only where nothing else has that name. All of it is sent to worker processes by value (cloudpickle).
+later only where nothing else has that name. All of it is sent to worker processes by value (cloudpickle), so that they
+have the state of this one, and run there once, for what it changes elsewhere (torch's settings, a patched function).
 """
 
 import ast
@@ -14,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -32,11 +34,13 @@ _LONGEST = 300
 class _Known:
     """Of this process: folders that modules are looked for in, the users' files themselves, and all that came of them.
 
-    `sources` are the files of the users' code, helpers included; `helpers` the names of top-level modules among them.
+    `current` is the file loaded last; `sources` are all files of the users' code, helpers included; `helpers` the names
+    of top-level modules among them.
     """
 
     def __init__(self) -> None:
         self.folders: list[str] = []
+        self.current: str | None = None
         self.tasks: set[str] = set()
         self.sources: set[str] = set()
         self.helpers: set[str] = set()
@@ -110,6 +114,7 @@ def _load(path: Path) -> ModuleType:
     _known.tasks.add(str(place))
     _known.sources.add(str(place))
     _known.folders = [str(place.parent)]
+    _known.current = str(place)
     with _looking_beside(), explained(str(path)):
         source = place.read_bytes()
         name = _make_package(place.parent, _relative_level(source, str(place))) + "." + place.stem.replace(".", "_")
@@ -189,18 +194,30 @@ def helpers_by_name() -> Iterator[bool]:
             cloudpickle.register_pickle_by_value(helper)
 
 
-def places() -> tuple[list[str], list[str]]:
-    """Folders and files of the user's code, for `follow` in another process."""
-    return list(_known.folders), sorted(_known.sources)
+@dataclass(frozen=True)
+class Places:
+    """Where the user's code lies, for `follow` in another process: its folders, all its files, and the one loaded."""
+
+    folders: tuple[str, ...]
+    sources: frozenset[str]
+    current: str | None
 
 
-def follow(folders: list[str], sources: list[str]) -> None:
-    """Find modules in these folders where nothing else has their name; in a worker, before a unit is unpacked."""
-    _known.folders = folders
-    _known.sources = set(sources)
-    _remove()
-    if folders:
-        sys.meta_path.append(_last)
+def places() -> Places:
+    """Of this process."""
+    return Places(tuple(_known.folders), frozenset(_known.sources), _known.current)
+
+
+def follow(there: Places) -> None:
+    """Run the user's file, for what it changes in other modules, and find what lies beside it from now on.
+
+    In a worker, before a unit is unpacked, which brings all that is in the file by value. The file is run once in a
+    process: where it was loaded already, nothing happens.
+    """
+    if there.current is not None and there.current != _known.current:
+        _load(Path(there.current))
+    _known.folders = list(there.folders)
+    _known.sources |= there.sources
 
 
 def explain(error: BaseException, where: str = "") -> str | None:

@@ -42,7 +42,8 @@ class Workers:
 
     Use it as a context: it keeps other processes out of the folder, and leaving it ends its own. What cannot be sent to
     another process (an open file, a lock inside the user's loss) is computed in this one, and a note says so. Without
-    POSIX's pipes and process groups (on Windows) all units are.
+    POSIX's pipes and process groups (on Windows) all units are. A worker is a fresh Python with torch's defaults (type,
+    device, precision) of this one; what else a script has changed in other modules it does not have.
     """
 
     def __init__(self, run: RunFolder, count: int, progress: Progress | None = None) -> None:

@@ -147,7 +147,10 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
     folder that holds something else or is in use; and where the page cannot be made, which costs nothing else.
     """
     kernel = SGLD(request.n_beta, request.localization, request.step_size)
+    before = Path.cwd()
     task, names, probes = _prepare(request)
+    if Path.cwd() != before:  # the user's file has gone elsewhere, and `out` was named from here
+        out = before / out
     _check_folder(out)
     run = RunFolder(out)
     with run.lock(), one_thread():
