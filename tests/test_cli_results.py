@@ -44,11 +44,8 @@ def zero_last():
     module[2].weight.detach().zero_()
     return ModuleTask(module, partial(F.cross_entropy, reduction="none"), *data())
 def patched():
-    return LossTask(net(), lambda call, b: F.cross_entropy(call(b[0]), b[1], reduction="none"), data())
-plain = F.cross_entropy
-def half(*arguments, **more):
-    return plain(*arguments, **more) / 2
-F.cross_entropy = half if (Path(__file__).parent / "patch").exists() else plain
+    return LossTask(net(), lambda call, b: F.of_mine * F.cross_entropy(call(b[0]), b[1], reduction="none"), data())
+F.of_mine = 0.5 if (Path(__file__).parent / "patch").exists() else 1.0  # in another module
 def elsewhere():
     Path("other").mkdir(exist_ok=True)
     os.chdir("other")
@@ -123,14 +120,14 @@ def test_rows_without_spread_are_left_out_and_named(
 def test_what_a_file_changes_elsewhere_is_changed_in_workers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn import functional
 
-    monkeypatch.setattr(functional, "cross_entropy", functional.cross_entropy)  # to be put back
+    monkeypatch.setattr(functional, "of_mine", None, raising=False)  # to be taken back
     chis = []
     for out, workers in (("plain", "1"), ("one", "1"), ("two", "2")):
         assert ask("patched", out, "--rounds", "1", "--workers", workers) == 0
         chis.append(open_response(Path(out) / "chi.zarr")["susceptibility"]["chi"].values)
         Path("patch").touch()
     np.testing.assert_array_equal(chis[1], chis[2])
-    # a covariance of two losses, each of them halved
+    # χ is a covariance of two losses, each of them halved
     assert np.abs(chis[1]).sum() == pytest.approx(np.abs(chis[0]).sum() / 4, rel=0.1)
 
 

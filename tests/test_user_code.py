@@ -32,11 +32,12 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """What loading leaves in this process is taken back, and the file's folder is the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before, finders = dict(sys.modules), list(sys.meta_path)
+    finders = list(sys.meta_path)
     yield
     sys.meta_path[:] = finders
-    for name in set(sys.modules) - set(before):
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if name.startswith(user_code.PRIVATE) or str(tmp_path) in str(getattr(module, "__file__", None)):
+            del sys.modules[name]
 
 
 def write(name: str, text: str = HEAD) -> None:
@@ -93,15 +94,25 @@ def test_modules_beside_it_are_found_and_sent_along(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(here), done.stderr
 
 
-def test_a_helper_that_cannot_be_sent_goes_by_its_name() -> None:
-    write(
-        "here/guarded.py",
-        "import threading\nLOCK = threading.Lock()\ndef scale():\n    with LOCK:\n        return 1.0\n",
+def test_state_that_a_task_has_changed_is_sent_along() -> None:
+    write("here/settings.py", "SCALE = 1.0\ndef scale():\n    return SCALE\n")
+    body = HEAD.replace('reduction="none")', 'reduction="none") * settings.scale() * OWN').replace(
+        "def task():", "OWN = 1.0\ndef task():\n    global OWN\n    OWN = settings.SCALE = 3.0"
     )
-    write("here/mine.py", "import guarded\n" + HEAD.replace('reduction="none")', 'reduction="none") * guarded.scale()'))
-    data = dump(load_task("here/mine.py:task"))
-    assert b"guarded" in data
-    assert isinstance(load(data), LossTask)
+    write("here/mine.py", "import settings\n" + body)
+    code = (
+        "import sys, torch; from pathlib import Path; from patterning.shipping import load\n"
+        "task = load(Path('unit').read_bytes())\n"
+        "print(float(task.losses(task.flatten(task.module)[None], torch.arange(8)[None]).sum()))\n"
+    )
+    import torch
+
+    task = load_task("here/mine.py:task")
+    Path("unit").write_bytes(dump(task))
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    here = float(task.losses(task.flatten(task.module)[None], torch.arange(8)[None]).sum())
+    assert float(done.stdout) == here, done.stderr
+    assert here > 20  # 9 times a loss of about 8 ln 2
 
 
 def test_relative_imports_in_a_package() -> None:

@@ -78,6 +78,8 @@ class Output:
         self, results: Any, print_table: Callable[[Any, Console], None], json_only: bool, folder: Path | None
     ) -> None:
         """The results: as JSON alone, or as a table with the place of the page."""
+        if sys.stdout.closed:  # by the user's code
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
         if json_only:
             sys.stdout.write(json.dumps(strict_json(results), indent=1, allow_nan=False) + "\n")
             return

@@ -13,14 +13,17 @@ from patterning import user_code
 
 
 def dump(value: object) -> bytes:
-    """`value` as bytes. Raises whatever pickling it raises, where a part of it cannot leave this process."""
-    try:
-        return _dump(value)
-    except Exception:
-        with user_code.helpers_by_name() as changed:
-            if not changed:
-                raise
-            return _dump(value)
+    """`value` as bytes. Raises whatever pickling it raises, where a part of it cannot leave this process.
+
+    Nothing is sent by name that this process may have changed since it was imported: the other one would compute with
+    another state of it.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    # the surroundings come first: the value is unpacked in them
+    torch.save((_Surroundings(), value), buffer, pickle_module=cloudpickle, pickle_protocol=5)
+    return buffer.getvalue()
 
 
 def load(data: bytes) -> Any:
@@ -29,15 +32,6 @@ def load(data: bytes) -> Any:
 
     _, value = torch.load(io.BytesIO(data), weights_only=False)
     return value
-
-
-def _dump(value: object) -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    # the surroundings come first: the value is unpacked in them
-    torch.save((_Surroundings(), value), buffer, pickle_module=cloudpickle, pickle_protocol=5)
-    return buffer.getvalue()
 
 
 class _Surroundings:

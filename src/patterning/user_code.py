@@ -181,19 +181,6 @@ def _helpers() -> list[ModuleType]:
     return [sys.modules[name] for name in sorted(_known.helpers) if name in sys.modules]
 
 
-@contextmanager
-def helpers_by_name() -> Iterator[bool]:
-    """Inside this context helper modules are sent by name, and imported by the worker; yields whether there are any."""
-    helpers = [helper for helper in _helpers() if helper.__name__ in cloudpickle.list_registry_pickle_by_value()]
-    for helper in helpers:
-        cloudpickle.unregister_pickle_by_value(helper)
-    try:
-        yield bool(helpers)
-    finally:
-        for helper in helpers:
-            cloudpickle.register_pickle_by_value(helper)
-
-
 @dataclass(frozen=True)
 class Places:
     """Where the user's code lies, for `follow` in another process: its folders, all its files, and the one loaded."""
