@@ -118,7 +118,7 @@ def test_write_whole_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     write_whole(tmp_path / "x", b"old")
     monkeypatch.setattr(os, "fsync", full)
-    says = r"x cannot be written \(No space left on device\): make room or allow it.*what is finished is kept"
+    says = r"x cannot be written \(No space left on device\): make room there.*what is finished is kept"
     with pytest.raises(PatterningError, match=says):
         write_whole(tmp_path / "x", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

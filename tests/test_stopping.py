@@ -104,6 +104,36 @@ def test_a_second_ctrl_c_neither_hangs_nor_complains(tmp_path: Path) -> None:
     assert_gone(sampling(tmp_path))
 
 
+BUSY = """
+import hashlib, sys
+from patterning.shell import Output, main_of
+def command():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes outside of Python, where no handler runs
+sys.exit(main_of(command, Output()))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_does_not_wait_for_what_is_not_python(number: int, status: int) -> None:
+    line = [sys.executable, "-c", BUSY]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    time.sleep(0.2)
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)  # at once: the same, sent twice
+    time.sleep(0.8)
+    assert process.poll() is None
+    begun = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 5
+    assert process.returncode == status
+    assert "Traceback" not in err
+
+
 def test_a_stopped_command_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
     """In a shell, where nothing after it runs; then again, beside a run that was never stopped."""
     (tmp_path / "stopped").mkdir()

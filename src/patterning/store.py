@@ -1,5 +1,6 @@
 """Run folders: files appear whole or not at all, and a unit of work is found again by the hash of what went into it."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -61,9 +62,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def cannot_write(path: Path, error: OSError) -> PatterningError:
     """The sentence for a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "allow it"
+    else:
+        remedy = "see to it"
     return PatterningError(
-        f"{path} cannot be written ({error.strerror or error}): make room or allow it, then give the same command "
-        "again; what is finished is kept"
+        f"{path} cannot be written ({error.strerror or error}): {remedy}, then give the same command again; what is "
+        "finished is kept"
     )
 
 
