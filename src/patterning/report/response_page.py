@@ -1,78 +1,154 @@
-"""χ by component as one self-contained page and as a terminal table, from a `ComponentResponse`."""
+"""χ by component as a table of numbers, as a terminal's rows and as one self-contained page.
+
+All of it is made from the stored arrays (`response.store.open_response`), so that it can be made again at any time.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
+from scipy.stats import t as student
 
+from patterning.posterior.diagnostics import diagnose
 from patterning.report.page import Row, Section, Table, render_page
-from patterning.response.components import COMPONENT_LOSS, ComponentResponse
-from patterning.response.store import attributes
+from patterning.response.components import COMPONENT_LOSS
+from patterning.response.store import excluded_chains
 from patterning.response.susceptibility import rank_correlation
 
+if TYPE_CHECKING:
+    import xarray
+
+Floats = NDArray[np.float64]
 HEAD = (
     "component", "free coordinates", "estimator", "E[L] - L(w*), nats", "LLC ± se", "R-hat", "ESS", "reliability",
     "median |χ| / se", "χ ≠ 0 at 95 %", "why it stopped",
 )  # fmt: skip
 PLAIN = {"margin": {"l": 60, "r": 20, "t": 16, "b": 50}, "plot_bgcolor": "white"}
+WEAK = 0.5
+"""Reliability under which a row of χ is mostly noise."""
 
 
-def component_rows(response: ComponentResponse) -> list[Row]:
-    """One row a component. The LLC of a component is nβ E[φ_C], with its Monte Carlo error."""
-    rows = []
-    for name, found in response.by_component.items():
-        own, chi = found.diagnostics[COMPONENT_LOSS], found.susceptibility
-        n_beta = chi.n_beta
-        z = float(np.median(np.abs(chi.chi[0]) / np.maximum(chi.standard_error[0], 1e-300)))
-        rows.append(
-            Row(
-                [
-                    name,
-                    f"{response.n_free[name]:,}",
-                    found.estimator,
-                    f"{found.rise:.4g}",
-                    f"{n_beta * own.mean:.3g} ± {n_beta * own.standard_error:.2g}",
-                    f"{own.r_hat:.3f}",
-                    f"{own.ess:.0f}",
-                    f"{chi.reliability()[COMPONENT_LOSS]:.2f}",
-                    f"{z:.1f}",
-                    f"{(np.abs(chi.chi[0]) > chi.half_width()[0]).mean():.0%}",
-                    found.note,
-                ]
-            )
+def component_table(tree: "xarray.DataTree") -> list[dict[str, Any]]:
+    """Numbers by component, in the units of their names; NaN where one is undefined (R-hat of what does not move).
+
+    `llc` is nβ E[φ] of the component loss φ, with its Monte Carlo error; `rise` E[L] - L(w*) in nats;
+    `median_chi_over_error` the median over samples of |χ| / standard error; `share_not_zero` the share of samples whose
+    95 % interval of χ leaves out 0; `spread` whether χ differs between samples at all.
+    """
+    data = tree["susceptibility"].to_dataset().load()
+    chi, error = _rows(data, "chi"), _rows(data, "standard_error")
+    width = student.ppf(0.975, data["degrees_of_freedom"].values)[:, None] * error
+    n_beta, own = float(data.attrs["n_beta"]), data.sel(observable=COMPONENT_LOSS)
+    spread = rows_with_spread(tree)
+    table = []
+    for i, (name, trace) in enumerate(traces(tree).items()):
+        phi = diagnose(trace)
+        table.append(
+            {
+                "component": name,
+                "free_coordinates": int(data["free_coordinates"][i]),
+                "estimator": str(data["estimator"].values[i]),
+                "rise": float(data["rise"][i]),
+                "llc": n_beta * phi.mean,
+                "llc_standard_error": n_beta * phi.standard_error,
+                "r_hat": float(own["r_hat"][i]),
+                "ess": float(own["ess"][i]),
+                "reliability": float(own["reliability"][i]),
+                "median_chi_over_error": float(np.median(np.abs(chi[i]) / np.maximum(error[i], 1e-300))),
+                "share_not_zero": float((np.abs(chi[i]) > width[i]).mean()),
+                "spread": bool(spread[i]),
+                "note": str(data["note"].values[i]),
+            }
         )
-    return rows
+    return table
 
 
-def spectrum(response: ComponentResponse) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values of χ with standardised rows, and of its Monte Carlo error in the same units."""
-    chi = response.chi()
+def component_rows(table: list[dict[str, Any]]) -> list[Row]:
+    """`component_table` as cells under `HEAD`."""
+    return [
+        Row(
+            [
+                row["component"],
+                f"{row['free_coordinates']:,}",
+                row["estimator"],
+                _number(row["rise"], ".4g"),
+                f"{_number(row['llc'], '.3g')} ± {_number(row['llc_standard_error'], '.2g')}",
+                _number(row["r_hat"], ".3f"),
+                _number(row["ess"], ".0f"),
+                _number(row["reliability"], ".2f"),
+                _number(row["median_chi_over_error"], ".1f"),
+                _number(row["share_not_zero"], ".0%"),
+                row["note"],
+            ]
+        )
+        for row in table
+    ]
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "n/a"
+
+
+def _rows(data: "xarray.Dataset", field: str) -> Floats:
+    """A field of the component loss (components, samples)."""
+    return data[field].sel(observable=COMPONENT_LOSS).values
+
+
+def names_of(tree: "xarray.DataTree") -> list[str]:
+    """The components in the order of the rows of χ."""
+    return [str(name) for name in tree["susceptibility"].to_dataset()["component"].values]
+
+
+def traces(tree: "xarray.DataTree") -> dict[str, Floats]:
+    """The component loss at each draw (draws, kept chains) by component."""
+    phi = tree["posterior"]["phi"].sel(observable=COMPONENT_LOSS).transpose("component", "draw", "chain").values
+    return {
+        name: values[:, ~np.isnan(values).all(0)]  # chains that were excluded or not run hold nothing
+        for name, values in zip(names_of(tree), phi, strict=True)
+    }
+
+
+def rows_with_spread(tree: "xarray.DataTree") -> NDArray[np.bool_]:
+    """Which rows of χ are finite and differ between samples (components,): only those have a direction."""
+    chi = _rows(tree["susceptibility"].to_dataset(), "chi")
+    return np.isfinite(chi).all(1) & (chi != chi[:, :1]).any(1)
+
+
+def spectrum(tree: "xarray.DataTree") -> tuple[Floats, Floats]:
+    """Singular values of χ with standardised rows, and of its Monte Carlo error in the same units.
+
+    Rows without spread are left out: they cannot be standardised. The error is half the difference of the two halves.
+    """
+    keep, data = rows_with_spread(tree), tree["susceptibility"].to_dataset()
+    chi = _rows(data, "chi")[keep]
+    halves = data["halves"].sel(observable=COMPONENT_LOSS).transpose("half", "component", "sample").values[:, keep]
+    noise = (halves[0] - halves[1]) / 2
+    if not len(chi):
+        return np.zeros(0), np.zeros(0)
     scale = chi.std(1, keepdims=True)
-    noise = np.stack([found.susceptibility.half_difference()[0] for found in response.by_component.values()])
-    values = np.linalg.svd((chi - chi.mean(1, keepdims=True)) / scale, compute_uv=False)
-    return values, np.linalg.svd((noise - noise.mean(1, keepdims=True)) / scale, compute_uv=False)
+    values, floor = ((rows - rows.mean(1, keepdims=True)) / scale for rows in (chi, noise))
+    return _singular_values(values), _singular_values(floor)
 
 
-def response_page(response: ComponentResponse, title: str) -> str:
+def _singular_values(rows: Floats) -> Floats:
+    return np.linalg.svd(rows, compute_uv=False).astype(np.float64)
+
+
+def response_page(tree: "xarray.DataTree", title: str) -> str:
     """The page: reliability, correlation of rows, spectrum over its noise floor, traces, settings."""
-    names = list(response.by_component)
-    warnings = [
-        f"left out, diverged: {name}, {why}"
-        for name, found in response.by_component.items()
-        for why in found.excluded.values()
-    ]
-    weak = [
-        name
-        for name, found in response.by_component.items()
-        if found.susceptibility.reliability()[COMPONENT_LOSS] < 0.5
-    ]
-    if weak:
-        warnings.append(f"reliability under 0.5, mostly noise: {', '.join(weak)}")
+    settings, table = tree["susceptibility"].attrs, component_table(tree)
+    antithetic = bool(settings["chains_antithetic"])
+    several = sum(row["spread"] for row in table) > 1
+    rows = component_rows(table)
     return render_page(
         title=title,
-        subtitle=f"{len(names)} components × {len(response.rows):,} samples · estimator {response.estimator}"
-        f" · φ: loss of the {'probed samples' if response.phi == 'probes' else 'whole data'}"
-        f"{' · antithetic chains' if response.chains.antithetic else ''}",
+        subtitle=f"{len(table)} components × {tree['susceptibility'].sizes['sample']:,} samples"
+        f" · estimator {settings['estimator']}"
+        f" · φ: loss of the {'probed samples' if settings['phi_of'] == 'probes' else 'whole data'}"
+        f"{' · antithetic chains' if antithetic else ''}",
         headline=[],
-        warnings=warnings,
+        warnings=warnings_of(tree, table),
         sections=[
             Section(
                 "Components",
@@ -81,45 +157,60 @@ def response_page(response: ComponentResponse, title: str) -> str:
                 "whose 95 % interval leaves out 0 (5 % would by chance).",
                 (),
                 [
-                    Table(HEAD[:-1], [Row(row.cells[:-1]) for row in component_rows(response)]),
-                    Table(
-                        (HEAD[0], HEAD[-1]), [Row([row.cells[0], row.cells[-1]]) for row in component_rows(response)]
-                    ),
+                    Table(HEAD[:-1], [Row(row.cells[:-1]) for row in rows]),
+                    Table((HEAD[0], HEAD[-1]), [Row([row.cells[0], row.cells[-1]]) for row in rows]),
                 ],
             ),
             Section(
                 "How alike are the rows?",
                 "Rank correlation of χ between components. Rows that are all alike carry one vector.",
-                [_correlations(response)] if len(names) > 1 else [],
+                [_correlations(tree)] if several else [],
             ),
             Section(
                 "Spectrum and its noise floor",
                 "Singular values of χ with standardised rows; dashed: those of the difference of its two halves. What "
                 "lies under the dashed line is noise.",
-                [_spectrum(response)] if len(names) > 1 else [],
+                [_spectrum(tree)] if several else [],
             ),
             Section(
                 "Chains",
                 "Component loss at each draw, one line a chain."
-                + (" Their mirror images are not drawn." if response.chains.antithetic else ""),
-                [_traces(response)],
+                + (" Their mirror images are not drawn." if antithetic else ""),
+                [_traces(tree)],
             ),
         ],
-        provenance=f"task {response.fingerprint}",
-        config="\n".join(f"{key}: {value}" for key, value in attributes(response).items()),
+        provenance=f"task {settings['task']}",
+        config="\n".join(f"{key}: {value}" for key, value in settings.items()),
     )
 
 
-def _correlations(response: ComponentResponse) -> go.Figure:
-    chi, names = response.chi(), list(response.by_component)
+def warnings_of(tree: "xarray.DataTree", table: list[dict[str, Any]]) -> list[str]:
+    """Chains that were left out, rows of χ without spread and rows that are mostly noise, by name."""
+    lines = [f"left out, diverged: {name}, {why}" for name, reasons in excluded_chains(tree).items() for why in reasons]
+    flat = [row["component"] for row in table if not row["spread"]]
+    if flat:
+        why = "a single sample is probed"
+        if tree["susceptibility"].sizes["sample"] > 1:
+            why = "nothing that the component does reaches the loss, or the loss is not finite"
+        lines.append(f"χ without spread, left out of correlations and spectrum: {', '.join(flat)} ({why})")
+    weak = [row["component"] for row in table if row["reliability"] < WEAK]
+    if weak:
+        lines.append(f"reliability under {WEAK:g}, mostly noise: {', '.join(weak)}")
+    return lines
+
+
+def _correlations(tree: "xarray.DataTree") -> go.Figure:
+    keep = rows_with_spread(tree)
+    chi = _rows(tree["susceptibility"].to_dataset(), "chi")[keep]
+    names = [name for name, kept in zip(names_of(tree), keep, strict=True) if kept]
     matrix = [[rank_correlation(a, b) for b in chi] for a in chi]
     figure = go.Figure(go.Heatmap(z=matrix, x=names, y=names, zmin=-1, zmax=1, colorscale="RdBu", reversescale=True))
     figure.update_layout(**PLAIN, height=max(280, 34 * len(names) + 120), yaxis={"autorange": "reversed"})
     return figure
 
 
-def _spectrum(response: ComponentResponse) -> go.Figure:
-    values, floor = spectrum(response)
+def _spectrum(tree: "xarray.DataTree") -> go.Figure:
+    values, floor = spectrum(tree)
     figure = go.Figure()
     figure.add_scatter(y=values, mode="lines+markers", name="χ")
     figure.add_scatter(y=floor, mode="lines", line={"dash": "dash"}, name="noise")
@@ -127,11 +218,11 @@ def _spectrum(response: ComponentResponse) -> go.Figure:
     return figure
 
 
-def _traces(response: ComponentResponse) -> go.Figure:
-    figure = go.Figure()
-    for i, (name, found) in enumerate(response.by_component.items()):
-        color = f"hsl({360 * i / len(response.by_component):.0f},55%,45%)"
-        for c, trace in enumerate(found.traces[COMPONENT_LOSS].T):
+def _traces(tree: "xarray.DataTree") -> go.Figure:
+    figure, by_component = go.Figure(), traces(tree)
+    for i, (name, values) in enumerate(by_component.items()):
+        color = f"hsl({360 * i / len(by_component):.0f},55%,45%)"
+        for c, trace in enumerate(values.T):
             figure.add_scatter(
                 y=trace, mode="lines", line={"width": 1, "color": color}, name=name, legendgroup=name, showlegend=c == 0
             )

@@ -8,18 +8,21 @@ sign, units and settings.
 """
 
 import json
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patterning.checksums import SUMS, check, seal
 from patterning.errors import PatterningError
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.moments import Moments
 from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
-from patterning.store import Arrays, code_version
+from patterning.store import Arrays, cannot_write, code_version, part_of, remove_tree
 
 if TYPE_CHECKING:
     import xarray
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from patterning.response.components import ComponentResponse
 
 ARRAYS = ("base_weights", "chi", "standard_error", "halves", "mean_losses", "mean_losses_error")
+REMEDY = "delete it and give the command that made it again (what is finished is found again), or restore a copy"
 SIGN = "chi = -Cov[phi, loss_j - L]: chi_j > 0 means that weight moved onto sample j raises <phi>"
 
 
@@ -170,26 +174,56 @@ def attributes(response: "ComponentResponse") -> dict[str, Any]:
     }
 
 
-def save_response(response: "ComponentResponse", path: Path) -> None:
-    """Write a Zarr folder, whole: a folder of another name is filled and then renamed.
+def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, str] | None = None) -> None:
+    """Write a Zarr folder, whole and with checksums: a folder of another name is filled and then renamed.
 
-    Raises `PatterningError` when `path` exists.
+    `more` attributes go beside those of `attributes`. Raises `PatterningError` when `path` exists or cannot be written.
     """
     if path.exists():
         raise PatterningError(f"{path} exists: name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    to_tree(response).to_zarr(part, mode="w", zarr_format=2)  # version 3 has no settled form for strings
-    part.rename(path)
+    tree = to_tree(response)
+    tree["susceptibility"].attrs.update({**(more or {}), "checksums": SUMS})
+    part = part_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree.to_zarr(part, mode="w", zarr_format=2)  # version 3 has no settled form for strings
+        seal(part)
+        part.rename(path)
+    except OSError as error:
+        remove_tree(part)
+        if path.exists():
+            raise PatterningError(f"{path} appeared while it was written: name another folder") from None
+        raise cannot_write(path, error) from None
 
 
 def open_response(path: Path) -> "xarray.DataTree":
-    """The labelled arrays that `save_response` wrote; raises `PatterningError` when `path` holds none."""
+    """The labelled arrays that `save_response` wrote.
+
+    Every file is checked against the checksum that was written with it (a folder of an older version has none).
+    Raises `PatterningError` when `path` holds no susceptibilities, or when a file is missing or has changed.
+    """
     import xarray
 
+    if (path / SUMS).exists():
+        check(path, REMEDY)
     try:
-        tree = xarray.open_datatree(path, engine="zarr")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the many ways not to be a Zarr folder, which the error below names
+            tree = xarray.open_datatree(path, engine="zarr")
         tree["susceptibility"]["chi"]
-    except (OSError, ValueError, KeyError) as error:
-        raise PatterningError(f"{path} holds no susceptibilities: {error}") from None
+        attributes = tree["susceptibility"].attrs
+    except Exception as error:  # damaged metadata raise whatever the code that meets them raises
+        raise PatterningError(f"{path} holds no susceptibilities: {_first_line(error)}") from None
+    if attributes.get("checksums") == SUMS and not (path / SUMS).exists():
+        raise PatterningError(f"{path} is damaged: {SUMS} is missing: {REMEDY}")
     return tree
+
+
+def excluded_chains(tree: "xarray.DataTree") -> dict[str, list[str]]:
+    """Why chains were left out, by component."""
+    found: dict[str, list[str]] = json.loads(tree["susceptibility"].attrs["excluded_chains"])
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from patterning.experiments.common import conduct
+from patterning.experiments.common import conduct, keeping_results
 from patterning.experiments.induction.arms import compressed_size, leading, retrain
 from patterning.experiments.induction.config import InductionConfig, read_config
 from patterning.experiments.induction.direction import LABELS, Direction
@@ -39,7 +39,8 @@ def run_induction(
     """
     run, results = conduct(config, folder, read_config, _stages, workers, progress)
     results = read_results(run)  # the page is made from what the file holds, as `patterning report` makes it
-    write_page(run, results)
+    with keeping_results(run.path, run.path / "results.json"):
+        write_page(run, results)
     return results
 
 

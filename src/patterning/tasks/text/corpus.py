@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from patterning.errors import PatterningError
-from patterning.store import fingerprint, write_json, write_whole
+from patterning.store import cannot_write, fingerprint, part_of, remove_tree, write_json, write_whole
 from patterning.tasks.text.documents import TEST_SHARE, Document, split_documents, without_duplicates
 from patterning.tasks.text.sources import Collected
 from patterning.tasks.text.tokenizer import check_vocabulary, encode, read_tokenizer, train_tokenizer
@@ -101,21 +100,26 @@ def load_corpus(folder: Path) -> Corpus:
         splits = {
             name: Split(*(np.load(folder / f"{name}-{array}.npy") for array in _ARRAYS)) for name in ("train", "test")
         }
-    except (OSError, ValueError) as error:
+        form, stored, domains = manifest.get("format"), manifest["fingerprint"], tuple(manifest["domains"])
+    except Exception as error:  # a damaged tokenizer raises `Exception` itself
         raise PatterningError(
-            f"{folder} is not a corpus folder ({error}): build one with `patterning data text --out {folder}`"
+            f"{folder} is not a corpus folder, or damaged ({type(error).__name__}: {error}): build one with "
+            f"`patterning data text --out {folder}`"
         ) from error
-    if manifest.get("format") != FORMAT:
-        raise PatterningError(f"{folder}: corpus format {manifest.get('format')}, this version reads {FORMAT}: rebuild")
-    if (found := _fingerprint(splits, tokenizer)) != manifest["fingerprint"]:
+    if form != FORMAT:
+        raise PatterningError(f"{folder}: corpus format {form}, this version reads {FORMAT}: rebuild")
+    if (found := _fingerprint(splits, tokenizer)) != stored:
         raise PatterningError(f"{folder}: tokens or tokenizer are not those of its manifest: build it again")
-    return Corpus(splits["train"], splits["test"], tokenizer, tuple(manifest["domains"]), manifest, found)
+    return Corpus(splits["train"], splits["test"], tokenizer, domains, manifest, found)
 
 
 def check_new(out: Path) -> None:
-    """Raise `PatterningError` when there is something at `out` already."""
-    if out.exists():
+    """Raise `PatterningError` when there is something at `out` already, or nothing can be written there."""
+    if os.path.lexists(out):
         raise PatterningError(f"{out} exists: name a new folder, or delete it first")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise PatterningError(f"{out} cannot be made: {above} is no folder that may be written to")
 
 
 @contextmanager
@@ -162,19 +166,20 @@ def _fingerprint(splits: Mapping[str, Split], tokenizer: Tokenizer) -> str:
 
 def _write(out: Path, splits: Mapping[str, Split], tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
     """Write beside `out` and rename: a killed build leaves no corpus."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    for name, split in splits.items():
-        for array in _ARRAYS:
-            buffer = io.BytesIO()
-            np.save(buffer, getattr(split, array))
-            write_whole(part / f"{name}-{array}.npy", buffer.getvalue())
-    write_whole(part / "tokenizer.json", tokenizer.to_str().encode())
-    write_json(part / "manifest.json", manifest)
+    part = part_of(out)
     try:
+        part.mkdir(parents=True)
+        for name, split in splits.items():
+            for array in _ARRAYS:
+                buffer = io.BytesIO()
+                np.save(buffer, getattr(split, array))
+                write_whole(part / f"{name}-{array}.npy", buffer.getvalue())
+        write_whole(part / "tokenizer.json", tokenizer.to_str().encode())
+        write_json(part / "manifest.json", manifest)
         part.rename(out)
     except OSError as error:
-        shutil.rmtree(part)
-        raise PatterningError(f"{out} appeared while the corpus was built: {error}") from error
+        if os.path.lexists(out):
+            raise PatterningError(f"{out} appeared while the corpus was built: {error}") from error
+        raise cannot_write(out, error) from None
+    finally:
+        remove_tree(part)

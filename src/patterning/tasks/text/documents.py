@@ -29,12 +29,20 @@ class Document:
 
 def clean(data: bytes, shortest: int = 200) -> str | None:
     """Bytes as text: UTF-8, Unix line ends, no NUL, one final newline; None if they are not that, or too short."""
+    text, _ = why_not_text(data)
+    return None if text is None or len(text) < shortest else text
+
+
+def why_not_text(data: bytes) -> tuple[str | None, str]:
+    """Bytes as text, cleaned as by `clean`; or None and the reason: they are not UTF-8, binary, or empty."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return None
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n").strip("\n") + "\n"
-    return None if "\0" in text or len(text) < shortest else text
+        return None, "not UTF-8"
+    if "\0" in text:
+        return None, "binary (it holds NUL bytes)"
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n").strip("\n")
+    return (text + "\n", "") if text.strip() else (None, "empty")
 
 
 def without_duplicates(documents: Iterable[Document]) -> tuple[list[Document], int]:

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patterning.errors import PatterningError
 from patterning.tasks.text.corpus import Corpus, build_corpus, check_new, stage
-from patterning.tasks.text.local import collect_dataset, parse_dataset
+from patterning.tasks.text.local import collect_dataset, counted, parse_dataset
 from patterning.tasks.text.sources import at_most, choose, collect
 from patterning.tasks.text.tokenizer import check_vocabulary
 from patterning.workers import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def gather(
@@ -44,3 +48,21 @@ def gather(
             progress.advance()
     request = {"sources": [source.name for source in sources], "datasets": list(datasets), "max_mb": max_mb}
     return build_corpus(collected, vocabulary, out, {**request, "vocabulary": vocabulary}, progress)
+
+
+def print_corpus(corpus: Corpus, out: Path, console: "Console") -> None:
+    """What a corpus was built from, and what was left out, on a terminal."""
+    from rich.table import Table
+
+    table = Table("source", "domain", "version", "MB", "documents", "licence")
+    for origin in corpus.manifest["sources"]:
+        mb, count = f"{origin['bytes'] / 1e6:.1f}", str(origin["documents"])
+        table.add_row(origin["name"], origin["domain"], origin["version"], mb, count, origin["licence"])
+    console.print(table)
+    for origin in corpus.manifest["sources"]:
+        if origin.get("left_out"):
+            console.print(f"left out of {origin['name']}: {counted(origin['left_out'])}", highlight=False, markup=False)
+    for name, domains in corpus.manifest["splits"].items():
+        parts = ", ".join(f"{domain} {counts['tokens']:,}" for domain, counts in domains.items())
+        console.print(f"{name}: tokens {parts}", highlight=False)
+    console.print(f"{corpus.manifest['duplicates']} duplicates left out; corpus: {out}", highlight=False, markup=False)
