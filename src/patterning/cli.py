@@ -165,17 +165,21 @@ def llc(
     steps_between_draws: Between = 4,
     batch_size: BatchSize = 32,
     probes: Probes = 0,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Also at half the step, γ/10 and 10 γ, with verdicts: 14 times the cost."),
+    ] = False,
     seed: Seed = 0,
     workers: Jobs = 0,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) of a model or its components, with its standard error."""
+    """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) at the stated nβ, γ and ε, on all of which it depends."""
     from patterning.experiments.response import Request
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
-        probes, "covariance", None, 1, seed,
+        probes, "covariance", None, 1, seed, check=check,
     )  # fmt: skip
     _answer(request, out, workers, dry_run, json)
 

@@ -52,6 +52,7 @@ class _Listener:
 
 
 _listeners: list[_Listener] = []
+_portions: list[tuple[float, float]] = []
 
 
 def report_progress(fraction: float) -> None:
@@ -66,9 +67,22 @@ def report_progress(fraction: float) -> None:
     try:
         value = float(fraction)
         if math.isfinite(value):
-            _listeners[-1].report(min(max(value, 0.0), 1.0))
+            value = min(max(value, 0.0), 1.0)
+            for first, last in reversed(_portions):
+                value = first + (last - first) * value
+            _listeners[-1].report(value)
     except Exception:  # a bar that cannot be drawn must not cost the result
         return
+
+
+@contextmanager
+def portion(first: float, last: float) -> Iterator[None]:
+    """Inside this context a fraction of 0 means `first` and 1 means `last` of what is around it; may be nested."""
+    _portions.append((first, last))
+    try:
+        yield
+    finally:
+        _portions.pop()
 
 
 @contextmanager

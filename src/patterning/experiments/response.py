@@ -6,6 +6,7 @@ costs nothing, and `patterning report` makes them again.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,19 +21,31 @@ from patterning.errors import PatterningError
 from patterning.experiments.common import keeping_results
 from patterning.locks import NAME as LOCK
 from patterning.models.components import find_component, list_components
+from patterning.posterior.band import default_band
 from patterning.posterior.chains import ChainConfig
+from patterning.posterior.llc_check import check_llc, steps
 from patterning.posterior.sgld import SGLD
-from patterning.report.response_page import HEAD, component_rows, component_table, response_page, warnings_of
+from patterning.report.response_page import (
+    CHECK_HEAD,
+    check_rows,
+    component_rows,
+    component_table,
+    headings,
+    response_page,
+    warnings_of,
+)
 from patterning.response.components import ComponentResponse, Estimator, component_response
 from patterning.response.estimate import estimate_cost
-from patterning.response.one_component import PhiOf
+from patterning.response.one_component import PhiOf, Settings, Work
 from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
-from patterning.store import RunFolder, strict_json, write_json, write_whole
+from patterning.store import Arrays, RunFolder, Unit, strict_json, write_json, write_whole
 from patterning.user_code import call, load_object
 from patterning.workers import Progress, Workers, one_thread
 
 Results = dict[str, Any]
+CHECK = "check.json"
+"""File of a folder that holds checks of λ̂."""
 ASSUMED_BETWEEN = 4
 """Steps between draws that `dry` reckons with where they are still to be measured."""
 
@@ -61,6 +74,7 @@ class Request:
     seed: int
     phi: str = "probes"
     antithetic: bool = False
+    check: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -164,7 +178,10 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
                 estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
                 reliability=request.reliability, rounds=request.rounds, pool=pool,
             )  # fmt: skip
+            check = _check_llc(task, names, kernel, spaced, probes, pool) if request.check else None
         _store(responses, request, spaced, spacing, out)
+        if check is not None:
+            write_json(out / CHECK, check)
         return publish(out)
 
 
@@ -179,6 +196,46 @@ def _spaced(
         task, task.flatten(task.module), names, kernel, chains, probes=probes, estimator=request.estimator, pool=pool
     )
     return replace(request, steps_between_draws=int(np.median([each.steps for each in spacing]))), spacing
+
+
+def check_unit(*, work: Work, localizations: Sequence[float] | None, scratch: Path) -> Arrays:
+    """`check_llc` of one component, as JSON in an array: a unit of work."""
+    del scratch
+    rows = work.settings.rows
+    band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta)
+    check = check_llc(
+        work.task, work.anchor, work.kernel, work.chains, components=[work.component], localizations=localizations,
+        loss_band=band, probes=rows,
+    )  # fmt: skip
+    facts = {
+        "rows": [asdict(row) | {"steps": steps(row.chains)} for row in check.rows],
+        "verdicts": [f"{verdict.component}: {verdict.text}." for verdict in check.verdicts],
+        "warnings": check.warnings,
+    }
+    return {"facts": np.frombuffer(json.dumps(strict_json(facts)).encode(), dtype=np.uint8)}
+
+
+def _check_llc(
+    task: LossTask, names: Sequence[str], kernel: SGLD, request: Request, probes: torch.Tensor, pool: Workers
+) -> Results:
+    """λ̂ of every component at half the step and over a sweep of γ, with verdicts."""
+    settings = Settings(probes, {}, "covariance", "probes", None, 1, 4, None)
+    anchor, key = task.own_row(), task.fingerprint
+    units = [
+        Unit(
+            f"check-{name}",
+            check_unit,
+            {
+                "work": Work(
+                    task, anchor, find_component(task.module, name), kernel, request.chain_config, settings, key
+                ),
+                "localizations": None,
+            },
+        )
+        for name in names
+    ]
+    parts = [json.loads(arrays["facts"].tobytes()) for arrays in pool.compute(units, "checking λ̂: γ and half the step")]
+    return {key: [item for part in parts for item in part[key]] for key in ("rows", "verdicts", "warnings")}
 
 
 def _check_folder(out: Path) -> None:
@@ -220,15 +277,17 @@ def publish(out: Path) -> Results:
     with keeping_results(out, out / "chi.zarr"):
         request = json.loads(settings.get("request", "{}"))
         table = component_table(tree)
+        check = json.loads((out / CHECK).read_text(encoding="utf-8")) if (out / CHECK).exists() else None
         results: Results = {
             "request": request,
             "spacing": json.loads(settings.get("spacing", "[]")),
             "table": table,
             "excluded": excluded_chains(tree),
-            "warnings": warnings_of(tree, table),
+            "warnings": warnings_of(tree, table) + (check or {}).get("warnings", []),
+            "check": check,
         }
         write_json(out / "results.json", strict_json(results))
-        page = response_page(tree, f"Susceptibilities of {request.get('task', settings['task'])}")
+        page = response_page(tree, f"Susceptibilities of {request.get('task', settings['task'])}", check)
         write_whole(out / "report.html", page.encode(errors="replace"))
     return results
 
@@ -242,7 +301,7 @@ def print_results(results: Results, console: Console) -> None:
         if name in request
     )
     table = Table(title=sampler or None)
-    for head in HEAD:
+    for head in headings(request):
         table.add_column(head, justify="left" if head == "component" else "right")
     for row in component_rows(results["table"]):
         table.add_row(*row.cells)
@@ -251,5 +310,14 @@ def print_results(results: Results, console: Console) -> None:
         measured = ", ".join(f"{each['component']} {each['steps']}" for each in results["spacing"])
         steps = request["steps_between_draws"]
         console.print(f"{steps} steps between draws, the median of {measured}", highlight=False)
+    if results.get("check"):
+        table = Table(title="λ̂ at half the step and at other γ")
+        for head in CHECK_HEAD:
+            table.add_column(head, justify="left" if head == "component" else "right")
+        for row in check_rows(results["check"]):
+            table.add_row(*row.cells)
+        console.print(table)
+        for line in results["check"]["verdicts"]:
+            console.print(line, highlight=False, markup=False)
     for line in results["warnings"]:
         console.print(f"note: {line}", style="yellow", highlight=False, markup=False)

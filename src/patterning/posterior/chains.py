@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patterning.errors import PatterningError, check_whole
 from patterning.posterior import preconditioned, sgld
+from patterning.progress import report_progress
 from patterning.rng import Stream, generator
 from patterning.tasks.base import Task
 
@@ -98,6 +99,7 @@ def run_chains(
             if len(trace.diverged) == config.chains:
                 losses[step + 1 :] = math.nan
                 break
+        report_progress((step + 1) / steps)
         if step >= config.burn_in and (step - config.burn_in + 1) % config.steps_between_draws == 0:
             on_draw((step - config.burn_in) // config.steps_between_draws, state.position)
     return trace

@@ -3,6 +3,7 @@
 All of it is made from the stored arrays (`response.store.open_response`), so that it can be made again at any time.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import t as student
 from patterning.posterior.diagnostics import diagnose
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.response.components import COMPONENT_LOSS
-from patterning.response.store import excluded_chains
+from patterning.response.store import component_warnings, excluded_chains, refused_components
 from patterning.response.susceptibility import rank_correlation
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ HEAD = (
     "component", "free coordinates", "estimator", "E[L] - L(w*), nats", "LLC ± se", "R-hat", "ESS", "reliability",
     "median |χ| / se", "χ ≠ 0 at 95 %", "why it stopped",
 )  # fmt: skip
+LLC = "LLC ± se"
+CHECK_HEAD = ("component", "λ̂ ± se", "nβ", "γ", "ε", "steps", "rise, nats", "R-hat", "ESS")
 PLAIN = {"margin": {"l": 60, "r": 20, "t": 16, "b": 50}, "plot_bgcolor": "white"}
 WEAK = 0.5
 """Reliability under which a row of χ is mostly noise."""
@@ -62,6 +65,16 @@ def component_table(tree: "xarray.DataTree") -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def headings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """`HEAD`, with what λ̂ depends on beside it: nβ, γ and ε."""
+    at = ", ".join(
+        f"{sign} {float(settings[name]):g}"
+        for sign, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
+        if name in settings
+    )
+    return tuple(f"{name} (at {at})" if name == LLC and at else name for name in HEAD)
 
 
 def component_rows(table: list[dict[str, Any]]) -> list[Row]:
@@ -135,8 +148,28 @@ def _singular_values(rows: Floats) -> Floats:
     return np.linalg.svd(rows, compute_uv=False).astype(np.float64)
 
 
-def response_page(tree: "xarray.DataTree", title: str) -> str:
-    """The page: reliability, correlation of rows, spectrum over its noise floor, traces, settings."""
+def check_rows(check: Mapping[str, Any]) -> list[Row]:
+    """λ̂ at every setting that was tried (`posterior.llc_check`), as cells under `CHECK_HEAD`."""
+    return [
+        Row(
+            [
+                row["component"],
+                f"{_number(row['coefficient'], '.3g')} ± {_number(row['standard_error'], '.2g')}",
+                f"{row['n_beta']:g}",
+                f"{row['localization']:g}",
+                f"{row['step_size']:.3g}",
+                f"{row['steps']:,}",
+                _number(row["rise"], ".2g"),
+                _number(row["r_hat"], ".3f"),
+                _number(row["ess"], ".0f"),
+            ]
+        )
+        for row in check["rows"]
+    ]
+
+
+def response_page(tree: "xarray.DataTree", title: str, check: Mapping[str, Any] | None = None) -> str:
+    """The page: reliability, correlation of rows, spectrum over its noise floor, traces, settings; checks of λ̂."""
     settings, table = tree["susceptibility"].attrs, component_table(tree)
     antithetic = bool(settings["chains_antithetic"])
     several = sum(row["spread"] for row in table) > 1
@@ -157,9 +190,24 @@ def response_page(tree: "xarray.DataTree", title: str) -> str:
                 "whose 95 % interval leaves out 0 (5 % would by chance).",
                 (),
                 [
-                    Table(HEAD[:-1], [Row(row.cells[:-1]) for row in rows]),
+                    Table(
+                        headings({str(key): value for key, value in settings.items()})[:-1],
+                        [Row(row.cells[:-1]) for row in rows],
+                    ),
                     Table((HEAD[0], HEAD[-1]), [Row([row.cells[0], row.cells[-1]]) for row in rows]),
                 ],
+            ),
+            *(
+                [
+                    Section(
+                        "Does λ̂ hold?",
+                        "λ̂ depends on nβ, γ and ε. The first row of a component is the run above; then the same at "
+                        "half the step, and at other γ. " + " ".join(check["verdicts"]),
+                        tables=[Table(CHECK_HEAD, check_rows(check))],
+                    )
+                ]
+                if check
+                else []
             ),
             Section(
                 "How alike are the rows?",
@@ -186,7 +234,18 @@ def response_page(tree: "xarray.DataTree", title: str) -> str:
 
 def warnings_of(tree: "xarray.DataTree", table: list[dict[str, Any]]) -> list[str]:
     """Chains that were left out, rows of χ without spread and rows that are mostly noise, by name."""
-    lines = [f"left out, diverged: {name}, {why}" for name, reasons in excluded_chains(tree).items() for why in reasons]
+    lines = [f"{name} has no result: {why}" for name, why in refused_components(tree).items()]
+    lines += [f"{name}: {why}" for name, reasons in component_warnings(tree).items() for why in reasons]
+    lines += [
+        f"left out, diverged: {name}, {why}" for name, reasons in excluded_chains(tree).items() for why in reasons
+    ]
+    below = [row for row in table if row["llc"] + 2 * row["llc_standard_error"] < 0]
+    if below:
+        numbers = ", ".join(f"{row['component']} {row['llc']:.3g} ± {row['llc_standard_error']:.2g}" for row in below)
+        lines.append(
+            f"w* is no minimum: its loss is above the mean of the chains ({numbers}), so nβ E[L - L(w*)] is no "
+            "learning coefficient there; train further, or sample around a point where training has settled"
+        )
     flat = [row["component"] for row in table if not row["spread"]]
     if flat:
         why = "a single sample is probed"

@@ -15,6 +15,7 @@ from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import WINDOW, ChainConfig, gaussian, left_band, loss_and_gradient, minibatches, pieces
+from patterning.progress import report_progress
 from patterning.rng import Stream, generator
 
 Floats = NDArray[np.float64]
@@ -115,6 +116,7 @@ def forward(
                 diverged.setdefault(chain, f"{name}: {why}")
             if len(diverged) == chains.chains:
                 break
+        report_progress((step + 1) / steps)
     return positions, diverged
 
 

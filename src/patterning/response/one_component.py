@@ -19,6 +19,7 @@ from patterning.models.restricted import Restricted
 from patterning.posterior.band import advise, default_band
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
+from patterning.progress import portion
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
 from patterning.response.capability import why_not_pathwise
 from patterning.response.pathwise import DATA, Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
@@ -141,11 +142,12 @@ def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tup
     readings = _readings(work, free, probe)
     rounds: list[dict[str, Pathwise]] = []
     for number in range(settings.rounds):
-        rounds.append(
-            pathwise_chains(
-                free, probe, q, kernel, chains, readings, loss_band=band, first_chain=number * chains.chains
+        with portion(number / settings.rounds, (number + 1) / settings.rounds):
+            rounds.append(
+                pathwise_chains(
+                    free, probe, q, kernel, chains, readings, loss_band=band, first_chain=number * chains.chains
+                )
             )
-        )
         if number == 0:
             expansion = max(float(np.median(part.expansion)) for part in rounds[0].values())
             limit = MOST_EXPANSION if settings.estimator == "auto" else REFUSED_EXPANSION
@@ -180,19 +182,20 @@ def _by_covariance(work: Work, free: Restricted, probe: Probe, band: float, left
     phis = _observables(work, free, probe)
     draws: list[Draws] = []
     for number in range(settings.rounds):
-        draws.append(
-            sample_draws(
-                free,
-                free.anchor,
-                phis,
-                kernel,
-                chains,
-                batches=settings.batches,
-                loss_band=band,
-                first_chain=number * chains.chains,
-                readout=Readout(probe, q, probe.at_anchor),
+        with portion(number / settings.rounds, (number + 1) / settings.rounds):
+            draws.append(
+                sample_draws(
+                    free,
+                    free.anchor,
+                    phis,
+                    kernel,
+                    chains,
+                    batches=settings.batches,
+                    loss_band=band,
+                    first_chain=number * chains.chains,
+                    readout=Readout(probe, q, probe.at_anchor),
+                )
             )
-        )
         try:
             response = summarise(join_draws(draws), tuple(phis), q, kernel.n_beta)
         except PatterningError as error:

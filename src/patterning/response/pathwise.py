@@ -33,6 +33,7 @@ from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, minibatches
 from patterning.posterior.diagnostics import diagnose
+from patterning.progress import portion, report_progress
 from patterning.response.adjoint import (
     Floats,
     ProbeLoss,
@@ -48,6 +49,8 @@ from patterning.response.moderated import moderate
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.susceptibility import Susceptibility
 
+FORTH = 0.2
+"""About the share of the time that the chains take, before the way back."""
 DATA = "data"
 """In place of a `Reading`: φ is L of all the data, read off the minibatches."""
 
@@ -100,7 +103,8 @@ def pathwise_chains(
     P_C floats. Raises `PatterningError` when fewer than 2 chains stay in `loss_band`.
     """
     cumulative = np.cumsum(free.base_weights.numpy())
-    positions, diverged = forward(free, kernel, chains, cumulative, loss_band, first_chain)
+    with portion(0.0, FORTH):
+        positions, diverged = forward(free, kernel, chains, cumulative, loss_band, first_chain)
     if len(diverged) == chains.chains:
         nothing = np.zeros((chains.chains, len(weights)))
         empty = Pathwise(nothing, np.zeros((chains.draws, chains.chains)), nothing, nothing[:, 0], diverged)
@@ -108,7 +112,11 @@ def pathwise_chains(
     q = torch.from_numpy(weights).to(free.anchor.device)
     phis: Mapping[str, Reading | str] = {COMPONENT_LOSS: ProbeLoss(probe, q)} if readings is None else readings
     back = _WayBack(free, probe, q, kernel, chains, cumulative)
-    return {name: back.run(positions, reading, first_chain, diverged) for name, reading in phis.items()}
+    result, share = {}, (1 - FORTH) / len(phis)
+    for i, (name, reading) in enumerate(phis.items()):
+        with portion(FORTH + i * share, FORTH + (i + 1) * share):
+            result[name] = back.run(positions, reading, first_chain, diverged)
+    return result
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class _WayBack:
             chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
             owed -= along
             last = piece[-1]
+            report_progress(1 - (last - 1) / steps)
             if not read_with_phi and last > chains.burn_in and (last - 1 - chains.burn_in) % every == 0:
                 sums, summed = sums + losses, summed + 1
                 if centre is not None:

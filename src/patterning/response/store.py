@@ -168,6 +168,8 @@ def attributes(response: "ComponentResponse") -> dict[str, Any]:
         **asdict(response.kernel),
         **{f"chains_{key}": int(value) for key, value in asdict(response.chains).items()},
         "excluded_chains": json.dumps(excluded),
+        "refused": json.dumps(dict(response.refused)),
+        "warnings": json.dumps({name: list(item.warnings) for name, item in response.by_component.items()}),
         "task": response.fingerprint,
         "code": code_version(),
         "torch": str(torch.__version__),
@@ -222,6 +224,18 @@ def open_response(path: Path) -> "xarray.DataTree":
 def excluded_chains(tree: "xarray.DataTree") -> dict[str, list[str]]:
     """Why chains were left out, by component."""
     found: dict[str, list[str]] = json.loads(tree["susceptibility"].attrs["excluded_chains"])
+    return found
+
+
+def refused_components(tree: "xarray.DataTree") -> dict[str, str]:
+    """Components whose chains gave no result, with why and what to change."""
+    found: dict[str, str] = json.loads(tree["susceptibility"].attrs.get("refused", "{}"))
+    return found
+
+
+def component_warnings(tree: "xarray.DataTree") -> dict[str, list[str]]:
+    """What a reader of χ should know, by component."""
+    found: dict[str, list[str]] = json.loads(tree["susceptibility"].attrs.get("warnings", "{}"))
     return found
 
 
