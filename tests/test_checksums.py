@@ -61,6 +61,7 @@ def test_the_digest_covers_names_types_shapes_and_bytes() -> None:
     assert array_digest({"b": base["b"], "a": np.arange(12.0)[::2] / 2}) == array_digest(base)
 
 
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
 def test_a_stored_response_is_checked_by_sha256sum_too(stored: Path) -> None:
     open_response(stored)
     done = subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=stored, capture_output=True, check=False)
@@ -153,6 +154,22 @@ def test_a_full_disk_leaves_no_half_response(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(PatterningError, match="cannot be written"):
         save_response(found, tmp_path / "file" / "chi.zarr")
     save_response(found, tmp_path / "chi.zarr")
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patterning.response import store
+
+    task, path = make_task(), tmp_path / "chi.zarr"
+    found = component_response(
+        task, task.flatten(task.module), ["weight"], SGLD(30, 100, 1e-3), ChainConfig(4, 8, 4, 2, 6)
+    )
+    monkeypatch.setattr(store, "seal", lambda part: (seal(part), shutil.copytree(stored, path)))
+    with pytest.raises(PatterningError, match="appeared while it was written: name another folder"):
+        save_response(found, path)
+    assert open_response(path)["susceptibility"].sizes["component"] == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["chi.zarr"]
 
 
 def test_a_damaged_unit_is_noticed_and_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

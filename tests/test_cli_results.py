@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray
 
+from patterning import user_code
 from patterning.cli import main
 from patterning.errors import PatterningError
 from patterning.experiments import response
@@ -63,6 +64,7 @@ PLOTLY_NAMES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(user_code._known, "current", None)  # to be put back
     return tmp_path
 
 

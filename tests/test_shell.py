@@ -144,6 +144,8 @@ sys.exit(main_of(command, output))
     [("long | head -1", 0), (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 2), ("2>/dev/full", 0)],
 )
 def test_streams_in_every_state(redirection: str, status: int, tmp_path: Path) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
     (tmp_path / "code.py").write_text(CODE)
     line = f"{sys.executable} {tmp_path / 'code.py'} {redirection}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)

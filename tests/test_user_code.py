@@ -34,6 +34,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(sys, "path", list(sys.path))
     finders = list(sys.meta_path)
     yield
+    user_code._known.current = None
     sys.meta_path[:] = finders
     for name, module in list(sys.modules.items()):
         if name.startswith(user_code.PRIVATE) or str(tmp_path) in str(getattr(module, "__file__", None)):
@@ -222,6 +223,16 @@ def test_a_name_that_is_none(where: str) -> None:
         PatterningError, match=r"does not name a function: write FILE\.py:NAME, with a file that exists"
     ):
         load_task(where)
+
+
+def test_a_file_that_failed_is_not_run_in_workers() -> None:
+    write("mine.py")
+    load_task("mine.py:task")
+    assert user_code.places().current == str(Path("mine.py").resolve())
+    write("bad.py", "1 / 0\n")
+    with pytest.raises(PatterningError, match="ZeroDivisionError"):
+        load_task("bad.py:task")
+    assert user_code.places().current is None
 
 
 def test_without_users_code_nothing_is_explained() -> None:

@@ -30,7 +30,17 @@ LONGEST_NAME = 80
 RESULTS = ("config.yaml", "results.json", "report.html", "chi.zarr")
 """What a run folder may hold besides its units."""
 NOT_NUMBERS = frozenset(
-    {"cli.py", "present.py", "terminal.py", "progress.py", "locks.py", "checksums.py", "user_code.py"}
+    {
+        "cli.py",
+        "present.py",
+        "terminal.py",
+        "progress.py",
+        "locks.py",
+        "checksums.py",
+        "user_code.py",
+        "shell.py",
+        "stopping.py",
+    }
 )
 """Modules that no number depends on: `code_version` leaves them out."""
 _log = logging.getLogger("patterning")

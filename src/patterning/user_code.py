@@ -34,8 +34,8 @@ _LONGEST = 300
 class _Known:
     """Of this process: folders that modules are looked for in, the users' files themselves, and all that came of them.
 
-    `current` is the file loaded last; `sources` are all files of the users' code, helpers included; `helpers` the names
-    of top-level modules among them.
+    `current` is the file loaded last, if that went well; `sources` are all files of the users' code, helpers included;
+    `helpers` the names of top-level modules among them.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def _load(path: Path) -> ModuleType:
     _known.tasks.add(str(place))
     _known.sources.add(str(place))
     _known.folders = [str(place.parent)]
-    _known.current = str(place)
+    _known.current = None
     with _looking_beside(), explained(str(path)):
         source = place.read_bytes()
         name = _make_package(place.parent, _relative_level(source, str(place))) + "." + place.stem.replace(".", "_")
@@ -122,6 +122,7 @@ def _load(path: Path) -> ModuleType:
         assert spec is not None
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         exec(compile(source, str(place), "exec", dont_inherit=True), module.__dict__)
+    _known.current = str(place)
     return module
 
 

@@ -49,7 +49,7 @@ class Workers:
     def __init__(self, run: RunFolder, count: int, progress: Progress | None = None) -> None:
         """`count` processes at most; they start with the first unit."""
         self.run = run
-        self.count = max(1, count) if os.name == "posix" else 1
+        self.count = max(1, count) if os.name == "posix" and sys.executable else 1
         self.progress = progress or Progress()
         self._crew: list[_Process] = []
         self._open = ExitStack()
@@ -75,6 +75,9 @@ class Workers:
         Raises `PatterningError` where a worker process dies.
         """
         self._take_folder()
+        with one_thread():  # a key may be made of sums as well
+            for unit in units:
+                _ = unit.key
         results = {unit.key: arrays for unit in units if (arrays := self.run.load(unit)) is not None}
         pending = list({unit.key: unit for unit in units if unit.key not in results}.values())
         self.progress.start(stage, len(units), len(units) - len(pending))
@@ -149,7 +152,6 @@ class Workers:
         """The unit as bytes; None where a part of it cannot leave this process."""
         from patterning.shipping import dump
 
-        _ = unit.key  # computed here, once
         try:
             return dump((self.run, unit))
         except Exception as error:  # pickling runs code of whatever the unit holds

@@ -138,11 +138,13 @@ def test_report_renders_again_from_the_results(finished: Path) -> None:
     assert figures.sub("", again) == figures.sub("", page)
 
 
-def test_report_as_json_is_all_that_is_printed(finished: Path) -> None:
-    answer = command("report", str(finished), "--json")
-    assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout) == strict_json(json.loads((finished / "results.json").read_text()))
-    assert answer.stderr == ""
+def test_json_is_all_that_is_printed(finished: Path) -> None:
+    again = ["run", "--config", str(finished / "config.yaml"), "--out", str(finished), "--workers", "1"]
+    for arguments in (["report", str(finished)], again):
+        answer = command(*arguments, "--json")
+        assert answer.returncode == 0, answer.stderr
+        assert json.loads(answer.stdout) == strict_json(json.loads((finished / "results.json").read_text()))
+        assert answer.stderr == ""
 
 
 def test_a_folder_in_use_is_left_alone(finished: Path) -> None:
