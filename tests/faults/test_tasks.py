@@ -305,13 +305,13 @@ def absolute(model, batch) -> Tensor:
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_auto_falls_back_where_derivatives_are_missing(module, loss, data) -> None:
     """χ comes out, by pathwise where it can serve, else by covariance with a note that says why."""
-    task = LossTask(seeded(module), loss, data)
-    found = chi(task, chains=PAIRED, estimator="auto").by_component["full"]
+    task, kernel = LossTask(seeded(module), loss, data), SGLD(3000, 100, 5e-5)
+    found = chi(task, kernel=kernel, chains=PAIRED, estimator="auto").by_component["full"]
     assert np.isfinite(found.susceptibility.chi).all()
     if found.estimator == "covariance":
         assert "not pathwise" in found.note
         with pytest.raises(PatterningError, match="pathwise estimator cannot serve"):
-            chi(task, chains=PAIRED, estimator="pathwise")
+            chi(task, kernel=kernel, chains=PAIRED, estimator="pathwise")
     if loss is absolute or "NoForward" in loss.__code__.co_names:
         assert found.estimator == "covariance"
 

@@ -21,7 +21,7 @@ from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.progress import portion
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
-from patterning.response.capability import why_not_pathwise
+from patterning.response.capability import LARGE, SMALL, missed_curvature, why_not_pathwise
 from patterning.response.pathwise import DATA, Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
     COMPONENT_LOSS,
@@ -124,12 +124,17 @@ def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledR
     if work.settings.estimator == "covariance":
         return _by_covariance(work, free, probe, band, "")
     assert isinstance(work.kernel, SGLD)
-    reason = why_not_pathwise(free, work.kernel)
+    by_name = work.settings.estimator == "pathwise"
+    reason = why_not_pathwise(free, work.kernel, LARGE if by_name else SMALL)
     if reason is None:
         response, reason = _by_pathwise(work, free, probe, band)
         if response is not None:
-            return response
-    if work.settings.estimator == "pathwise":
+            missed = missed_curvature(free, work.kernel) if by_name else 0.0
+            if missed <= SMALL:
+                return response
+            warning = f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}"
+            return replace(response, warnings=(*response.warnings, warning))
+    if by_name:
         raise PatterningError(f"the pathwise estimator cannot serve this component: {reason}; use covariance or auto")
     chains = replace(work.chains, chains=work.chains.replicas, antithetic=False)
     return _by_covariance(replace(work, chains=chains), free, probe, band, f"not pathwise: {reason}; ")
