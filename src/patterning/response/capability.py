@@ -21,7 +21,7 @@ ROWS, CELLS = 128, 2_048
 FEW = 8
 """Rows that a gradient or a forward derivative is tried on."""
 SMALL, LARGE = 0.1, 0.5
-"""Shares of χ that may be missed: `auto` turns to the covariance past the first, and pathwise is refused past the other."""
+"""Shares of χ that may be missed: past the first, `auto` takes the covariance; past the other, pathwise is refused."""
 
 
 def try_gradient(free: Restricted) -> None:
