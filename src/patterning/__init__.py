@@ -1,9 +1,66 @@
 """Which training data makes a neural network grow the internal structure you want?
 
-The stages, in the order of use: `tasks`, `models`, `training`, `posterior`, `response`, `intervention`, `verification`,
-`report`; `experiments` joins them. Importing this package imports none of them.
+    import patterning as pt
+
+    task = pt.Task(model, loss, data)                        # loss(model, batch) -> (b,) or (b, t) nats
+    chi = pt.measure(task, {"8s": loss_on_eights}, sampler=pt.SGLD(300, 1000, 1e-4))
+    rho = chi.invert({"8s": -1}).weights(0.25)
+    pt.verify(train, {"fewer errors on 8s": rho}, {"8s": test_loss}, seeds=range(8)).show()
+
+Names are imported when they are first used, so that importing the package takes no time.
 """
 
-from patterning.errors import PatterningError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PatterningError"]
+if TYPE_CHECKING:
+    from patterning.core.task import LossTask as Task
+    from patterning.errors import PatterningError, PatterningWarning
+    from patterning.face.measure import measure
+    from patterning.face.response import Response, load
+    from patterning.intervention.data_weights import Weights
+    from patterning.intervention.direction import Direction
+    from patterning.models.components import Component
+    from patterning.models.components import list_components as components
+    from patterning.posterior.preconditioned import RMSPropSGLD
+    from patterning.posterior.sgld import SGLD
+    from patterning.training.fit import fit
+    from patterning.verification.evidence import Evidence
+    from patterning.verification.verify import Measure, verify
+
+_PLACES = {
+    "Task": ("core.task", "LossTask"),
+    "PatterningError": ("errors", "PatterningError"),
+    "PatterningWarning": ("errors", "PatterningWarning"),
+    "measure": ("face.measure", "measure"),
+    "Response": ("face.response", "Response"),
+    "load": ("face.response", "load"),
+    "Weights": ("intervention.data_weights", "Weights"),
+    "Direction": ("intervention.direction", "Direction"),
+    "Component": ("models.components", "Component"),
+    "components": ("models.components", "list_components"),
+    "RMSPropSGLD": ("posterior.preconditioned", "RMSPropSGLD"),
+    "SGLD": ("posterior.sgld", "SGLD"),
+    "fit": ("training.fit", "fit"),
+    "Evidence": ("verification.evidence", "Evidence"),
+    "Measure": ("verification.verify", "Measure"),
+    "verify": ("verification.verify", "verify"),
+}
+
+__all__ = [
+    "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
+    "Response", "Task", "Weights", "components", "fit", "load", "measure", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'patterning' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    value = getattr(import_module(f"patterning.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

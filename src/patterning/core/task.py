@@ -218,7 +218,7 @@ class LossTask:
         shared = len(index) == 1 or index.stride(0) == 0  # one minibatch for all replicas: computed unbatched
         rows = index[0] if shared else index
         batch = take_rows(data, rows)
-        names = [(name, [name, *self._other_names.get(name, ())]) for name in varied]
+        names = [(name, self.all_names(name)) for name in varied]
         together = self.trial.vectorise == "rows" or (self.trial.vectorise == "parameters" and shared)
         with_loss = _WithLoss(called, self.loss_fn)
 
@@ -247,6 +247,10 @@ class LossTask:
         parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
+    def all_names(self, name: str) -> tuple[str, ...]:
+        """A parameter's name, and those it has in other modules (tied weights)."""
+        return (name, *self._other_names.get(name, ()))
+
     def own_row(self) -> Tensor:
         """The row (P,) of the task's own module: the checkpoint it was made with."""
         return self.flatten(self.module)
@@ -254,7 +258,7 @@ class LossTask:
     def answer(self, rows: Tensor, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
         """What the loss returns for `rows` (b,) at the module's own (or these) parameters: losses and their mask."""
         own = {} if parameters is None else parameters
-        named = {f"module.{other}": own[name] for name in own for other in (name, *self._other_names.get(name, ()))}
+        named = {f"module.{other}": own[name] for name in own for other in self.all_names(name)}
         batch = take_rows(self.data, rows)
         with keep_attributes(self.module, self.trial.changing), _no_inference_path(), sdpa_kernel(SDPBackend.MATH):
             answer = functional_call(_WithLoss(self.module, self.loss_fn), named, (batch,), tie_weights=False)

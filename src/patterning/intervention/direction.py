@@ -77,7 +77,7 @@ class Direction:
     predicted: Mapping[str, Change]
     refused: str | None
     samples: "Samples"
-    data: Data
+    data: Data | None
     theta: Mapping[str, float] = field(default_factory=dict)
     singular_values: tuple[float, ...] = ()
     noise_floor: float = 0.0
@@ -138,6 +138,8 @@ class Direction:
     def _spread(self, rho: Floats, moving: Bools, facts: dict[str, Any], per: str) -> Weights:
         """ρ of the samples laid out over all rows of the data."""
         data = self.data
+        if data is None:
+            raise PatterningError("the data is not known here: load the response with its task, load(path, task)")
         whole, free = np.ones((data.rows, data.per_row)), np.zeros((data.rows, data.per_row), dtype=bool)
         whole[self.samples.row, self.samples.position] = rho
         free[self.samples.row, self.samples.position] = moving
@@ -152,7 +154,7 @@ class Direction:
 def find_direction(
     rows: Rows,
     samples: "Samples",
-    data: Data,
+    data: Data | None,
     n_beta: float,
     wanted: Mapping[str, float],
     hold: Sequence[str],

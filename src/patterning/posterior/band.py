@@ -66,7 +66,7 @@ def advise(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss
     name = "ε/2 (nβ h + γ)" if isinstance(kernel, SGLD) else "ε/(2δ) (nβ h + γ)"
     try:
         local = top_curvature(task, anchor, samples=min(256, 8 * len(task.base_weights)))
-        curvature = max(local, _steepest(task, anchor, kernel, chains, loss_band))
+        curvature = max(local, steepest(task, anchor, kernel, chains, loss_band))
     except (RuntimeError, NotImplementedError, PatterningError):
         return "lower step_size; if the loss still climbs, raise localization γ and keep γε/2 below 1"
     size = step / 2 * (kernel.n_beta * max(curvature, 0.0) + kernel.localization)
@@ -83,7 +83,7 @@ def advise(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss
     )
 
 
-def _steepest(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> float:
+def steepest(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> float:
     """The largest change of the gradient over the length of a step, on the first chain's way out of its band.
 
     A curvature as steps of this size see it, kinks and cliffs included.

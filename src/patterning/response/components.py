@@ -120,6 +120,7 @@ def component_response(
     rounds: int = 1,
     batches: int = 4,
     loss_band: float | None = None,
+    component_loss: bool = True,
     pool: Workers | None = None,
 ) -> ComponentResponse:
     """χ (components × samples) around `anchor` w* (P,), for the samples in rows `probes` of the task (default: all).
@@ -127,7 +128,8 @@ def component_response(
     `phi`: the component loss is that of the probed samples, of other rows (their numbers: held-out rows, with base
     weight 0, say), or of all the task's rows ("data", `pathwise` only), which keeps χ from belonging partly to the
     probes (docs/gotchas.md). `observables` (name → φ of full parameter rows) are measured for each component besides
-    its loss; the pathwise estimator differentiates them, and goes back through the chains once for each.
+    its loss; the pathwise estimator differentiates them, and goes back through the chains once for each (and for the
+    component loss, unless `component_loss` is off).
 
     Up to `rounds` times `chains.chains` chains are run for a component, until its split-half `reliability` is reached;
     `auto` is pathwise, or covariance where the loss has no second derivative or steps do not contract (then of twice as
@@ -145,14 +147,16 @@ def component_response(
         phi = row_numbers("phi", phi, len(task.base_weights))
     elif phi not in ("probes", "data"):
         raise PatterningError(f"phi {phi!r} is not one of probes, data, or a list of row numbers")
-    elif phi == "data" and estimator != "pathwise":
+    elif phi == "data" and estimator not in ("pathwise", "auto"):
         raise PatterningError(
             "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
             f"estimator is {estimator!r}"
         )
     for component in chosen:
         try_gradient(Restricted(task, anchor, component))
-    settings = Settings(rows, dict(observables or {}), estimator, phi, reliability, rounds, batches, loss_band)
+    settings = Settings(
+        rows, dict(observables or {}), estimator, phi, reliability, rounds, batches, loss_band, component_loss
+    )
     key = task.fingerprint
     work = [
         Unit(

@@ -55,7 +55,11 @@ DISAGREEMENT = 1.5
 
 @dataclass(frozen=True)
 class Settings:
-    """What all components share, besides the chains. `loss_band` None: `default_band`."""
+    """What all components share, besides the chains.
+
+    `loss_band` None: `default_band`. `component_loss`: whether χ has a row for it where the estimator must go back
+    through the chains once for each row.
+    """
 
     rows: Tensor
     observables: Mapping[str, ModelObservable]
@@ -65,6 +69,7 @@ class Settings:
     rounds: int
     batches: int
     loss_band: float | None
+    component_loss: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Work:
         own = self.settings
         masks = {name: "all" if mask is None else mask.cpu().numpy() for name, mask in self.component.masks.items()}
         settings = [type(self.kernel).__name__, asdict(self.kernel), asdict(self.chains), own.estimator, own.batches]
-        settings += [own.reliability, own.rounds, str(own.loss_band)]
+        settings += [own.reliability, own.rounds, str(own.loss_band), own.component_loss]
         phi = own.phi if isinstance(own.phi, str) else own.phi.numpy()
         return fingerprint(
             self.task_key, self.anchor.cpu().numpy(), masks, own.rows.numpy(), phi, digest(dict(own.observables)),
@@ -137,7 +142,8 @@ def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledR
     if by_name:
         raise PatterningError(f"the pathwise estimator cannot serve this component: {reason}; use covariance or auto")
     chains = replace(work.chains, chains=work.chains.replicas, antithetic=False)
-    return _by_covariance(replace(work, chains=chains), free, probe, band, f"not pathwise: {reason}; ")
+    of = "; φ is of the probed samples" if isinstance(work.settings.phi, str) and work.settings.phi == "data" else ""
+    return _by_covariance(replace(work, chains=chains), free, probe, band, f"not pathwise: {reason}{of}; ")
 
 
 def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tuple[SampledResponse | None, str]:
@@ -171,6 +177,9 @@ def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tup
 def _readings(work: Work, free: Restricted, probe: Probe) -> dict[str, Reading | str]:
     """Every φ, by name: the component loss first."""
     phi, device = work.settings.phi, free.anchor.device
+    own = {name: ModelReading(name, free, function) for name, function in work.settings.observables.items()}
+    if own and not work.settings.component_loss:
+        return dict(own)
     if isinstance(phi, Tensor):
         other = Probe(free, phi, work.chains.replicas)
         loss: Reading | str = ProbeLoss(other, torch.from_numpy(other.samples.weight).to(device), same=False)
@@ -178,7 +187,6 @@ def _readings(work: Work, free: Restricted, probe: Probe) -> dict[str, Reading |
         loss = DATA
     else:
         loss = ProbeLoss(probe, torch.from_numpy(probe.samples.weight).to(device))
-    own = {name: ModelReading(name, free, function) for name, function in work.settings.observables.items()}
     return {COMPONENT_LOSS: loss, **own}
 
 
@@ -255,7 +263,9 @@ def _judged(response: SampledResponse, probe: Probe, band: float) -> SampledResp
 
 def _stop(response: SampledResponse, settings: Settings, rounds: int) -> str | None:
     """Why sampling stops after so many rounds, or None when it goes on."""
-    value = response.susceptibility.reliability()[COMPONENT_LOSS]
+    values = response.susceptibility.reliability()
+    wanted = {name: values[name] for name in settings.observables} or values  # the rows that were asked for
+    value = min(wanted.values())
     if settings.reliability is not None and value >= settings.reliability:
         return f"reliability {value:.2f} reached after {rounds} round(s)"
     if rounds == settings.rounds:

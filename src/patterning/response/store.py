@@ -1,8 +1,9 @@
 """χ by component as labelled arrays on disk: xarray on Zarr, in groups that ArviZ opens; and as units of work.
 
 Group `susceptibility`: chi, standard_error (component, observable, sample), halves (half, component, observable,
-sample), reliability, r_hat, ess, autocorrelation_time (component, observable), mean_loss (component, sample), rise,
-degrees_of_freedom of the standard errors (component); coordinates row and position say where a sample lies in the data.
+sample), chi_of_chain (chain, component, observable, sample; NaN where a chain was excluded), reliability, r_hat, ess,
+autocorrelation_time (component, observable), mean_loss (component, sample), rise, degrees_of_freedom of the standard
+errors (component); coordinates row and position say where a sample lies in the data.
 Group `posterior`: phi (chain, draw, component, observable), NaN where a chain was excluded or not run. Attributes carry
 sign, units and settings.
 """
@@ -18,7 +19,7 @@ import numpy as np
 
 from patterning.checksums import SUMS, check, seal
 from patterning.errors import PatterningError
-from patterning.posterior.diagnostics import diagnose
+from patterning.posterior.diagnostics import Diagnostics, diagnose
 from patterning.response.moments import Moments
 from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
@@ -52,6 +53,7 @@ def pack(found: SampledResponse) -> Arrays:
     return {
         "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
         **{key: getattr(response, key) for key in ARRAYS},
+        **({} if response.by_chain is None else {"by_chain": response.by_chain}),
         "traces": np.stack(list(found.traces.values())),
         "watched_traces": found.watched_traces,
         **({f"moments.{key}": value for key, value in found.moments.as_arrays().items()} if found.moments else {}),
@@ -81,6 +83,7 @@ def unpack(arrays: Arrays) -> SampledResponse:
             n_beta=facts["n_beta"],
             degrees_of_freedom=facts["degrees_of_freedom"],
             **{key: arrays[key] for key in ARRAYS},
+            by_chain=arrays.get("by_chain"),
         ),
         traces=traces,
         diagnostics={name: diagnose(values) for name, values in traces.items()},
@@ -97,27 +100,44 @@ def unpack(arrays: Arrays) -> SampledResponse:
 
 
 def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
-    """Labelled arrays of a `ComponentResponse`."""
+    """Labelled arrays of a `ComponentResponse`, with the observables that all its components have."""
     import xarray
 
     found = response.by_component
-    names, observables = list(found), list(next(iter(found.values())).susceptibility.observables)
-    draws = response.chains.draws
-    chains = max(item.traces[observables[0]].shape[1] + len(item.excluded) for item in found.values())
+    names, observables = list(found), _shared_observables(response)
+    chains, draws = _chains_and_draws(response)
 
     def stack(field: str) -> np.ndarray:
         return np.stack([getattr(item.susceptibility, field) for item in found.values()])
 
+    def of_rows(field: str, axis: int = 0) -> np.ndarray:
+        parts = []
+        for item in found.values():
+            own = item.susceptibility
+            picks = [own.observables.index(name) for name in observables]
+            parts.append(np.take(getattr(own, field), picks, axis=axis))
+        return np.stack(parts)
+
     def diagnostic(field: str) -> np.ndarray:
-        return np.array([[getattr(item.diagnostics[name], field) for name in observables] for item in found.values()])
+        nothing = Diagnostics(*[float("nan")] * 5)
+        return np.array(
+            [[getattr(item.diagnostics.get(name, nothing), field) for name in observables] for item in found.values()]
+        )
 
     phi = np.full((chains, draws, len(names), len(observables)), np.nan)
+    by_chain = np.full((chains, len(names), len(observables), len(response.rows)), np.nan)
     for c, item in enumerate(found.values()):
-        kept = [chain for chain in range(chains) if chain not in item.excluded][: item.traces[observables[0]].shape[1]]
+        own, some = item.susceptibility, item.traces[observables[0]]
+        count = some.shape[1] if own.by_chain is None else len(own.by_chain)
+        kept = [chain for chain in range(chains) if chain not in item.excluded][:count]
         for o, name in enumerate(observables):
-            phi[kept, :, c, o] = item.traces[name].T
+            if item.traces[name].size:
+                phi[kept, :, c, o] = item.traces[name].T
+            if own.by_chain is not None:
+                by_chain[kept, c, o] = own.by_chain[:, own.observables.index(name)]
     both = ("component", "observable")
-    reliability = [list(item.susceptibility.reliability().values()) for item in found.values()]
+    values = [item.susceptibility.reliability() for item in found.values()]
+    reliability = [[own[name] for name in observables] for own in values]
     coordinates = {
         "component": names,
         "observable": observables,
@@ -126,9 +146,10 @@ def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
     }
     susceptibility = xarray.Dataset(
         {
-            "chi": ((*both, "sample"), stack("chi")),
-            "standard_error": ((*both, "sample"), stack("standard_error")),
-            "halves": (("component", "half", "observable", "sample"), stack("halves")),
+            "chi": ((*both, "sample"), of_rows("chi")),
+            "standard_error": ((*both, "sample"), of_rows("standard_error")),
+            "halves": (("component", "half", "observable", "sample"), of_rows("halves", axis=1)),
+            "chi_of_chain": (("chain", *both, "sample"), by_chain),
             "mean_loss": (("component", "sample"), stack("mean_losses")),
             "base_weight": ("sample", next(iter(found.values())).susceptibility.base_weights),
             "degrees_of_freedom": (
@@ -152,6 +173,22 @@ def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
         {"component": names, "observable": observables, "chain": np.arange(chains), "draw": np.arange(draws)},
     )
     return xarray.DataTree.from_dict({"/susceptibility": susceptibility, "/posterior": posterior})
+
+
+def _shared_observables(response: "ComponentResponse") -> list[str]:
+    """Those that every component has: one that fell back to the covariance has its component loss besides."""
+    first, *others = (item.susceptibility.observables for item in response.by_component.values())
+    return [name for name in first if all(name in names for names in others)]
+
+
+def _chains_and_draws(response: "ComponentResponse") -> tuple[int, int]:
+    """The most chains of any component, excluded ones included, and the draws of each."""
+    counts = []
+    for item in response.by_component.values():
+        own = item.susceptibility.by_chain
+        traces = next(iter(item.traces.values()))
+        counts.append((traces.shape[1] if own is None else len(own)) + len(item.excluded))
+    return max(counts), response.chains.draws
 
 
 def attributes(response: "ComponentResponse") -> dict[str, Any]:
@@ -181,10 +218,16 @@ def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, 
 
     `more` attributes go beside those of `attributes`. Raises `PatterningError` when `path` exists or cannot be written.
     """
+    tree = to_tree(response)
+    tree["susceptibility"].attrs.update(more or {})
+    save_tree(tree, path)
+
+
+def save_tree(tree: "xarray.DataTree", path: Path) -> None:
+    """Write labelled arrays as a Zarr folder, whole and with checksums; raises as `save_response` does."""
     if path.exists():
         raise PatterningError(f"{path} exists: name another folder")
-    tree = to_tree(response)
-    tree["susceptibility"].attrs.update({**(more or {}), "checksums": SUMS})
+    tree["susceptibility"].attrs["checksums"] = SUMS
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""What a user holds: one call that measures χ, and the object it returns."""

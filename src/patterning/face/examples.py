@@ -1,0 +1,69 @@
+"""The samples behind numbers: a training example with its χ, and its text where it has one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patterning.core.batch import leaves, map_batch, take_rows
+from patterning.core.task import LossTask
+from patterning.errors import PatterningError
+
+Decode = Any
+"""A tokenizer with `decode`, or a function of (row of the data, position) → text."""
+
+CONTEXT = 24
+"""Tokens that are shown before a predicted one."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width, and its text."""
+
+    id: Any
+    row: int
+    position: int
+    chi: float
+    half_width: float
+    text: str
+
+    def __str__(self) -> str:
+        where = f"{self.id}" if self.position == 0 else f"{self.id}, {self.position}"
+        return f"{self.chi:+.3g} ± {self.half_width:.2g}  [{where}] {self.text}"
+
+
+def as_text(decode: Decode, task: LossTask, row: int, position: int) -> str:
+    """The text of a sample: by `decode(data of the row, position)`, or the predicted token in its context.
+
+    For a tokenizer, the first whole-number tensor with one axis a row (or "input_ids") holds the tokens, and sample i
+    of a row is the prediction of token i + 1, marked ⟦so⟧.
+    """
+    data = take_rows(task.data, torch.tensor([row]))
+    if not hasattr(decode, "decode"):
+        if not callable(decode):
+            raise PatterningError("decode must be a tokenizer or a function of (row of the data, position)")
+        return str(decode(_first_row(data), position))
+    tokens = _tokens(data)[0].tolist()
+    if task.samples_per_row == 1:
+        return _said(decode, tokens)
+    before, target = tokens[max(0, position + 1 - CONTEXT) : position + 1], tokens[position + 1 : position + 2]
+    return f"{_said(decode, before)}⟦{_said(decode, target)}⟧"
+
+
+def _said(decode: Any, tokens: list[int]) -> str:
+    return str(decode.decode(tokens)).replace("\n", "⏎") if tokens else ""
+
+
+def _tokens(data: Any) -> Tensor:
+    if isinstance(data, Mapping) and "input_ids" in data:
+        return data["input_ids"]
+    for leaf in leaves(data):
+        if leaf.ndim == 2 and not leaf.is_floating_point() and leaf.dtype != torch.bool:
+            return leaf
+    raise PatterningError("no tokens were found in the data: give decode a function of (row of the data, position)")
+
+
+def _first_row(data: Any) -> Any:
+    return map_batch(lambda values: values[0], data)

@@ -1,0 +1,213 @@
+"""`measure`: from a task to χ in one call."""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from patterning.core.functions import ModuleFunction, OfModule
+from patterning.core.task import LossTask
+from patterning.errors import PatterningError
+from patterning.face.response import Response
+from patterning.models.components import ComponentLike, find_component, list_components
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted, check_anchor
+from patterning.posterior.chains import ChainConfig, Kernel
+from patterning.posterior.find_settings import Found, find_settings
+from patterning.progress import Progress
+from patterning.response.capability import try_gradient
+from patterning.response.components import ComponentResponse, component_response, row_numbers
+from patterning.response.estimate import estimate_cost
+from patterning.response.first_look import first_look
+from patterning.response.one_component import Estimator, PhiOf
+from patterning.response.sample import SampledResponse
+from patterning.response.store import to_tree
+from patterning.store import RunFolder
+from patterning.workers import Workers
+
+Choice = Literal["auto", "pathwise", "covariance", "first-order"]
+
+
+def measure(
+    task: LossTask,
+    observables: Mapping[str, ModuleFunction] | None = None,
+    components: Sequence[ComponentLike] | ComponentLike | None = None,
+    *,
+    sampler: Kernel | Literal["calibrate"],
+    chains: int = 4,
+    draws: int = 20,
+    burn_in: int = 40,
+    steps_between_draws: int = 4,
+    batch_size: int = 32,
+    at: nn.Module | Tensor | None = None,
+    probes: Tensor | Sequence[int] | None = None,
+    phi: PhiOf | Tensor | Sequence[int] | None = None,
+    estimator: Choice = "auto",
+    reliability: float | None = 0.9,
+    budget: int = 4,
+    seed: int = 0,
+    workers: int = 1,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Response:
+    """χ of every (component, observable) for every probed sample, with errors.
+
+    `observables`: name → φ, a function of the *module* that returns a scalar tensor. None: the component loss
+    φ_C = L(w) - L(w*) of each component. `components`: names (``"l1h3"``, ``"l0 mlp"``, a parameter pattern) or
+    `Component` masks; all else stays clamped at w*. None: every head and MLP known by name for component losses, all
+    parameters together for observables. `at`: the checkpoint w*, a module or a parameter row; None: the task's module.
+
+    `sampler`: `SGLD(n_beta, localization, step_size)`, or "calibrate", which finds γ and ε and says what it chose.
+    `chains`, `draws`, `burn_in`, `steps_between_draws`, `batch_size` and `seed` make a round of chains. More rounds are
+    run, up to `budget`, until every row has the split-half `reliability`.
+
+    `estimator`: "pathwise" differentiates ⟨φ⟩ through the chain (little noise); "covariance" is χ as it is defined;
+    "auto" is pathwise where that can serve; "first-order" is a first look without sampling, in seconds.
+
+    `probes`: rows of the data that χ gets columns for; None: all. `phi`: whose loss the component loss is, "probes",
+    "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
+
+    `workers`: processes of one thread each. `out`: a folder in which finished components are found again after a kill.
+    `progress`: print what it will take, and how far it is.
+
+    Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
+    every component left the neighbourhood of w*.
+    """
+    anchor = _checkpoint(task, at)
+    names = _components(task, components, bool(observables))
+    functions = {name: OfModule(task, name, function) for name, function in (observables or {}).items()}
+    rows = row_numbers("probes", probes, len(task.base_weights))
+    if estimator not in get_args(Choice):
+        raise PatterningError(f"estimator {estimator!r} is not one of {', '.join(get_args(Choice))}")
+    if phi is None:
+        phi = "data" if len(rows) < len(task.base_weights) and estimator != "covariance" else "probes"
+    if not isinstance(phi, str):
+        phi = row_numbers("phi", phi, len(task.base_weights))
+    say = Say(progress)
+    found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
+    antithetic = estimator in ("auto", "pathwise")
+    config = ChainConfig(
+        chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
+    )
+    if estimator == "first-order":
+        response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
+    else:
+        say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget))
+        with _pool(out, workers, progress) as pool:
+            response = component_response(
+                task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
+                phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
+            )  # fmt: skip
+    tree = to_tree(response)
+    tree["susceptibility"].attrs["calibration"] = found.text
+    return Response(tree, task)
+
+
+def _checkpoint(task: LossTask, at: nn.Module | Tensor | None) -> Tensor:
+    anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
+    check_anchor(task, anchor)
+    return anchor.detach()
+
+
+def _components(
+    task: LossTask, components: Sequence[ComponentLike] | ComponentLike | None, observed: bool
+) -> list[ComponentLike]:
+    if components is None:
+        known = [] if observed else [name for name in list_components(task.module) if "embed" not in name]
+        return list(known) or ["full"]
+    chosen = [components] if isinstance(components, str) or not isinstance(components, Sequence) else list(components)
+    for what in chosen:
+        find_component(task.module, what)
+    return chosen
+
+
+def _sampler(
+    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
+    seed: int, say: "Say",
+) -> Found:  # fmt: skip
+    if not isinstance(sampler, str):
+        return Found(sampler, "", ())
+    if sampler != "calibrate":
+        raise PatterningError(
+            f"sampler {sampler!r} is no sampler: give SGLD(n_beta, localization, step_size) or 'calibrate'"
+        )
+    found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed)
+    say(found.text)
+    return found
+
+
+def _first_looks(
+    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
+    functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor,
+) -> ComponentResponse:  # fmt: skip
+    found: dict[str, SampledResponse] = {}
+    refused: dict[str, str] = {}
+    chosen = [find_component(task.module, what) for what in components]
+    for component in chosen:
+        free = Restricted(task, anchor, component)
+        try_gradient(free)
+        try:
+            found[component.name] = first_look(
+                free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions,
+                phi=phi, component_loss=not functions,
+            )  # fmt: skip
+        except PatterningError as error:
+            refused[component.name] = str(error)
+    if not found:
+        raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
+    samples = task.samples(rows)
+    return ComponentResponse(
+        by_component=found, rows=samples.row, positions=samples.position,
+        n_free={component.name: component.count(task.module) for component in chosen}, estimator="first-order",
+        kernel=kernel, chains=replace(config, antithetic=False), fingerprint=task.fingerprint,
+        phi=phi if isinstance(phi, str) else "rows", refused=refused,
+    )  # fmt: skip
+
+
+class Say:
+    """Prints a line for a person on standard error, or nothing."""
+
+    def __init__(self, loud: bool) -> None:
+        self._loud = loud
+
+    def __call__(self, line: str) -> None:
+        """Print it."""
+        if self._loud and line:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _expectation(
+    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], config: ChainConfig, rows: Tensor,
+    estimator: Estimator | str, observables: int, budget: int,
+) -> str:  # fmt: skip
+    """What it will take, from one timed step and reading of each component."""
+    costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator)
+    seconds = sum(cost.seconds for cost in costs) * (observables if estimator != "covariance" else 1)
+    most = max(cost.megabytes for cost in costs)
+    again = f", up to {budget} rounds" if budget > 1 else ""
+    return (
+        f"{len(costs)} component{'s' if len(costs) > 1 else ''}, {len(rows)} rows probed: about {_duration(seconds)} a "
+        f"round on one worker{again}; {most:.0f} MB"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _pool(out: str | Path | None, workers: int, progress: bool) -> Iterator[Workers]:
+    from patterning.terminal import make_console, make_progress
+
+    shown = make_progress(make_console(stderr=True)) if progress else Progress()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "run" if out is None else Path(out)
+        with Workers(RunFolder(place), workers, shown) as pool:
+            yield pool
