@@ -184,7 +184,7 @@ def test_other_observables_and_the_other_sampler() -> None:
         ({"chains": replace(CHAINS, draws=3), "estimator": "pathwise"}, "3 draws a chain do not tell"),
         ({"probes": torch.tensor([16])}, "row numbers from 0 to 15"),
         ({"estimator": "guess"}, "'guess' is not one of"),
-        ({"estimator": "auto", "phi": "data"}, "as the pathwise estimator alone can"),
+        ({"estimator": "covariance", "phi": "data"}, "as the pathwise estimator alone can"),
         ({"chains": replace(CHAINS, antithetic=True)}, "antithetic chains serve the pathwise estimator"),
         ({"estimator": "pathwise", "kernel": RMSPropSGLD(30.0, 100.0, 1e-4)}, "plain SGLD"),
         ({"loss_band": -1.0, "components": ["l1h0"]}, "chains diverged and χ needs 2"),

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from patterning.errors import PatterningError
-from patterning.experiments.common import Frozen, Settings, conduct, read_json_results, read_yaml, validate
+from patterning.experiments.common import (
+    Frozen,
+    Settings,
+    conduct,
+    keeping_results,
+    read_json_results,
+    read_yaml,
+    validate,
+)
 from patterning.posterior.around import CHECK_EVERY, Around, Landscape, Schedule, judge_chains, sample_around
 from patterning.posterior.langevin import descend, walk
 from patterning.posterior.sgld import SGLD
@@ -130,7 +138,8 @@ def run_superposition(
     """
     run, _ = conduct(config, folder, lambda path: load_config(read_yaml(path), str(path)), _stages, workers, progress)
     results = read_results(run)  # the page is made from what the file holds, as `patterning report` makes it
-    write_page(run, results)
+    with keeping_results(folder, folder / "results.json"):
+        write_page(run, results)
     return results
 
 

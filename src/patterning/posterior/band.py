@@ -28,33 +28,40 @@ from patterning.posterior.chains import (
 from patterning.posterior.sgld import SGLD
 from patterning.tasks.base import Task
 
-ROWS = 256
-"""Rows on which the two losses are compared."""
+ROWS, FEW = 128, 16
+"""Rows on which the loss at w* and that of parameters at 0 are looked at; the latter hardly differs between rows."""
 MOST_STEPS = 50
 """Steps of the chain that shows where it leaves its band."""
 
 
-def default_band(task: LossTask, anchor: Tensor, batch_size: int, n_beta: float) -> float:
+def default_band(
+    task: LossTask, anchor: Tensor, batch_size: int, n_beta: float, at_anchor: Tensor | None = None
+) -> float:
     """The loss in nats past which a chain around `anchor` w* (P,) is excluded: that of all parameters at 0.
 
     Room for the noise of minibatches of `batch_size` rows is added. Where w* is no better than that, or the loss of
     parameters at 0 is undefined, the loss may rise by max(1, |L(w*)|). At nβ = 0 the loss does not hold the chain, and
-    there is no band.
+    there is no band. `at_anchor`: losses at w* of some samples, where they are known.
     """
     if n_beta == 0:
         return math.inf
-    rows = spread(len(task.base_weights), ROWS)
-    q = task.base_weights[rows] / task.base_weights[rows].sum().clamp(min=1e-300)
-    with torch.no_grad():
-        at_anchor, at_zero = (
-            torch.cat([task.losses(row[None], part[None].to(row.device))[0] for part in rows.split(32)]).double().cpu()
-            for row in (anchor, torch.zeros_like(anchor))
-        )
-    start, constant = float(at_anchor @ q), float(at_zero @ q)
-    noise = 4 * float((q @ (at_anchor - start) ** 2).sqrt()) / math.sqrt(batch_size * WINDOW)
+    weighted = (task.base_weights > 0).nonzero()[:, 0]
+    rows = weighted[spread(len(weighted), ROWS)]
+    losses = _row_losses(task, anchor, rows) if at_anchor is None else at_anchor.detach().double().cpu()
+    start, constant = (
+        float(losses.mean()),
+        float(_row_losses(task, torch.zeros_like(anchor), rows[:: ROWS // FEW]).mean()),
+    )
+    noise = 4 * float(losses.std(correction=0)) / math.sqrt(batch_size * WINDOW)
     if not math.isfinite(constant) or constant <= start:
         constant = start + max(1.0, abs(start))
     return constant + noise
+
+
+def _row_losses(task: LossTask, row: Tensor, rows: Tensor) -> Tensor:
+    with torch.no_grad():
+        parts = [task.losses(row[None], part[None].to(row.device))[0] for part in rows.split(32)]
+    return torch.cat(parts).double().cpu()
 
 
 def advise(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> str:

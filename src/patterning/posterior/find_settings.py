@@ -86,8 +86,7 @@ def find_settings(
     text = (
         f"calibrated: nβ {beta:.3g}, γ {kernel.localization:.3g}, ε {epsilon:.2g}; the loss of {tightest.component} "
         f"rises by {tightest.rise:.1%} of the way to a model that knows nothing (wanted {wanted:.0%}); "
-        f"verdict: {verdict}"
-        + (f" ({advice})" if advice else "")
+        f"verdict: {verdict}" + (f" ({advice})" if advice else "")
     )
     return Found(kernel, text, tuple(run for runs in chosen for run in runs), verdict)
 

@@ -4,6 +4,8 @@ A chain needs the gradient of the loss in the component's coordinates; the pathw
 forward derivatives as well, and losses that these describe.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import curvature
 from patterning.rng import Stream, generator
 
-ROWS, CELLS = 128, 2_048
+ROWS, CELLS = 128, 512
 """Most rows, and about how many samples, that curvature is tried on."""
 FEW = 8
 """Rows that a gradient or a forward derivative is tried on."""
@@ -51,8 +53,8 @@ def try_gradient(free: Restricted) -> None:
         raise PatterningError(f"component {free.component.name!r}: nothing in the loss depends on it; leave it out")
 
 
-def why_not_pathwise(free: Restricted, kernel: SGLD, most_missed: float = SMALL) -> str | None:
-    """Why the pathwise estimator cannot serve this component, as a clause; None where it can.
+def try_pathwise(free: Restricted, kernel: SGLD, most_missed: float = SMALL) -> tuple[float, str | None]:
+    """`missed_curvature`, and why the pathwise estimator cannot serve this component, as a clause; None where it can.
 
     Its curvature must exist, and what of the change of the gradient it does not explain (kinks of a piecewise linear
     loss, a function that hides its second derivative) must be at most `most_missed` of all that holds a chain,
@@ -61,26 +63,26 @@ def why_not_pathwise(free: Restricted, kernel: SGLD, most_missed: float = SMALL)
     try:
         missed = missed_curvature(free, kernel)
     except PatterningError as error:
-        return str(error)
+        return math.inf, str(error)
     if missed > most_missed:
-        return (
+        return missed, (
             f"the second derivative of the loss does not say how its gradient changes: χ would be wrong by about "
             f"{missed:.0%} (the loss is piecewise linear, or hides a derivative)"
         )
-    return _why_no_forward_derivative(free, _rows(free, FEW))
+    return missed, _why_no_forward_derivative(free, _rows(free, FEW))
 
 
 def missed_curvature(free: Restricted, kernel: SGLD) -> float:
     """The part of the change of the gradient that the curvature misses, as a share of γ + nβ h.
 
-    Means over three random directions, on steps of at most 1/√γ and of a twentieth of the parameters' size; a smooth
+    Means over two random directions, on steps of at most 1/√γ and of a twentieth of the parameters' size; a smooth
     loss misses much less on a quarter of the step, so that the smaller of the two is taken. Raises `PatterningError`
     where the loss has no finite second derivative.
     """
     rows, anchor = _rows(free, ROWS)[None], free.anchor[None]
     missed: dict[float, list[float]] = {1.0: [], 0.25: []}
     longest = min(kernel.localization**-0.5, 0.05 * (float(free.anchor.square().mean().sqrt()) + 0.02))
-    for number in range(1, 4):
+    for number in (1, 2):
         noise = generator(0, Stream.TRIAL, number).standard_normal(free.num_parameters)
         vector = torch.from_numpy(noise).to(free.anchor)[None]
         try:
@@ -118,7 +120,7 @@ def _why_no_forward_derivative(free: Restricted, rows: Tensor) -> str | None:
 
 
 def _rows(free: Restricted, most: int) -> Tensor:
-    """At most `most` rows that hold samples, evenly spread, and no more than some two thousand samples."""
+    """At most `most` rows that hold samples, evenly spread, and no more than some 500 samples."""
     weighted = (free.base_weights > 0).nonzero()[:, 0]
     count = min(most, max(4, CELLS // free.samples_per_row))
     return weighted[spread(len(weighted), count)].to(free.anchor.device)

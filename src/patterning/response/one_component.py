@@ -21,7 +21,7 @@ from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.progress import portion
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
-from patterning.response.capability import LARGE, SMALL, missed_curvature, why_not_pathwise
+from patterning.response.capability import LARGE, SMALL, try_pathwise
 from patterning.response.pathwise import DATA, Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
     COMPONENT_LOSS,
@@ -113,7 +113,7 @@ def sample_component(work: Work) -> SampledResponse:
     probe = Probe(free, work.settings.rows, work.chains.replicas)
     band = work.settings.loss_band
     if band is None:
-        band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta)
+        band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, probe.at_anchor)
     try:
         response = _judged(_sample(work, free, probe, band), probe, band)
         return replace(response, note="; ".join(filter(None, [work.component.note, response.note])))
@@ -130,11 +130,10 @@ def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledR
         return _by_covariance(work, free, probe, band, "")
     assert isinstance(work.kernel, SGLD)
     by_name = work.settings.estimator == "pathwise"
-    reason = why_not_pathwise(free, work.kernel, LARGE if by_name else SMALL)
+    missed, reason = try_pathwise(free, work.kernel, LARGE if by_name else SMALL)
     if reason is None:
         response, reason = _by_pathwise(work, free, probe, band)
         if response is not None:
-            missed = missed_curvature(free, work.kernel) if by_name else 0.0
             if missed <= SMALL:
                 return response
             warning = f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}"
