@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from response import SETTINGS, STEP, wide
 from scipy.stats import t as student
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
@@ -29,7 +29,7 @@ CHAINS = ChainConfig(4, 20, 20, 4, 4, matched=True, antithetic=True)
 ROWS = torch.arange(64)
 
 
-def sampled(task: LossTask, name: str, runs: int) -> Floats:
+def sampled(task: Task, name: str, runs: int) -> Floats:
     """χ of one component by run and chain: (runs, 4, n)."""
     free = Restricted(task, task.flatten(task.module), name)
     probe, n = Probe(free, ROWS, CHAINS.replicas), len(ROWS) * task.samples_per_row

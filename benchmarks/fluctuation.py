@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
@@ -65,7 +65,7 @@ def mean_phi(task: Restricted, probe: Probe, rho: Floats, kernel: SGLD, chains: 
 
 
 def compare(
-    task: LossTask, component: str, kernel: SGLD, chains: ChainConfig, *, estimator: Estimator, directions: int,
+    task: Task, component: str, kernel: SGLD, chains: ChainConfig, *, estimator: Estimator, directions: int,
     alpha: float, seed: int = 0,
 ) -> tuple[Floats, Floats]:  # fmt: skip
     """Predicted and measured dφ/dα (directions,) for directions s of the rows' weights, at q = 1/n.
@@ -115,7 +115,7 @@ def squared_error(call, batch) -> Tensor:
     return (call(batch[0]) - batch[1]) ** 2 / 2
 
 
-def gaussian_task(n: int = 12, dimension: int = 3, seed: int = 0) -> LossTask:
+def gaussian_task(n: int = 12, dimension: int = 3, seed: int = 0) -> Task:
     """Linear regression near its least-squares solution: every localized posterior is Gaussian.
 
     Near, not at: at the minimum the loss answers in second order only, and the comparison would be one of noise.
@@ -125,17 +125,17 @@ def gaussian_task(n: int = 12, dimension: int = 3, seed: int = 0) -> LossTask:
     y = x @ rng.standard_normal(dimension) + rng.standard_normal(n)
     module = Linear(dimension)
     module.weight.data = torch.from_numpy(np.linalg.lstsq(x, y, rcond=None)[0] + 0.5).float()
-    return LossTask(module, squared_error, (torch.from_numpy(x), torch.from_numpy(y)))
+    return Task(module, squared_error, (torch.from_numpy(x), torch.from_numpy(y)))
 
 
-def language_task(steps: int = 600) -> LossTask:
+def language_task(steps: int = 600) -> Task:
     """A language model of 2 layers and width 16, trained on 64 rows of 16 random tokens until it half knows them."""
     tokens = torch.randint(16, (64, 16), generator=torch.Generator().manual_seed(0))
     config = LanguageConfig(16, 16, 2, 2, 16)
-    task = LossTask(LanguageModel(config), next_token_losses, tokens)
+    task = Task(LanguageModel(config), next_token_losses, tokens)
     training = TrainConfig(steps=steps, batch_size=32, learning_rate=3e-3)
     flat = advance(task, training, init_state(task, [0]), [0], uniform_weights(task), steps).flat
-    return LossTask(task.load(LanguageModel(config), flat[0]), next_token_losses, tokens)
+    return Task(task.load(LanguageModel(config), flat[0]), next_token_losses, tokens)
 
 
 def main() -> None:

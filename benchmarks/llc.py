@@ -27,13 +27,13 @@ from zoo.processes import autoregression
 from zoo.reference import hamiltonian, linear_loss
 from zoo.tiny_network import Reweighted, trained_network
 
+from patterning.core.flat import FlatTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.llc_check import check_llc
 from patterning.posterior.sgld import SGLD
 from patterning.posterior.two_state import two_state_chains
 from patterning.response.sample import SampledResponse
 from patterning.response.solution_responses import four_responses
-from patterning.tasks.base import Task
 
 Floats = NDArray[np.float64]
 
@@ -100,7 +100,7 @@ def network(seed: int) -> None:
     start, q, alpha = solution.float(), task.base_weights.numpy(), 0.1
     kernel = SGLD(40.0, 40.0, 2e-4)
 
-    def chains(of: Task, number: int) -> SampledResponse:
+    def chains(of: FlatTask, number: int) -> SampledResponse:
         config = ChainConfig(4, 100, 1000, 40, 12, seed=1000 * seed + number)
         return many_chains(of, start, kernel, config, copies=64)
 

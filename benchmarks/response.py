@@ -27,7 +27,7 @@ import torch
 from scipy.stats import spearmanr
 from torch.utils.flop_counter import FlopCounterMode
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.models.components import find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.posterior.chains import ChainConfig
@@ -81,9 +81,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def ours(
-    task: LossTask, name: str, chains: ChainConfig, probes: int, estimator: str = "covariance", phi: PhiOf = "probes"
-):
+def ours(task: Task, name: str, chains: ChainConfig, probes: int, estimator: str = "covariance", phi: PhiOf = "probes"):
     """χ of one component by this library; pathwise in up to 8 rounds, until it is reliable."""
     until = {"reliability": 0.9, "rounds": 8} if estimator == "pathwise" else {}
     return component_response(
@@ -92,7 +90,7 @@ def ours(
     )  # fmt: skip
 
 
-def theirs(task: LossTask, data: torch.Tensor, name: str, chains: ChainConfig, probes: int) -> None:
+def theirs(task: Task, data: torch.Tensor, name: str, chains: ChainConfig, probes: int) -> None:
     """The same chains and readings by devinterp: half of the probed rows as each of its two observables."""
     from datasets import Dataset
     from devinterp.slt.sampling import sample
@@ -109,7 +107,7 @@ def theirs(task: LossTask, data: torch.Tensor, name: str, chains: ChainConfig, p
 
 
 def speed(
-    label: str, task: LossTask, data: torch.Tensor, names: list[str], chains: ChainConfig, probes: int, times: int
+    label: str, task: Task, data: torch.Tensor, names: list[str], chains: ChainConfig, probes: int, times: int
 ) -> None:
     """Draws per CPU-second at equal settings, each side `times` in turn, after a first call that is not timed."""
     few = replace(chains, draws=4, burn_in=0)
@@ -165,15 +163,15 @@ def peak_kilobytes() -> int:
     )
 
 
-def wide(trained_steps: int) -> tuple[LossTask, torch.Tensor]:
+def wide(trained_steps: int) -> tuple[Task, torch.Tensor]:
     """The compute-bound case: 2 layers, width 64, context 64."""
     data = sequences(np.random.default_rng(0), 1024, 64, 64)
     config = LanguageConfig(64, 64, 2, 4, 64)
     model = trained(config, data, trained_steps) if trained_steps else LanguageModel(config)
-    return LossTask(model, next_token_losses, data), data
+    return Task(model, next_token_losses, data), data
 
 
-def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: bool, phi: PhiOf = "probes") -> None:
+def reliability(task: Task, data: torch.Tensor, names: list[str], quick: bool, phi: PhiOf = "probes") -> None:
     """CPU time to a split-half reliability of 0.9: ours as it is run, theirs extrapolated by Spearman-Brown."""
     chains = ChainConfig(2, 10 if quick else 20, 20, 4, 4, matched=True, antithetic=True)
     many = ChainConfig(4, 20 if quick else 40, 20, 1, 4, matched=True)
@@ -199,7 +197,7 @@ def reliability(task: LossTask, data: torch.Tensor, names: list[str], quick: boo
     print(f"| all | {total[0]:.0f} | | | {total[1]:.0f}: {ratio:.0f} ± {error:.0f} times |")
 
 
-def covariance_reliability(task: LossTask, name: str, chains: ChainConfig, runs: int) -> tuple[float, np.ndarray]:
+def covariance_reliability(task: Task, name: str, chains: ChainConfig, runs: int) -> tuple[float, np.ndarray]:
     """Reliability of the covariance of one run of `chains`, and the same without each of the `runs` (a jackknife).
 
     The mean rank correlation of χ between runs of other noise and minibatches: unlike one split half it is rarely
@@ -241,7 +239,7 @@ def main() -> None:
         reliability(task, data, arguments.reliability, quick, arguments.phi)
         return
     tiny = sequences(np.random.default_rng(1), 256, 64, 16)
-    small = LossTask(LanguageModel(LanguageConfig(64, 16, 2, 4, 16)), next_token_losses, tiny)
+    small = Task(LanguageModel(LanguageConfig(64, 16, 2, 4, 16)), next_token_losses, tiny)
     heads = [f"l{layer} mlp" if i == 4 else f"l{layer}h{i}" for layer in range(2) for i in range(5)]
     print(
         "| model | component | ours, draws/s | devinterp, draws/s | ratio | floor / ours |\n|---|---|---|---|---|---|"

@@ -15,15 +15,15 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from patterning.core.task import ModuleTask
+from patterning.core.flat import evaluate
+from patterning.core.supervised import ModuleTask
+from patterning.intervention.permute import permuted
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import make_weights
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.sample import sample_response
-from patterning.tasks.base import evaluate
 from patterning.training.weighted import TrainConfig, advance, init_state
-from patterning.verification.controls import permuted
 from patterning.verification.effects import paired_effect
 
 

@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patterning.core.task import LossTask as Task
-    from patterning.errors import PatterningError, PatterningWarning
+    from patterning.core.errors import PatterningError, PatterningWarning
+    from patterning.core.task import Task
+    from patterning.face.fit import fit
     from patterning.face.measure import measure
     from patterning.face.response import Response, load
     from patterning.intervention.data_weights import Weights
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from patterning.models.components import list_components as components
     from patterning.posterior.preconditioned import RMSPropSGLD
     from patterning.posterior.sgld import SGLD
-    from patterning.training.fit import fit
     from patterning.verification.evidence import Evidence
     from patterning.verification.verify import Measure, verify
 
 _PLACES = {
-    "Task": ("core.task", "LossTask"),
+    "Task": ("core.task", "Task"),
     "PatterningError": ("errors", "PatterningError"),
     "PatterningWarning": ("errors", "PatterningWarning"),
     "measure": ("face.measure", "measure"),
@@ -41,7 +41,7 @@ _PLACES = {
     "components": ("models.components", "list_components"),
     "RMSPropSGLD": ("posterior.preconditioned", "RMSPropSGLD"),
     "SGLD": ("posterior.sgld", "SGLD"),
-    "fit": ("training.fit", "fit"),
+    "fit": ("face.fit", "fit"),
     "Evidence": ("verification.evidence", "Evidence"),
     "Measure": ("verification.verify", "Measure"),
     "verify": ("verification.verify", "verify"),

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from patterning.errors import PatterningError
-from patterning.shell import Output, main_of
-from patterning.workers import default_workers
+from patterning.console.shell import Output, main_of
+from patterning.core.errors import PatterningError
+from patterning.core.workers import default_workers
 
 MOST_WORKERS = 4
 """Most worker processes a CPU: more only cost memory."""
@@ -77,13 +77,13 @@ def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, a response or an LLC.")], json: Json = False
 ) -> None:
     """Render the table and page of a run or a response again, from what is stored."""
+    from patterning.core.store import RunFolder, open_run
     from patterning.experiments.common import keeping_results
     from patterning.experiments.registry import experiment_of
-    from patterning.store import RunFolder, open_run
 
     is_response = any((folder / name).exists() for name in ("chi.zarr", "units"))
     if is_response and not (folder / "config.yaml").exists():
-        from patterning.experiments.response import print_results, publish
+        from patterning.console.response import print_results, publish
 
         with RunFolder(folder).lock():
             results = publish(folder)
@@ -98,7 +98,7 @@ def report(
     _output.show(results, chosen.print_table, json, folder)
 
 
-Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a LossTask.")]
+Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a Task.")]
 Components = Annotated[str, typer.Option(help="Names separated by commas; empty: all heads and MLPs, or full.")]
 NBeta = Annotated[float, typer.Option(help="nβ, the inverse temperature times n.")]
 Localization = Annotated[float, typer.Option(help="γ, the pull to w*.")]
@@ -142,7 +142,7 @@ def response(
     json: Json = False,
 ) -> None:
     """χ of every component of a model for every probed sample, with errors: OUT/chi.zarr and OUT/report.html."""
-    from patterning.experiments.response import Request
+    from patterning.console.response import Request
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
@@ -175,7 +175,7 @@ def llc(
     json: Json = False,
 ) -> None:
     """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) at the stated nβ, γ and ε, on all of which it depends."""
-    from patterning.experiments.response import Request
+    from patterning.console.response import Request
 
     request = Request(
         task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
@@ -186,7 +186,7 @@ def llc(
 
 def _answer(request: Any, out: Path, workers: int, dry_run: bool, json: bool) -> None:
     """What `response` and `llc` share: sample into `out`, or with `dry_run` say what it would cost."""
-    from patterning.experiments.response import dry, print_costs, print_results, sample_to
+    from patterning.console.response import dry, print_costs, print_results, sample_to
 
     with _output.reserved(json):
         results = dry(request) if dry_run else sample_to(request, out, _workers(workers), _output.progress())

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from patterning.cli import main
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.experiments.induction.config import load_config
 from patterning.experiments.induction.presets import PRESETS, preset_config
 from patterning.experiments.induction.run import run_induction

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import RunFolder, strict_json
 from patterning.experiments.parentheses.config import ParenthesesConfig, load_config
 from patterning.experiments.parentheses.present import read_results
 from patterning.experiments.parentheses.presets import PRESETS, preset_config
 from patterning.experiments.parentheses.run import run_parentheses
-from patterning.store import RunFolder, strict_json
 
 TOY = {
     "preset": "toy",

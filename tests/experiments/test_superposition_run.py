@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.experiments import superposition
 from patterning.experiments.registry import find_experiment
 from patterning.experiments.superposition import PRESETS, load_config, plan_arms, preset_config, run_superposition
-from patterning.report.superposition_text import verdict
+from patterning.experiments.superposition_text import verdict
 from patterning.tasks import superposition as toy
 
 TOY = {

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import ComponentResponse, component_response
@@ -48,9 +48,9 @@ def classify(model, batch) -> Tensor:
     return CE(model(batch[0]), batch[1])
 
 
-def linear_task(seed: int = 0) -> LossTask:
-    return LossTask(seeded(nn.Linear(6, 3), seed), classify, (X, Y))
+def linear_task(seed: int = 0) -> Task:
+    return Task(seeded(nn.Linear(6, 3), seed), classify, (X, Y))
 
 
-def chi(task: LossTask, names=("full",), kernel=KERNEL, chains=CHAINS, **options) -> ComponentResponse:
+def chi(task: Task, names=("full",), kernel=KERNEL, chains=CHAINS, **options) -> ComponentResponse:
     return component_response(task, task.flatten(task.module), names, kernel, chains, **options)

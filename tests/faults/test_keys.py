@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from patterning.core.identity import digest
-from patterning.core.task import LossTask, ModuleTask
+from patterning.core.supervised import ModuleTask
+from patterning.core.task import Task
 from tests.faults.common import X, Y, chi, classify, seeded
 
 SMOOTHING = 0.0
@@ -69,7 +70,7 @@ def made(source: str, name: str = "loss", **names) -> Callable:
 
 
 def key(loss=classify, module: nn.Module | None = None, data=(X, Y), weights=None) -> str:
-    return LossTask(seeded(nn.Linear(6, 3)) if module is None else module, loss, data, weights).fingerprint
+    return Task(seeded(nn.Linear(6, 3)) if module is None else module, loss, data, weights).fingerprint
 
 
 def smoothed(value: float) -> str:
@@ -139,7 +140,7 @@ def test_globals_helpers_and_methods_that_change_between_two_calls(monkeypatch) 
     before = key(with_global_dict)
     monkeypatch.setitem(FACTORS, "scale", 2.0)
     assert key(with_global_dict) != before
-    task = LossTask(seeded(nn.Linear(6, 3)), Scaled(1.0), (X, Y))
+    task = Task(seeded(nn.Linear(6, 3)), Scaled(1.0), (X, Y))
     before = task.fingerprint
     task.loss_fn.scale = 2.0  # type: ignore[union-attr]
     assert task.fingerprint != before
@@ -177,7 +178,7 @@ def test_observables_and_settings_are_part_of_a_components_key() -> None:
 
     seen = []
     original = one_component.Work.fingerprint.fget  # type: ignore[attr-defined]
-    task = LossTask(seeded(nn.Linear(6, 3)), classify, (X, Y))
+    task = Task(seeded(nn.Linear(6, 3)), classify, (X, Y))
 
     def work(scale: float, **options) -> str:
         settings = one_component.Settings(

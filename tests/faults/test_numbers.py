@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
+from patterning.intervention.permute import permuted, permuted_within
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import make_weights, summarise
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
-from patterning.rng import Stream, generator
 from patterning.training.weighted import TrainConfig, advance, init_state
-from patterning.verification.controls import labelled, labelled_like, permuted, permuted_within, thinned
+from patterning.verification.controls import labelled, labelled_like, thinned
 from patterning.verification.effects import paired_effect
 from tests.faults.common import chi, linear_task
 

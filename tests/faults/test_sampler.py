@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError, PatterningWarning
+from patterning.core.errors import PatterningError, PatterningWarning
+from patterning.core.task import Task
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import advise, default_band
 from patterning.posterior.chains import ChainConfig
@@ -40,7 +40,7 @@ def test_a_pull_that_swings_is_warned_of() -> None:
         RMSPropSGLD(30, 100, 0.01, damping=0.1)
 
 
-def descended(task: LossTask) -> torch.Tensor:
+def descended(task: Task) -> torch.Tensor:
     """The task's parameters after 300 steps of gradient descent."""
     row = task.own_row()
     for _ in range(300):
@@ -50,9 +50,9 @@ def descended(task: LossTask) -> torch.Tensor:
     return row
 
 
-def steep_task() -> LossTask:
+def steep_task() -> Task:
     """Inputs 30 times as large: the largest curvature of the loss is some 10³."""
-    return LossTask(seeded(nn.Linear(6, 3)), classify, (30 * X, Y))
+    return Task(seeded(nn.Linear(6, 3)), classify, (30 * X, Y))
 
 
 @pytest.mark.parametrize("estimator", ["auto", "covariance", "pathwise"])
@@ -79,7 +79,7 @@ def test_a_posterior_that_is_too_wide_is_named_as_such() -> None:
 
 def test_other_components_go_on_when_one_is_refused() -> None:
     net = seeded(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)))
-    task = LossTask(net, lambda model, b: classify(model, (b[0] * torch.tensor([1000.0, 1, 1, 1, 1, 1]), b[1])), (X, Y))
+    task = Task(net, lambda model, b: classify(model, (b[0] * torch.tensor([1000.0, 1, 1, 1, 1, 1]), b[1])), (X, Y))
     response = chi(task, ["0.weight", "1.bias"], kernel=SGLD(300, 100, 1e-3), chains=LONG)
     assert list(response.by_component) == ["1.bias"]
     assert "too long" in response.refused["0.weight"]
@@ -121,7 +121,7 @@ def test_infinite_adjoints_are_no_result() -> None:
             return x * torch.cos(3 * self.w[0]) + self.w[1]
 
     x = torch.linspace(0.5, 1.5, 32)
-    task = LossTask(Saddle(), lambda model, batch: model(batch) + 0.5 * model.w[1] ** 2, x)
+    task = Task(Saddle(), lambda model, batch: model(batch) + 0.5 * model.w[1] ** 2, x)
     kernel, chains = SGLD(40, 5.0, 0.02), ChainConfig(2, 40, 40, 4, 32, antithetic=True)
     with pytest.raises(PatterningError, match="steps do not contract"):
         chi(task, kernel=kernel, chains=chains, estimator="pathwise", loss_band=50.0)

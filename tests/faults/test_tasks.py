@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from patterning.core.task import LossTask, ModuleTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.supervised import ModuleTask
+from patterning.core.task import Task
 from patterning.intervention.solve import solve
 from patterning.models.components import find_component, list_components
 from patterning.posterior.chains import ChainConfig
@@ -34,13 +35,13 @@ from tests.faults.common import (
 
 def test_padding_that_a_loss_ignores_is_refused_with_the_remedy() -> None:
     with pytest.raises(PatterningError, match=r"192 of 448 samples .* ignore_index .* \(losses, mask\)"):
-        LossTask(language_model(), ignoring, TOKENS)
+        Task(language_model(), ignoring, TOKENS)
 
 
 def test_masked_tokens_are_no_samples() -> None:
     """Everything is as if only the real tokens existed: L, row means, χ, columns, LLC and what `solve` moves."""
-    task = LossTask(language_model(), masked, TOKENS)
-    cut = LossTask(language_model(), ignoring, TOKENS[:, :5])
+    task = Task(language_model(), masked, TOKENS)
+    cut = Task(language_model(), ignoring, TOKENS[:, :5])
     flat, every = task.flatten(task.module)[None], torch.arange(64)[None]
     mean = float(task.losses(flat, every)[0].double() @ task.base_weights)
     with torch.no_grad():
@@ -61,12 +62,12 @@ def test_rows_of_unequal_length_weigh_by_their_tokens(estimator: str) -> None:
     """Padded rows of 2 and 5 tokens give the same χ as the same tokens one to a row, sampled by the same chain."""
     lengths = torch.arange(64) % 4 + 1
     tokens = torch.where(torch.arange(8) <= lengths[:, None], TOKENS.clamp(min=1), 0)
-    task = LossTask(language_model(), masked, tokens)
+    task = Task(language_model(), masked, tokens)
     count = (tokens[:, 1:] != 0).sum(1).double()
     assert torch.allclose(task.base_weights, count / count.sum())
     place = (tokens[:, 1:] != 0).nonzero()
     pairs = torch.stack([tokens[place[:, 0], place[:, 1]], tokens[place[:, 0], place[:, 1] + 1]], 1)
-    flat_task = LossTask(language_model(), lambda model, batch: CE(model(batch[:, 0]), batch[:, 1]), pairs)
+    flat_task = Task(language_model(), lambda model, batch: CE(model(batch[:, 0]), batch[:, 1]), pairs)
     assert float(task.losses(task.own_row()[None], torch.arange(64)[None])[0].double() @ task.base_weights) == (
         pytest.approx(float(flat_task.losses(task.own_row()[None], torch.arange(len(pairs))[None]).mean()), rel=1e-5)
     )
@@ -80,21 +81,21 @@ def test_weights_of_tokens_may_be_numbers_and_whole_rows_may_be_masked() -> None
     def weighted(model, batch: Tensor) -> tuple[Tensor, Tensor]:
         return ignoring(model, batch), (batch[:, 1:] != 0) * torch.arange(1.0, 8.0)
 
-    task = LossTask(language_model(), weighted, TOKENS)
+    task = Task(language_model(), weighted, TOKENS)
     losses = ignoring(language_model(), TOKENS)[:, :4]
     expected = (losses * torch.arange(1.0, 5.0)).sum(1) / 10
     torch.testing.assert_close(task.losses(task.own_row()[None], torch.arange(64)[None])[0], expected)
 
     tokens = TOKENS.clone()
     tokens[10] = 0
-    some = LossTask(language_model(), masked, tokens)
+    some = Task(language_model(), masked, tokens)
     assert some.base_weights[10] == 0
     assert 10 not in some.draws.tolist()
     response = chi(some)
     assert 10 not in response.rows.tolist()
     assert np.isfinite(response.chi()).all()
     with pytest.raises(PatterningError, match="no sample"):
-        LossTask(language_model(), masked, torch.zeros(8, 8, dtype=torch.int64))
+        Task(language_model(), masked, torch.zeros(8, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_weights_of_tokens_may_be_numbers_and_whole_rows_may_be_masked() -> None
 )
 def test_a_bad_mask_is_refused(mask, message: str) -> None:
     with pytest.raises(PatterningError, match=message):
-        LossTask(language_model(), lambda model, batch: (losses := ignoring(model, batch), mask(losses, 0)), TOKENS)
+        Task(language_model(), lambda model, batch: (losses := ignoring(model, batch), mask(losses, 0)), TOKENS)
 
 
 def test_a_hook_below_the_component_that_feeds_the_loss() -> None:
@@ -120,12 +121,10 @@ def test_a_hook_below_the_component_that_feeds_the_loss() -> None:
         return net, seen
 
     net, seen = build()
-    hooked = LossTask(
-        net, lambda model, batch: CE(model(batch[0]), batch[1]) * (1 + seen["z"].square().mean(1)), (X, Y)
-    )
+    hooked = Task(net, lambda model, batch: CE(model(batch[0]), batch[1]) * (1 + seen["z"].square().mean(1)), (X, Y))
     first = net[0][0]
     frozen = (X @ first.weight.detach().T + first.bias.detach()).square().mean(1)
-    plain = LossTask(net, lambda model, batch: CE(model(batch[0]), batch[1]) * (1 + batch[2]), (X, Y, frozen))
+    plain = Task(net, lambda model, batch: CE(model(batch[0]), batch[1]) * (1 + batch[2]), (X, Y, frozen))
     rows = torch.arange(0, 128, 2)
     one, other = (chi(task, ["1.*"], probes=rows).chi() for task in (hooked, plain))
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
@@ -140,7 +139,7 @@ def test_a_hook_below_the_component_that_feeds_the_loss() -> None:
 )
 def test_outputs_with_an_axis_too_many_are_refused(loss) -> None:
     with pytest.raises(PatterningError, match=r"outputs \(b, 1\) subtracted from targets \(b,\)"):
-        LossTask(nn.Linear(6, 1), loss, (X, torch.randn(128)))
+        Task(nn.Linear(6, 1), loss, (X, torch.randn(128)))
 
 
 class Grouped(nn.Module):
@@ -209,7 +208,7 @@ class Keeping(nn.Module):
 def test_modules_under_two_names_and_modules_that_keep_tensors(kind) -> None:
     module = seeded(kind())
     module(X)  # a trained module comes with what its last call left
-    task = LossTask(module, classify, (X, Y))
+    task = Task(module, classify, (X, Y))
     key = task.fingerprint
     response = chi(task, ["full", "c.*"], chains=PAIRED, estimator="auto")
     assert all(found.estimator == "pathwise" for found in response.by_component.values())
@@ -238,7 +237,7 @@ class Attending(nn.Module):
 def test_attention_masks_that_steer_the_forward_pass(full: bool) -> None:
     mask = torch.ones(64, 8, dtype=torch.long) if full else (TOKENS != 0).long()
     data = {"i": TOKENS, "a": mask, "y": Y[:64]}
-    task = LossTask(seeded(Attending()), lambda model, b: CE(model(b["i"], mask=b["a"]), b["y"]), data)
+    task = Task(seeded(Attending()), lambda model, b: CE(model(b["i"], mask=b["a"]), b["y"]), data)
     assert "one after the other" in " ".join(task.notes)
     response = chi(task, ["out.*"], chains=PAIRED, estimator="auto")
     assert response.by_component["out.*"].estimator == "pathwise"
@@ -257,9 +256,9 @@ class NoCast(nn.Linear):
 
 
 def test_a_float32_module_is_not_cast() -> None:
-    assert LossTask(NoCast(6, 3), classify, (X, Y)).num_parameters == 21
+    assert Task(NoCast(6, 3), classify, (X, Y)).num_parameters == 21
     with pytest.raises(PatterningError, match="cannot be copied or converted to float32"):
-        LossTask(NoCast(6, 3).to(torch.float64), classify, (X, Y))
+        Task(NoCast(6, 3).to(torch.float64), classify, (X, Y))
 
 
 class NoForward(torch.autograd.Function):
@@ -305,7 +304,7 @@ def absolute(model, batch) -> Tensor:
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_auto_falls_back_where_derivatives_are_missing(module, loss, data) -> None:
     """χ comes out, by pathwise where it can serve, else by covariance with a note that says why."""
-    task, kernel = LossTask(seeded(module), loss, data), SGLD(3000, 100, 5e-5)
+    task, kernel = Task(seeded(module), loss, data), SGLD(3000, 100, 5e-5)
     found = chi(task, kernel=kernel, chains=PAIRED, estimator="auto").by_component["full"]
     assert np.isfinite(found.susceptibility.chi).all()
     if found.estimator == "covariance":
@@ -330,12 +329,12 @@ class WrongBackward(torch.autograd.Function):
 
 def test_gradients_that_are_not_those_of_the_loss_are_refused() -> None:
     with pytest.raises(PatterningError, match="not that of its values"):
-        LossTask(seeded(Checkpointed()), classify, (X, Y))
+        Task(seeded(Checkpointed()), classify, (X, Y))
     net = seeded(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)))
     with pytest.raises(PatterningError, match=r"depends on parameter 0\.weight, but its gradient does not reach it"):
-        LossTask(net, lambda model, b: CE(model[1](model[0](b[0]).detach()), b[1]), (X, Y))
+        Task(net, lambda model, b: CE(model[1](model[0](b[0]).detach()), b[1]), (X, Y))
     with pytest.raises(PatterningError, match="not that of its values"):
-        LossTask(nn.Linear(6, 3), lambda model, b: CE(WrongBackward.apply(model(b[0])), b[1]), (X, Y))
+        Task(nn.Linear(6, 3), lambda model, b: CE(WrongBackward.apply(model(b[0])), b[1]), (X, Y))
 
 
 def test_losses_without_a_gradient_are_refused() -> None:
@@ -346,14 +345,14 @@ def test_losses_without_a_gradient_are_refused() -> None:
         lambda model, batch: CE(model(batch[0]).argmax(1)[:, None].float().expand(-1, 3), batch[1]),
     ):
         with pytest.raises(PatterningError, match="does not depend on the module's parameters"):
-            LossTask(net, loss, (X, Y))
+            Task(net, loss, (X, Y))
     with pytest.raises(PatterningError, match="must call the one that it is given"):
-        LossTask(net, lambda _model, batch: CE(net(batch[0]), batch[1]), (X, Y))
+        Task(net, lambda _model, batch: CE(net(batch[0]), batch[1]), (X, Y))
 
 
 def test_a_component_that_nothing_uses_is_refused_before_sampling() -> None:
     net = seeded(nn.ModuleDict({"used": nn.Linear(6, 3), "spare": nn.Linear(6, 3)}))
-    task = LossTask(net, lambda model, batch: CE(model["used"](batch[0]), batch[1]), (X, Y))
+    task = Task(net, lambda model, batch: CE(model["used"](batch[0]), batch[1]), (X, Y))
     with pytest.raises(PatterningError, match="nothing in the loss depends on it"):
         chi(task, ["used.*", "spare.*"])
     assert chi(task, ["used.*"]).chi().shape == (1, 128)
@@ -361,9 +360,9 @@ def test_a_component_that_nothing_uses_is_refused_before_sampling() -> None:
 
 def test_randomness_and_batch_statistics_in_the_loss_are_refused() -> None:
     with pytest.raises(PatterningError, match="not the same twice"):
-        LossTask(nn.Linear(6, 3), lambda model, b: CE(F.dropout(model(b[0]), 0.5), b[1]), (X, Y))
+        Task(nn.Linear(6, 3), lambda model, b: CE(F.dropout(model(b[0]), 0.5), b[1]), (X, Y))
     with pytest.raises(PatterningError, match="depends on the other rows of its batch"):
-        LossTask(nn.Linear(6, 3), lambda model, b: CE(model(b[0] - b[0].mean(0)), b[1]), (X, Y))
+        Task(nn.Linear(6, 3), lambda model, b: CE(model(b[0] - b[0].mean(0)), b[1]), (X, Y))
 
 
 class WithRule(nn.Module):
@@ -388,13 +387,13 @@ def test_init_follows_the_modules_own_rule_or_a_factory() -> None:
     def loss(model, batch: Tensor) -> Tensor:
         return model(batch).square().mean(1)
 
-    row = LossTask(WithRule(), loss, x).init([3])[0]
+    row = Task(WithRule(), loss, x).init([3])[0]
     assert float(row[:2500].std()) == pytest.approx(0.02, rel=0.1)
 
     def make(seed: int) -> nn.Module:
         return seeded(nn.Linear(50, 50), seed)
 
-    task = LossTask(nn.Linear(50, 50), loss, x, make=make)
+    task = Task(nn.Linear(50, 50), loss, x, make=make)
     assert torch.equal(task.init([7])[0], task.flatten(make(7)))
 
 
@@ -409,7 +408,7 @@ def test_init_follows_the_modules_own_rule_or_a_factory() -> None:
     ],
 )
 def test_data_of_any_kind_of_number(data, rows: int) -> None:
-    task = LossTask(seeded(nn.Linear(6, 3)), lambda model, b: CE(model(b[0]), b[1].long()), data)
+    task = Task(seeded(nn.Linear(6, 3)), lambda model, b: CE(model(b[0]), b[1].long()), data)
     assert len(task.base_weights) == rows
     np.testing.assert_allclose(chi(task).chi(), chi(linear_task()).chi(), rtol=1e-5)
 
@@ -417,9 +416,9 @@ def test_data_of_any_kind_of_number(data, rows: int) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: LossTask(nn.Linear(6, 3), classify, (["a"] * 128, Y)), "must be tensors, arrays or lists of numbers"),
-        (lambda: LossTask(nn.Linear(6, 3), classify, None), "data must be tensors"),
-        (lambda: LossTask(nn.Linear(6, 3), classify, [[1.0, 2.0], [3.0]]), "pad rows of unequal length"),
+        (lambda: Task(nn.Linear(6, 3), classify, (["a"] * 128, Y)), "must be tensors, arrays or lists of numbers"),
+        (lambda: Task(nn.Linear(6, 3), classify, None), "data must be tensors"),
+        (lambda: Task(nn.Linear(6, 3), classify, [[1.0, 2.0], [3.0]]), "pad rows of unequal length"),
         (lambda: chi(linear_task(), probes=[0.5]), "probes must be row numbers"),
         (lambda: chi(linear_task(), probes=[3, 128]), "from 0 to 127"),
         (lambda: chi(linear_task(), probes=[3, 3]), "some rows twice"),
@@ -479,7 +478,7 @@ def test_phi_of_held_out_rows(estimator: str) -> None:
     """Rows of base weight 0 are not trained or sampled on, and φ can be their loss."""
     weights = torch.ones(128)
     weights[96:] = 0
-    task = LossTask(seeded(nn.Linear(6, 3)), classify, (X, Y), weights)
+    task = Task(seeded(nn.Linear(6, 3)), classify, (X, Y), weights)
     kernel, long = SGLD(30, 100, 2e-3), ChainConfig(8, 60, 20, 4, 96, matched=True)
 
     def held_out(flat: Tensor) -> Tensor:

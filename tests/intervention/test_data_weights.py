@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.intervention.data_weights import Weights
 
 RHO = np.array([2.0, 0.5, 0.0, 1.5, 1.0, 1.0])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.intervention.solve import Solution, solve
 
 N_BETA = 30.0

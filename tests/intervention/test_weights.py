@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.intervention.weights import (
     POLICIES,
     Policy,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.models import restricted
 from patterning.models.components import Component, find_component, list_components
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
@@ -20,9 +20,9 @@ CONFIG = LanguageConfig(vocabulary=11, context=8, layers=2, heads=2, width=8)
 TOKENS = torch.randint(11, (12, 8), generator=torch.Generator().manual_seed(0))
 
 
-def language_task(config: LanguageConfig = CONFIG) -> LossTask:
-    task = LossTask(LanguageModel(config), next_token_losses, TOKENS)
-    return LossTask(task.load(LanguageModel(config), 10 * task.init([0])[0]), next_token_losses, TOKENS)
+def language_task(config: LanguageConfig = CONFIG) -> Task:
+    task = Task(LanguageModel(config), next_token_losses, TOKENS)
+    return Task(task.load(LanguageModel(config), 10 * task.init([0])[0]), next_token_losses, TOKENS)
 
 
 TASK = language_task()
@@ -185,7 +185,7 @@ class InPlace(nn.Module):
 
 def test_a_module_that_works_in_place_is_computed_as_usual() -> None:
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
-    task = LossTask(InPlace(), lambda call, batch: call(batch) ** 2, x)
+    task = Task(InPlace(), lambda call, batch: call(batch) ** 2, x)
     free = Restricted(task, task.flatten(task.module), "b.*")
     probe, flat = Probe(free, torch.arange(6)), moved(free)
     assert probe._constants == [{}]
@@ -222,7 +222,7 @@ class Choice(nn.Module):
 def test_what_a_component_moves_late_or_without_a_gradient_is_not_kept(build: type[nn.Module], size: float) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        task = LossTask(build(), lambda call, batch: call(batch) ** 2, torch.randn(6, 3))
+        task = Task(build(), lambda call, batch: call(batch) ** 2, torch.randn(6, 3))
     free = Restricted(task, task.flatten(task.module), "a.*")
     probe, flat = Probe(free, torch.arange(6), 3), moved(free, 3, size)
     truth = task.losses(free.expand(flat), torch.arange(6).expand(3, -1))
@@ -286,7 +286,7 @@ class Fused(nn.Module):
 def test_a_reading_that_fills_a_core_uses_fused_attention_and_a_derivative_does_not() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        task = LossTask(Fused(), next_token_losses, torch.randint(11, (150, 8)))
+        task = Task(Fused(), next_token_losses, torch.randint(11, (150, 8)))
     free = Restricted(task, task.flatten(task.module), "qkv.*")
     probe, flat = Probe(free, torch.arange(150), 2), moved(free, 2)
     assert probe.one_by_one

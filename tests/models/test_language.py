@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 
 CONFIG = LanguageConfig(
@@ -37,7 +37,7 @@ def test_waves_are_of_one_amplitude_and_tell_positions_apart() -> None:
         diagonal = shifts.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-3)
         assert float(diagonal[0]) < 0.9 * float(shifts[0, 0])
-    task = LossTask(LanguageModel(CONFIG), next_token_losses, torch.zeros(2, 16, dtype=torch.long))
+    task = Task(LanguageModel(CONFIG), next_token_losses, torch.zeros(2, 16, dtype=torch.long))
     fresh = task.load(LanguageModel(CONFIG), task.init([4])[0])
     assert torch.equal(fresh.get_parameter("positions.weight"), waves)
 

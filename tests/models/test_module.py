@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patterning.core.task import ModuleTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask, evaluate
+from patterning.core.supervised import ModuleTask
 from patterning.posterior.calibrate import top_curvature
-from patterning.tasks.base import Task, evaluate
 from patterning.training.weighted import TrainConfig, advance, init_state, uniform_weights
 
 CROSS_ENTROPY = partial(nn.functional.cross_entropy, reduction="none")
@@ -79,7 +79,7 @@ def test_losses_of_every_replica_are_those_of_the_module_called_directly(case):
     build, shape = CASES[case]
     module = build()
     x, y = data(*shape)
-    task: Task = ModuleTask(module, CROSS_ENTROPY, x, y)
+    task: FlatTask = ModuleTask(module, CROSS_ENTROPY, x, y)
     flat = task.init([0, 1, 2])
     index = torch.tensor([[0, 1, 2, 3], [19, 3, 3, 7], [5, 4, 3, 2]])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.models import split
 from patterning.models.components import Component, find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
@@ -15,14 +15,14 @@ CONFIGS = [
 ]
 
 
-def make_task(config: LanguageConfig) -> LossTask:
+def make_task(config: LanguageConfig) -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LanguageModel(config)
         for p in model.parameters():
             p.data = p + 0.3 * torch.randn(p.shape)  # biases and LayerNorms that matter
         tokens = torch.randint(11, (12, 7))
-    return LossTask(model, next_token_losses, tokens)
+    return Task(model, next_token_losses, tokens)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("devinterp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
 
-from patterning.core.task import LossTask  # noqa: E402
+from patterning.core.task import Task  # noqa: E402
 from patterning.models.components import find_component  # noqa: E402
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses  # noqa: E402
 from patterning.models.restricted import Restricted  # noqa: E402
@@ -25,7 +25,7 @@ from patterning.training.weighted import TrainConfig, advance, init_state, unifo
 
 CONFIG = LanguageConfig(vocabulary=13, context=8, layers=2, heads=2, width=8)
 TOKENS = torch.randint(13, (32, 8), generator=torch.Generator().manual_seed(0))
-TASK = LossTask(LanguageModel(CONFIG), next_token_losses, TOKENS)
+TASK = Task(LanguageModel(CONFIG), next_token_losses, TOKENS)
 TRAINING = TrainConfig(steps=200, batch_size=16, learning_rate=1e-2)
 ANCHOR = advance(TASK, TRAINING, init_state(TASK, [0]), [0], uniform_weights(TASK), TRAINING.steps).flat[0]
 SETTINGS = {"n_beta": 30.0, "localization": 300.0}

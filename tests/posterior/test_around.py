@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.around import Landscape, Schedule, judge_chains, sample_around
 from patterning.posterior.sgld import SGLD
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from zoo.quadratic import Bowl, Forms, chain_variance, linear_regression, quadratic_task
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.calibrate import calibrate, top_curvature
 from patterning.posterior.sgld import SGLD
 

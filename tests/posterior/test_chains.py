@@ -11,17 +11,23 @@ from scipy.stats import kstest
 from torch import Tensor
 from zoo.quadratic import Bowl, chain_variance, linear_regression
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask
 from patterning.posterior.chains import ChainConfig, ChainTrace, gaussian, minibatch, run_chains
 from patterning.posterior.sgld import SGLD
-from patterning.tasks.base import Task
 from patterning.tasks.parentheses import make_parentheses
 
 CONFIG = ChainConfig(chains=3, draws=4, burn_in=6, steps_between_draws=5, batch_size=8, seed=2)
 
 
 def run(
-    task: Task, anchor: Tensor, kernel: SGLD, config: ChainConfig, *, first_chain: int = 0, loss_band: float = math.inf
+    task: FlatTask,
+    anchor: Tensor,
+    kernel: SGLD,
+    config: ChainConfig,
+    *,
+    first_chain: int = 0,
+    loss_band: float = math.inf,
 ) -> tuple[Tensor, ChainTrace]:
     """All draws (draws, chains, P), and the trace."""
     draws: list[Tensor] = []

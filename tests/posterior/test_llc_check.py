@@ -14,8 +14,9 @@ from zoo.quadratic import Bowl, Forms, QuadraticTask, chain_variance, quadratic_
 from zoo.reference import differentiable, hamiltonian, linear_loss
 from zoo.singular import crossing_llc
 
-from patterning.core.task import LossTask, ModuleTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.supervised import ModuleTask
+from patterning.core.task import Task
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.llc_check import LLCCheck, check_llc, steps, with_localization
@@ -217,7 +218,7 @@ def test_other_samplers_components_and_probes() -> None:
     torch.manual_seed(0)
     x = torch.randn(24, 3)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    task = LossTask(net, lambda call, batch: (call(batch[0])[:, 0] - batch[1]) ** 2 / 2, (x, x.sum(1)))
+    task = Task(net, lambda call, batch: (call(batch[0])[:, 0] - batch[1]) ** 2 / 2, (x, x.sum(1)))
     start, chains = task.flatten(net), ChainConfig(3, 10, 20, 3, 8, seed=0)
     kernel = RMSPropSGLD(30.0, 200.0, 1e-4)
     check = check_llc(task, start, kernel, chains, components=["0.*", "2.*"], localizations=(2000.0,))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from zoo.quadratic import chain_variance
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.sgld import SGLD, State, init, update
 
 

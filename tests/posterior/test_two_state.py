@@ -10,7 +10,7 @@ from zoo.many import many_chains
 from zoo.processes import autoregression
 from zoo.singular import Grid
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.level_shift import COEFFICIENTS, ratios
 from patterning.posterior.sgld import SGLD

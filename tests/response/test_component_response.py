@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import RunFolder
+from patterning.core.task import Task
+from patterning.core.workers import Workers
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
@@ -17,9 +19,7 @@ from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.response import one_component
 from patterning.response.components import COMPONENT_LOSS, ComponentResponse, component_response
 from patterning.response.store import open_response, save_response, to_tree
-from patterning.store import RunFolder
 from patterning.training.weighted import TrainConfig, advance, init_state, uniform_weights
-from patterning.workers import Workers
 
 CONFIG = LanguageConfig(vocabulary=7, context=6, layers=2, heads=2, width=8)
 TOKENS = torch.randint(7, (16, 6), generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ CHAINS = ChainConfig(chains=4, draws=8, burn_in=3, steps_between_draws=2, batch_
 ROWS = torch.tensor([3, 0, 9])
 
 
-TASK = LossTask(LanguageModel(CONFIG), next_token_losses, TOKENS)
+TASK = Task(LanguageModel(CONFIG), next_token_losses, TOKENS)
 TRAINING = TrainConfig(steps=400, batch_size=16, learning_rate=1e-2)
 ANCHOR = advance(TASK, TRAINING, init_state(TASK, [0]), [0], uniform_weights(TASK), TRAINING.steps).flat[0]
 

@@ -9,8 +9,8 @@ from zoo.exact_moments import of_gaussian
 from zoo.known import Floats
 from zoo.quadratic import Forms, QuadraticTask, quadratic_task, random_forms
 
-from patterning.core.task import ModuleTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.supervised import ModuleTask
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig

@@ -8,30 +8,30 @@ import numpy as np
 import pytest
 import torch
 
-from patterning.core.task import LossTask
+from patterning.core.store import RunFolder
+from patterning.core.task import Task
+from patterning.core.workers import Workers
 from patterning.models import restricted
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import ComponentResponse, component_response
-from patterning.store import RunFolder
-from patterning.workers import Workers
 
 NAMES = ["l0h1", "l1h0", "l1 mlp"]
 CHAINS = ChainConfig(chains=4, draws=8, burn_in=3, steps_between_draws=2, batch_size=6, seed=5, matched=True)
 
 
-def make_task(*, bfloat16: bool = False) -> LossTask:
+def make_task(*, bfloat16: bool = False) -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LanguageModel(LanguageConfig(vocabulary=7, context=6, layers=2, heads=2, width=8))
         for p in model.parameters():
             p.data = p + 0.1 * torch.randn(p.shape)
         tokens = torch.randint(7, (16, 6))
-    return LossTask(model, next_token_losses, tokens, bfloat16=bfloat16)
+    return Task(model, next_token_losses, tokens, bfloat16=bfloat16)
 
 
-def ask(estimator: Any, task: LossTask | None = None, **options: Any) -> ComponentResponse:
+def ask(estimator: Any, task: Task | None = None, **options: Any) -> ComponentResponse:
     task = task or make_task()
     anchor = task.flatten(task.module).to(next(task.module.parameters()).dtype)
     kernel = SGLD(n_beta=30.0, localization=1000.0, step_size=2e-4)

@@ -15,12 +15,12 @@ from patterning.response.store import open_response
 FILE = """
 import torch
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 
 def task():
     torch.manual_seed(0)
     tokens = torch.randint(7, (12, 6))
-    return LossTask(LanguageModel(LanguageConfig(7, 6, 2, 2, 8)), next_token_losses, tokens)
+    return Task(LanguageModel(LanguageConfig(7, 6, 2, 2, 8)), next_token_losses, tokens)
 """
 KILLS = 50
 

@@ -26,7 +26,7 @@ from zoo.singular import (
     step_correction,
 )
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.chains import ChainConfig, run_chains
 from patterning.posterior.sgld import SGLD
 from patterning.response.moments import Moments, batch_covariances, unbiased_covariances

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.modes import Modes, find_modes, induction_mode
 
 NAMES = ("embed", "l0h0", "l0h1", "l0h2", "l1h0", "l1h1", "l1h2", "unembed")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.moments import Moments, batch_covariances, join
 
 CHAINS, OBSERVABLES, SAMPLES = 3, 2, 5

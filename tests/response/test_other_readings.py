@@ -8,7 +8,7 @@ import torch
 from scipy.stats import multivariate_normal
 from zoo.quadratic import Gaussian, quadratic_task, random_forms
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.ensemble import ensemble_susceptibility
 from patterning.response.first_order import first_order_susceptibility
 from patterning.response.free_energy import gap_direction

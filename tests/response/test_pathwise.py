@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
@@ -34,7 +34,7 @@ def cubic_losses(call, batch):
 
 
 LINE_X, LINE_Y = (torch.randn(*shape, generator=torch.Generator().manual_seed(3)) for shape in ((8, 2), (8,)))
-LINE = LossTask(Line(), cubic_losses, (LINE_X, LINE_Y))
+LINE = Task(Line(), cubic_losses, (LINE_X, LINE_Y))
 LINE_KERNEL = sgld.SGLD(n_beta=20.0, localization=10.0, step_size=0.01)
 LINE_Q = np.full(8, 1 / 8)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.response.predictor import PENALTIES, Predictor, feature_groups, features, fit_in_batches, fit_predictor
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.retraining import half_splits, split_weights, training_response
 
 RNG = np.random.default_rng(3)

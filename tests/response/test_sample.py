@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from zoo.quadratic import Forms, Gaussian, linear_regression
 
-from patterning.core.task import ModuleTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.supervised import ModuleTask
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.sample import llc_observable, sample_response

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
@@ -25,7 +25,7 @@ def model() -> LanguageModel:
 
 def test_gradients_and_slopes_are_those_of_the_component() -> None:
     lm = model()
-    task = LossTask(lm, next_token_losses, TOKENS)
+    task = Task(lm, next_token_losses, TOKENS)
     anchor, rows = task.flatten(lm), torch.tensor([0, 2, 3, 7, 8])
     names = ("l0h1", "l1h0", "unembed")
     gradients = component_gradients(task, anchor, names, rows, at_once=2)
@@ -60,7 +60,7 @@ def test_slopes_are_finite_differences() -> None:
 
 def test_bad_input_is_named() -> None:
     lm = model()
-    task = LossTask(lm, next_token_losses, TOKENS)
+    task = Task(lm, next_token_losses, TOKENS)
     with pytest.raises(PatterningError, match="not \\(k,"):
         loss_slopes(lm, TOKENS, torch.zeros(2, 5))
     with pytest.raises(PatterningError, match="at least one row"):

@@ -11,7 +11,7 @@ from zoo.many import many_chains
 from zoo.quadratic import Forms, Gaussian, QuadraticTask, discretised, quadratic_task, random_forms
 from zoo.singular import Grid, crossing, crossing_posterior, quartic, quartic_posterior
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response import solution_responses

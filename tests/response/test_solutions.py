@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.langevin import walk
 from patterning.posterior.sgld import SGLD
 from patterning.response.solutions import (

@@ -9,7 +9,7 @@ from scipy.signal import lfilter
 from scipy.stats import spearmanr
 from zoo.quadratic import Floats, Forms, Gaussian, QuadraticTask, linear_regression, random_forms
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.chains import ChainConfig, run_chains
 from patterning.posterior.sgld import SGLD
 from patterning.response.moments import Moments

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patterning.core.task import Batch, Call, LossTask
-from patterning.errors import PatterningError
+from patterning.core.batch import Batch
+from patterning.core.errors import PatterningError
+from patterning.core.task import Call, Task
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.thinning import best_spacing, measure_spacing, reading_cost
@@ -55,7 +56,7 @@ def squared(call: Call, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("step_size", [2e-3, 8e-3])
 def test_the_measured_time_is_that_of_a_quadratic(step_size: float) -> None:
-    task = LossTask(Point(), squared, torch.zeros(8))  # equal rows: no minibatch noise, w is an AR(1) chain
+    task = Task(Point(), squared, torch.zeros(8))  # equal rows: no minibatch noise, w is an AR(1) chain
     kernel = SGLD(n_beta=30.0, localization=10.0, step_size=step_size)
     chains = ChainConfig(64, 1, 200, 1, 8, seed=3, matched=True)
     rho = (1 - step_size / 2 * 40) ** 2  # of φ = w²/2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.tasks import induction
 from patterning.tasks.induction import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks import strings
 from patterning.tasks.parentheses import Parentheses, Strings, make_parentheses, name_rule
 

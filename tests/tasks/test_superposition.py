@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks import superposition as toy
 
 UNIFORM = np.ones(toy.GROUPS)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text import CLASSES, token_classes
 from patterning.tasks.text.tokenizer import encode, token_bytes, train_tokenizer
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from patterning.cli import main
-from patterning.errors import PatterningError
-from patterning.store import write_json
+from patterning.core.errors import PatterningError
+from patterning.core.store import write_json
 from patterning.tasks.text import Corpus, Split, build_corpus, load_corpus, mixed_rows, sample_corpus
 from patterning.tasks.text.documents import Document, split_documents, take, without_duplicates
 from patterning.tasks.text.embedded import FOLDER, sample_documents

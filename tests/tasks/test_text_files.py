@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from patterning.cli import main
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text import archives
 from patterning.tasks.text.archives import deb_files, wheel_files
 from patterning.tasks.text.corpus import build_corpus, check_new, load_corpus

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text import fetch, sources
 from patterning.tasks.text.archives import ar_members, deb_files, r_strings, wheel_files
 from patterning.tasks.text.documents import clean

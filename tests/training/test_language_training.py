@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.training import language
 from patterning.training.language import (
@@ -188,7 +188,7 @@ def test_measures_and_kept_rows_are_those_of_their_step() -> None:
     assert run.measures["sum"][2] == float(run.final.double().sum())
     short = train(training=LanguageTraining(5, 4, 1e-2, 2), checkpoints=[0])
     assert torch.equal(run.kept[5], short.final)
-    task = LossTask(load_language(CONFIG, run.final), next_token_losses, ROWS)
+    task = Task(load_language(CONFIG, run.final), next_token_losses, ROWS)
     assert torch.equal(task.flatten(task.module), run.final)
 
 

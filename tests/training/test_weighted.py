@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from zoo.quadratic import QuadraticTask, linear_regression
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.models.transformer import unflatten
 from patterning.tasks.parentheses import Parentheses, Strings, make_parentheses
 from patterning.training.weighted import (

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.intervention.permute import permuted, permuted_within
 from patterning.intervention.weights import summarise
 from patterning.verification.controls import (
     compressibility,
     frequency_bands,
     labelled,
     labelled_like,
-    permuted,
-    permuted_within,
     random_direction_like,
     thinned,
 )

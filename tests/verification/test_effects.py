@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.verification.effects import Effect, paired_effect
 
 LAWS = {

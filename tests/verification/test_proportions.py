@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.verification.proportions import compare_shares, paired_share_difference, share_interval
 
 

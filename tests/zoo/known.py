@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
 
+from patterning.core.flat import FlatTask
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.moments import Moments
 from patterning.response.susceptibility import susceptibility
-from patterning.tasks.base import Task
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class Known:
     """
 
     name: str
-    task: Task
+    task: FlatTask
     anchor: Tensor
     kernel: Kernel
     observables: dict[str, Callable[[Tensor, Tensor], Tensor]]
@@ -48,7 +48,7 @@ class Known:
 class Copies:
     """`count` copies of `task` beside each other: parameters (r, count P), losses added over copies."""
 
-    task: Task
+    task: FlatTask
     count: int
 
     @property

@@ -4,15 +4,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.flat import FlatTask
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.response.moments import Moments
 from patterning.response.sample import Draws, SampledResponse, summarise
-from patterning.tasks.base import Task
 from zoo.known import Copies
 
 
 def many_chains(
-    task: Task, anchor: Tensor, kernel: Kernel, config: ChainConfig, copies: int, batches: int = 4
+    task: FlatTask, anchor: Tensor, kernel: Kernel, config: ChainConfig, copies: int, batches: int = 4
 ) -> SampledResponse:
     """From `config.chains` · `copies` chains around `anchor` (P,); minibatches must be without noise (zoo.known)."""
     q = task.base_weights.numpy()

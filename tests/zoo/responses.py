@@ -13,13 +13,14 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from patterning.core.task import Batch, Call, LossTask
+from patterning.core.batch import Batch
+from patterning.core.flat import FlatTask
+from patterning.core.task import Call, Task
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.pathwise import Pathwise, pathwise_chains, summarise_pathwise
-from patterning.tasks.base import Task
 from zoo.known import Floats, Known, Sample
 from zoo.linear_networks import LinearNetwork, laplace_task
 from zoo.quadratic import QuadraticTask, discretised
@@ -41,13 +42,13 @@ class Weights(nn.Module):
         return self.weights
 
 
-def as_module(task: Task, anchor: Tensor) -> LossTask:
+def as_module(task: FlatTask, anchor: Tensor) -> Task:
     """A task of parameter rows as a user would bring it: a module and a loss."""
 
     def losses(call: Call, batch: Batch) -> Tensor:
         return task.losses(call()[None], batch[None])[0]
 
-    return LossTask(Weights(anchor), losses, torch.arange(len(task.base_weights)), task.base_weights)
+    return Task(Weights(anchor), losses, torch.arange(len(task.base_weights)), task.base_weights)
 
 
 def response(mean_loss: Callable[[Floats], float], q: Floats, n_beta: float) -> Floats:

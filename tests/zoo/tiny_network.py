@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.tasks.base import Task
+from patterning.core.flat import FlatTask
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def trained_network() -> tuple[TinyNetwork, Tensor]:
 class Reweighted:
     """`task` whose samples weigh ρ_j (n,): the loss of sample j is multiplied, minibatches are drawn as before."""
 
-    task: Task
+    task: FlatTask
     rho: Tensor
 
     @property

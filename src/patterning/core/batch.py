@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 Batch = Any
 """A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None."""

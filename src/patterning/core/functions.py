@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from patterning.core.errors import PatterningError
 from patterning.core.modules import keep_attributes
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.task import Task
 
 ModuleFunction = Callable[[nn.Module], Tensor]
 """A number read off the module: a scalar tensor, differentiable in its parameters or not."""
@@ -19,7 +19,7 @@ ModuleFunction = Callable[[nn.Module], Tensor]
 class OfModule:
     """`function(module)` at parameter rows `flat` (r, P) of a task: (r,). Replicas are taken one after the other."""
 
-    def __init__(self, task: LossTask, name: str, function: ModuleFunction) -> None:
+    def __init__(self, task: Task, name: str, function: ModuleFunction) -> None:
         self.task, self.name, self.function = task, name, function
 
     def __call__(self, flat: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A function of the user's is its bytecode, its constants and defaults, what its closure holds, and what it reads of its
 module (constants, other functions, classes), followed as far as it goes. A function of an installed package is its
-name: the versions that numbers depend on are keyed elsewhere (`store.code_version`). What cannot be told apart by
+name, and one of this package its name and the code that it reaches (`core.code`). What cannot be told apart by
 anything but its address has no key: `digest` then never gives the same answer twice, so that nothing is reused.
 """
 
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from patterning.core.code import PACKAGE, code_version
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range)
 _LIBRARIES = tuple(
@@ -106,7 +108,7 @@ class _Walk:
 
     def _function(self, value: FunctionType) -> str:
         if value.__module__ not in (None, "builtins") and _is_library(value.__module__):  # these are typed in
-            return _hash("function", value.__module__, value.__qualname__)
+            return _hash("function", value.__module__, value.__qualname__, _own_code(value.__module__))
         held = [_contents(cell) for cell in value.__closure__ or ()]
         read = [value.__globals__[name] for name in _globals_read(value.__code__) if name in value.__globals__]
         return self._join("function", value.__code__, value.__defaults__, value.__kwdefaults__, held, read)
@@ -117,7 +119,7 @@ class _Walk:
     def _class(self, value: type) -> str:
         name = f"{value.__module__}.{value.__qualname__}"
         if _is_library(value.__module__):
-            return _hash("class", name)
+            return _hash("class", name, _own_code(value.__module__))
         own = {key: part for key, part in vars(value).items() if not _is_bookkeeping(key)}
         return self._join("class", name, list(value.__bases__), own)
 
@@ -188,6 +190,11 @@ def _is_library(module: str | None) -> bool:
         return name != "__main__" and name in sys.modules
     place = str(Path(path).resolve())
     return any(place.startswith(library) for library in _LIBRARIES)
+
+
+def _own_code(module: str) -> str:
+    """The code that a module of this package reaches; nothing for other packages."""
+    return code_version(module) if module.partition(".")[0] == PACKAGE else ""
 
 
 def _is_bookkeeping(name: str) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patterning.errors import PatterningError
-from patterning.rng import Stream, generator
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 
 _MISSING = object()
 _DEPTH = 3

@@ -1,9 +1,7 @@
 """Any `torch.nn.Module` with any per-sample loss as a `Task`: the way in for a user's own model and checkpoint."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,24 +11,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
+from patterning.core.errors import PatterningError
 from patterning.core.identity import digest
 from patterning.core.modules import copy_module, displaced, fresh_module, keep_attributes, other_names, spread
-from patterning.core.trial import Trial, check_base_weights, losses_and_mask, try_task
-from patterning.errors import PatterningError
-from patterning.tasks.base import LossesFn
+from patterning.core.samples import Samples, draws_of
+from patterning.core.trial import check_base_weights, try_task
 
 Call = Callable[..., Any]
 """The module at some parameters: call it as you would call the module."""
 BatchLoss = Callable[[Any, Batch], Tensor | tuple[Tensor, Tensor]]
 """(module, batch) → losses in nats, (b,) or (b, t): one a row, or one for each of the t samples that a row holds; or a
 pair of the losses and their mask, of the same shape: False (or 0) where there is no sample, as at padding."""
-LossFn = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-"""(outputs (b, ...), targets (b, ...)) → losses (b,) in nats, e.g. `cross_entropy` with `reduction="none"`."""
-
-DRAWS_PER_SAMPLE = 16
-"""Most draws for each sample in an epoch, on average: how finely `draws` follows uneven base weights."""
-
 KEY_ROWS = 16
 """Rows whose losses are part of a task's fingerprint."""
 
@@ -38,23 +31,7 @@ CELLS_AT_ONCE = 4_096
 """Samples that are evaluated in one call where all rows of the data are gone through."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The samples in some rows of the data, masked ones left out: `row`, `position` within it, and `weight` q, (n,).
-
-    `place` (n,): where each lies among all cells of the rows, row by row. Weights sum to 1.
-    """
-
-    row: NDArray[np.int64]
-    position: NDArray[np.int64]
-    weight: NDArray[np.float64]
-    place: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-
-class LossTask:
+class Task:
     """Rows of `data` (a `Batch` of n rows), a copy of `module` and a `BatchLoss`.
 
     `base_weights` (n,) say how often each row occurs (default: all equally often); every sample of a row carries its
@@ -104,7 +81,7 @@ class LossTask:
             raise PatterningError("every sample is masked: the data holds no sample")
         self.base_weights = weights / weights.sum()
         self.ids = np.arange(n)
-        self.draws = _draws(self.base_weights)
+        self.draws = draws_of(self.base_weights)
 
     @property
     def num_parameters(self) -> int:
@@ -316,43 +293,6 @@ class LossTask:
         return [parameters[name] for name in self.shapes]
 
 
-class ModuleTask(LossTask):
-    """A `LossTask` of samples (inputs[j], targets[j]) and a loss of outputs and targets: supervised learning."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        loss_fn: LossFn,
-        inputs: object,
-        targets: object,
-        base_weights: object = None,
-        *,
-        make: Callable[[int], nn.Module] | None = None,
-    ) -> None:
-        data = _pairs(inputs, targets)
-        super().__init__(module, _OfOutputs(loss_fn), data, base_weights, make=make)
-        if self.samples_per_row != 1:
-            raise PatterningError(
-                f"loss_fn gave {self.samples_per_row} losses for a sample: it must return one loss a sample, shape "
-                "(b,) (reduction='none', then a mean over what a sample holds)"
-            )
-
-    def losses_on(self, inputs: object, targets: object) -> LossesFn:
-        """Per-sample losses `(flat (r, P), index (r, b)) → (r, b)` on any data: `losses` of a probe set."""
-        data = _pairs(inputs, targets)
-        return lambda flat, index: self.run(self._checked(flat, index), data, index)
-
-
-@dataclass(frozen=True)
-class _OfOutputs:
-    """A loss of outputs and targets as a `BatchLoss`."""
-
-    loss_fn: LossFn
-
-    def __call__(self, module: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
-        return self.loss_fn(module(batch[0]), batch[1])
-
-
 class _WithLoss(nn.Module):
     """A module with its loss on top, so that the loss is given the module itself, at any parameters."""
 
@@ -365,15 +305,6 @@ class _WithLoss(nn.Module):
         return self.__dict__["loss"](self.module, batch)
 
 
-def _pairs(inputs: object, targets: object) -> Batch:
-    pair = (as_batch(inputs), as_batch(targets))
-    sizes = [len(part) if isinstance(part, Tensor) and part.ndim else 0 for part in pair]
-    if 0 in sizes or sizes[0] != sizes[1]:
-        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in pair]
-        raise PatterningError(f"inputs {shapes[0]} and targets {shapes[1]} are not n > 0 samples each")
-    return pair
-
-
 @contextmanager
 def _no_inference_path() -> Iterator[None]:
     """PyTorch's inference path of whole attention layers has no rule for vmap, and is left where a module has hooks."""
@@ -383,12 +314,3 @@ def _no_inference_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _draws(q: Tensor) -> Tensor:
-    """Sample numbers int64 (N,), j about N q_j times: exactly, where q is in the ratio of small whole numbers."""
-    ratios = (q / q[q > 0].min()).numpy()
-    whole = np.allclose(ratios, ratios.round(), rtol=0, atol=1e-4) and ratios.sum() <= DRAWS_PER_SAMPLE * len(q)
-    count = math.floor(ratios.sum() + 0.5) if whole else DRAWS_PER_SAMPLE * len(q)
-    points = (np.arange(count) + 0.5) / count
-    return torch.from_numpy(np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1))

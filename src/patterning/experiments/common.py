@@ -16,10 +16,10 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from patterning.errors import PatterningError
-from patterning.locks import NAME, cannot_use
-from patterning.store import RunFolder, as_json, write_json, write_whole
-from patterning.workers import Progress, one_thread
+from patterning.core.errors import PatterningError
+from patterning.core.locks import NAME, cannot_use
+from patterning.core.store import RunFolder, as_json, write_json, write_whole
+from patterning.core.workers import Progress, one_thread
 
 
 class Frozen(BaseModel):

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.experiments.common import read_yaml
 
 NAMES = ("superposition", "parentheses", "induction")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from patterning.core.batch import leaves, map_batch, take_rows
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 
 Decode = Any
 """A tokenizer with `decode`, or a function of (row of the data, position) → text."""
@@ -34,7 +34,7 @@ class Example:
         return f"{self.chi:+.3g} ± {self.half_width:.2g}  [{where}] {self.text}"
 
 
-def as_text(decode: Decode, task: LossTask, row: int, position: int) -> str:
+def as_text(decode: Decode, task: Task, row: int, position: int) -> str:
     """The text of a sample: by `decode(data of the row, position)`, or the predicted token in its context.
 
     For a tokenizer, the first whole-number tensor with one axis a row (or "input_ids") holds the tokens, and sample i

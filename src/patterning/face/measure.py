@@ -10,16 +10,18 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from patterning.core.errors import PatterningError
 from patterning.core.functions import ModuleFunction, OfModule
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.progress import Progress
+from patterning.core.store import RunFolder
+from patterning.core.task import Task
+from patterning.core.workers import Workers
 from patterning.face.response import Response
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted, check_anchor
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.find_settings import Found, find_settings
-from patterning.progress import Progress
 from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
@@ -27,14 +29,12 @@ from patterning.response.first_look import first_look
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import SampledResponse
 from patterning.response.store import to_tree
-from patterning.store import RunFolder
-from patterning.workers import Workers
 
 Choice = Literal["auto", "pathwise", "covariance", "first-order"]
 
 
 def measure(
-    task: LossTask,
+    task: Task,
     observables: Mapping[str, ModuleFunction] | None = None,
     components: Sequence[ComponentLike] | ComponentLike | None = None,
     *,
@@ -108,14 +108,14 @@ def measure(
     return Response(tree, task)
 
 
-def _checkpoint(task: LossTask, at: nn.Module | Tensor | None) -> Tensor:
+def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
     anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
     check_anchor(task, anchor)
     return anchor.detach()
 
 
 def _components(
-    task: LossTask, components: Sequence[ComponentLike] | ComponentLike | None, observed: bool
+    task: Task, components: Sequence[ComponentLike] | ComponentLike | None, observed: bool
 ) -> list[ComponentLike]:
     if components is None:
         known = [] if observed else [name for name in list_components(task.module) if "embed" not in name]
@@ -127,7 +127,7 @@ def _components(
 
 
 def _sampler(
-    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
+    task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
     seed: int, say: "Say",
 ) -> Found:  # fmt: skip
     if not isinstance(sampler, str):
@@ -142,7 +142,7 @@ def _sampler(
 
 
 def _first_looks(
-    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
+    task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
     functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor,
 ) -> ComponentResponse:  # fmt: skip
     found: dict[str, SampledResponse] = {}
@@ -182,7 +182,7 @@ class Say:
 
 
 def _expectation(
-    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], config: ChainConfig, rows: Tensor,
+    task: Task, anchor: Tensor, components: Sequence[ComponentLike], config: ChainConfig, rows: Tensor,
     estimator: Estimator | str, observables: int, budget: int,
 ) -> str:  # fmt: skip
     """What it will take, from one timed step and reading of each component."""
@@ -204,7 +204,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def _pool(out: str | Path | None, workers: int, progress: bool) -> Iterator[Workers]:
-    from patterning.terminal import make_console, make_progress
+    from patterning.core.terminal import make_console, make_progress
 
     shown = make_progress(make_console(stderr=True)) if progress else Progress()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from patterning.core.arrays import Floats, check_level
-from patterning.core.task import LossTask, Samples
-from patterning.errors import PatterningError, check_whole
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.samples import Samples
+from patterning.core.task import Task
 from patterning.face.examples import Decode, Example, as_text
 from patterning.intervention.direction import MIN_RELIABILITY, Data, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
@@ -65,7 +66,7 @@ class Response:
     "component: observable". The component loss is a row only where no other observable was asked for.
     """
 
-    def __init__(self, tree: "xarray.DataTree", task: LossTask | None = None) -> None:
+    def __init__(self, tree: "xarray.DataTree", task: Task | None = None) -> None:
         self.tree, self.task = tree, task
         data = tree["susceptibility"].to_dataset().load()
         self.data = data
@@ -237,8 +238,8 @@ class Response:
 
     def page(self, path: str | Path, title: str = "Susceptibilities", *, decode: Decode | None = None) -> None:
         """Write one self-contained HTML page."""
-        from patterning.report.response_page import response_page
-        from patterning.store import write_whole
+        from patterning.core.store import write_whole
+        from patterning.face.response_page import response_page
 
         del decode
         write_whole(Path(path), response_page(self.tree, title).encode())
@@ -273,7 +274,7 @@ class Response:
     def _text(self, decode: Decode | None, row: int, position: int) -> str:
         return "" if decode is None else as_text(decode, self._attached(), row, position)
 
-    def _attached(self) -> LossTask:
+    def _attached(self) -> Task:
         if self.task is None:
             raise PatterningError("the data is not known here: load the response with its task, load(path, task)")
         return self.task
@@ -288,7 +289,7 @@ class Response:
         return Data(len(task.base_weights), task.samples_per_row, task.ids, task.data_fingerprint, share)
 
 
-def load(path: str | Path, task: LossTask | None = None) -> Response:
+def load(path: str | Path, task: Task | None = None) -> Response:
     """The response that `Response.save` wrote (or `patterning response`: its chi.zarr).
 
     With its `task`, samples can be shown and weights can be made; raises `PatterningError` where it is another task's.

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Bools, Floats, as_floats, as_mask
-from patterning.errors import PatterningError, check_whole
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.rng import Stream, generator
+from patterning.intervention.permute import permuted, permuted_within
 from patterning.intervention.weights import WeightSummary, summarise
-from patterning.rng import Stream, generator
-from patterning.verification.controls import permuted, permuted_within
 
 if TYPE_CHECKING:
-    from patterning.core.task import LossTask
+    from patterning.core.task import Task
 
 ROUNDING = 1e-12
 FORMAT = 1
@@ -81,7 +81,7 @@ class Weights:
         return cls(values, names, q, np.ones(values.shape, dtype=bool))
 
     @classmethod
-    def uniform(cls, task: "LossTask") -> "Weights":
+    def uniform(cls, task: "Task") -> "Weights":
         """ρ = 1 for every row of the task's data: the unweighted arm."""
         q = task.base_weights.numpy()
         return cls(
@@ -124,7 +124,7 @@ class Weights:
         rho = np.where(total > 0, mean, 1.0)
         return replace(self, rho=rho, base_weights=total, free=self.free.any(1))
 
-    def check(self, task: "LossTask") -> None:
+    def check(self, task: "Task") -> None:
         """Raise `PatterningError` unless these weights were made for the data of `task`, in its order."""
         self.check_data(task.data_fingerprint, len(task.base_weights))
 

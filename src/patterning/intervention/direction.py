@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from patterning.core.arrays import Bools, Floats, as_mask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import Policy, make_weights, standardise, summarise
 
 if TYPE_CHECKING:
-    from patterning.core.task import Samples
+    from patterning.core.samples import Samples
 
 MIN_RELIABILITY = 0.3
 """A row of χ with a split-half reliability under this is not inverted."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import as_floats, as_mask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 Floats = NDArray[np.float64]
 

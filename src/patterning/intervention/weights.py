@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from patterning.core.arrays import as_floats, as_mask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 Masks = Mapping[str, Tensor | None]
 """Parameter name → which of its entries are free, bool of its shape; None: all of them."""

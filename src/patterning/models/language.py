@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning.core.task import Batch, Call
-from patterning.errors import PatterningError
+from patterning.core.batch import Batch
+from patterning.core.errors import PatterningError
+from patterning.core.task import Call
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.models.replay import replayed
 from patterning.models.restricted import Restricted
 from patterning.models.tangents import fused_tangents

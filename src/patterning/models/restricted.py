@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.batch import Batch
+from patterning.core.errors import PatterningError
 from patterning.core.modules import copy_module, spread
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.rng import Stream, generator
+from patterning.core.task import Task
 from patterning.models.components import Component, ComponentLike, find_component
 from patterning.models.replay import recorded, replayed
 from patterning.models.split import split_head
-from patterning.rng import Stream, generator
 
 CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 """Samples × replicas that a probe evaluates in one call: what a CPU's cache holds, and enough to fill a GPU."""
@@ -35,7 +35,7 @@ class Restricted:
     that head apart.
     """
 
-    def __init__(self, task: LossTask, anchor: Tensor, component: ComponentLike) -> None:
+    def __init__(self, task: Task, anchor: Tensor, component: ComponentLike) -> None:
         check_anchor(task, anchor)
         self.task = task
         self.component = find_component(task.module, component)
@@ -177,7 +177,7 @@ class Restricted:
         return flat
 
 
-def check_anchor(task: LossTask, anchor: object) -> None:
+def check_anchor(task: Task, anchor: object) -> None:
     """Raise `PatterningError` unless `anchor` is a finite checkpoint (P,) of the task's module."""
     if not isinstance(anchor, Tensor) or not anchor.is_floating_point() or anchor.shape != (task.num_parameters,):
         what = f"{anchor.dtype} {tuple(anchor.shape)}" if isinstance(anchor, Tensor) else type(anchor).__name__

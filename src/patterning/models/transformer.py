@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patterning.rng import Stream, generator
+from patterning.core.rng import Stream, generator
 
 VOCABULARY = 5
 

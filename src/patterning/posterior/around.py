@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.diagnostics import diagnose, split_r_hat
 from patterning.posterior.langevin import Gradient, descend, walk
 from patterning.posterior.sgld import SGLD

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask
 from patterning.core.modules import spread
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.task import Task
 from patterning.posterior.calibrate import top_curvature
 from patterning.posterior.chains import (
     WINDOW,
@@ -26,7 +27,6 @@ from patterning.posterior.chains import (
     update,
 )
 from patterning.posterior.sgld import SGLD
-from patterning.tasks.base import Task
 
 ROWS, FEW = 128, 16
 """Rows on which the loss at w* and that of parameters at 0 are looked at; the latter hardly differs between rows."""
@@ -34,9 +34,7 @@ MOST_STEPS = 50
 """Steps of the chain that shows where it leaves its band."""
 
 
-def default_band(
-    task: LossTask, anchor: Tensor, batch_size: int, n_beta: float, at_anchor: Tensor | None = None
-) -> float:
+def default_band(task: Task, anchor: Tensor, batch_size: int, n_beta: float, at_anchor: Tensor | None = None) -> float:
     """The loss in nats past which a chain around `anchor` w* (P,) is excluded: that of all parameters at 0.
 
     Room for the noise of minibatches of `batch_size` rows is added. Where w* is no better than that, or the loss of
@@ -58,13 +56,13 @@ def default_band(
     return constant + noise
 
 
-def _row_losses(task: LossTask, row: Tensor, rows: Tensor) -> Tensor:
+def _row_losses(task: Task, row: Tensor, rows: Tensor) -> Tensor:
     with torch.no_grad():
         parts = [task.losses(row[None], part[None].to(row.device))[0] for part in rows.split(32)]
     return torch.cat(parts).double().cpu()
 
 
-def advise(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> str:
+def advise(task: FlatTask, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> str:
     """What to change when chains around `anchor` left `loss_band`: the step size, or what holds the chain.
 
     The curvature that decides is the larger of that at w* and what a chain meets on its way out.
@@ -90,7 +88,7 @@ def advise(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss
     )
 
 
-def steepest(task: Task, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> float:
+def steepest(task: FlatTask, anchor: Tensor, kernel: Kernel, chains: ChainConfig, loss_band: float) -> float:
     """The largest change of the gradient over the length of a step, on the first chain's way out of its band.
 
     A curvature as steps of this size see it, kinks and cliffs included.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask, evaluate
 from patterning.posterior.chains import ChainConfig, run_chains
 from patterning.posterior.diagnostics import split_r_hat
 from patterning.posterior.sgld import SGLD
-from patterning.tasks.base import Task, evaluate
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Calibration:
 
 
 def calibrate(
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     *,
     n_beta: float,
@@ -95,7 +95,7 @@ def calibrate(
     )
 
 
-def top_curvature(task: Task, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0) -> float:
+def top_curvature(task: FlatTask, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0) -> float:
     """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products of a fixed minibatch."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None]
@@ -120,7 +120,7 @@ def top_curvature(task: Task, anchor: Tensor, *, iterations: int = 12, samples: 
 
 
 def _pilot(
-    task: Task, anchor: Tensor, kernel: SGLD, steps: int, chains: int, batch_size: int, seed: int, start: float,
+    task: FlatTask, anchor: Tensor, kernel: SGLD, steps: int, chains: int, batch_size: int, seed: int, start: float,
     span: float,
 ) -> Pilot:  # fmt: skip
     config = ChainConfig(

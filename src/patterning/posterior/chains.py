@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError, check_whole
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.flat import FlatTask
+from patterning.core.progress import report_progress
+from patterning.core.rng import Stream, generator
 from patterning.posterior import preconditioned, sgld
-from patterning.progress import report_progress
-from patterning.rng import Stream, generator
-from patterning.tasks.base import Task
 
 WINDOW = 50
 """Steps over whose mean loss a chain is watched."""
@@ -64,7 +64,7 @@ class ChainTrace:
 
 
 def run_chains(
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     kernel: Kernel,
     config: ChainConfig,
@@ -105,7 +105,7 @@ def run_chains(
     return trace
 
 
-def loss_and_gradient(task: Task, position: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(task: FlatTask, position: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Mean loss (r,) of rows `index` (r, b) and its gradient (r, P) at `position` (r, P)."""
     total, gradient = torch.zeros(len(position), device=position.device), torch.zeros_like(position)
     for replicas, part in pieces(task, index):
@@ -116,7 +116,7 @@ def loss_and_gradient(task: Task, position: Tensor, index: Tensor) -> tuple[Tens
     return total, gradient
 
 
-def pieces(task: Task, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def pieces(task: FlatTask, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Parts of a minibatch `index` (r, b) to evaluate in one call: which replicas, and their rows.
 
     A task with `at_once` says how large: as long as a part stays in a CPU's cache it is faster, and holds less memory.

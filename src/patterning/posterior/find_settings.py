@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.models.components import ComponentLike
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import default_band, steepest
@@ -57,7 +57,7 @@ class Found:
 
 
 def find_settings(
-    task: LossTask,
+    task: Task,
     anchor: Tensor,
     components: Sequence[ComponentLike],
     *,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.rng import Stream, generator
 from patterning.posterior.sgld import SGLD
-from patterning.rng import Stream, generator
 
 Floats = NDArray[np.float64]
 Gradient = Callable[[Floats], Floats]

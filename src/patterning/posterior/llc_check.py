@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask, evaluate
+from patterning.core.task import Task
 from patterning.models.components import ComponentLike
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
@@ -25,7 +26,6 @@ from patterning.posterior.llc_verdicts import LLCRow, Verdict, verdicts
 from patterning.posterior.minimum import Slope, is_minimum
 from patterning.posterior.sgld import SGLD
 from patterning.posterior.two_state import two_state_chains
-from patterning.tasks.base import Task, evaluate
 
 Floats = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class LLCCheck:
 
 
 def check_llc(
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     kernel: Kernel,
     chains: ChainConfig,
@@ -82,7 +82,7 @@ def check_llc(
 ) -> LLCCheck:
     """λ̂ around `anchor` w* (P,) at `kernel`'s setting, at half its step, and over `localizations` (default γ/10, 10 γ).
 
-    Of the whole task, or of each of `components` of a `LossTask` with all else clamped at w*. L is the mean over all
+    Of the whole task, or of each of `components` of a `Task` with all else clamped at w*. L is the mean over all
     rows of the data at every draw, or over rows `probes`. At other γ the step is shortened where the pull of the
     localization in a step, γε/2, would pass `most_pull` (or what it is in `kernel`, if more). Burn-in and the steps
     between draws grow with the slowest relaxation time 2/γε, up to `longest` times: by 10 at γ/10 and by 2 at half the
@@ -131,10 +131,12 @@ def steps(chains: ChainConfig) -> int:
     return chains.burn_in + chains.draws * chains.steps_between_draws
 
 
-def _tasks(task: Task, anchor: Tensor, components: Sequence[ComponentLike] | None) -> dict[str, tuple[Task, Tensor]]:
+def _tasks(
+    task: FlatTask, anchor: Tensor, components: Sequence[ComponentLike] | None
+) -> dict[str, tuple[FlatTask, Tensor]]:
     if components is None:
         return {task.component.name if isinstance(task, Restricted) else "full": (task, anchor.detach())}
-    if not isinstance(task, LossTask):
+    if not isinstance(task, Task):
         raise PatterningError(f"components are parts of a module: a {type(task).__name__} has none, leave them out")
     free = [Restricted(task, anchor, what) for what in components]
     if len({part.component.name for part in free}) < len(components) or not free:
@@ -163,7 +165,7 @@ def _lengthened(chains: ChainConfig, given: Kernel, kernel: Kernel, longest: flo
 
 def _measure(
     name: str,
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     kernel: Kernel,
     chains: ChainConfig,

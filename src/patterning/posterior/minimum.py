@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
-from patterning.tasks.base import Task
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Slope:
         )
 
 
-def is_minimum(task: Task, anchor: Tensor, *, n_beta: float, localization: float, chunk: int = 512) -> Slope:
+def is_minimum(task: FlatTask, anchor: Tensor, *, n_beta: float, localization: float, chunk: int = 512) -> Slope:
     """The slope of L at `anchor` w* (P,), and what it does to λ̂: w* passes for a minimum where `most_drop` is small.
 
     The gradient and one Hessian-vector product are taken over all data, in pieces of `chunk` rows. A saddle passes,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError, PatterningWarning
+from patterning.core.errors import PatterningError, PatterningWarning
 
 
 def check_settings(n_beta: float, localization: float, step_size: float, damping: float = 1.0) -> None:

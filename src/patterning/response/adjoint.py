@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.progress import report_progress
+from patterning.core.rng import Stream, generator
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import WINDOW, ChainConfig, gaussian, left_band, loss_and_gradient, minibatches, pieces
-from patterning.progress import report_progress
-from patterning.rng import Stream, generator
 
 Floats = NDArray[np.float64]
 

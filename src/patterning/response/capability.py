@@ -9,14 +9,14 @@ import math
 import torch
 from torch import Tensor
 
+from patterning.core.errors import PatterningError
 from patterning.core.modules import spread
-from patterning.errors import PatterningError
+from patterning.core.rng import Stream, generator
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import loss_and_gradient
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import curvature
-from patterning.rng import Stream, generator
 
 ROWS, CELLS = 128, 512
 """Most rows, and about how many samples, that curvature is tried on."""

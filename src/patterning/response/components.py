@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.batch import as_batch
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError, check_whole
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.store import Unit
+from patterning.core.task import Task
+from patterning.core.workers import Workers
 from patterning.models.components import Component, ComponentLike, find_component
 from patterning.models.restricted import Restricted, check_anchor
 from patterning.posterior.chains import ChainConfig, Kernel
@@ -37,10 +39,8 @@ from patterning.response.one_component import (
     component_unit,
     sample_component,
 )
+from patterning.response.packing import refusal, unpack
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
-from patterning.response.store import refusal, unpack
-from patterning.store import Unit
-from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ class ComponentResponse:
 
 
 def component_response(
-    task: LossTask,
+    task: Task,
     anchor: Tensor,
     components: Sequence[ComponentLike] | ComponentLike,
     kernel: Kernel,
@@ -197,7 +197,7 @@ def row_numbers(name: str, rows: Tensor | Sequence[int] | None, count: int) -> T
     return numbers
 
 
-def _components(task: LossTask, components: Sequence[ComponentLike] | ComponentLike) -> list[Component]:
+def _components(task: Task, components: Sequence[ComponentLike] | ComponentLike) -> list[Component]:
     single = isinstance(components, str | Component)
     chosen = [find_component(task.module, what) for what in ([components] if single else components)]
     names = [component.name for component in chosen]

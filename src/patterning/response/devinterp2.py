@@ -9,7 +9,7 @@ which is nearly one vector for all components and has no error bar here.
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.moments import Moments
 
 Floats = NDArray[np.float64]

@@ -13,7 +13,7 @@ optimiser nβ is unknown, so it gives a direction and not a size.
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.susceptibility import Susceptibility
 
 Floats = NDArray[np.float64]

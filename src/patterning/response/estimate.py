@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
 from patterning.models.components import ComponentLike
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
@@ -26,7 +26,7 @@ class Cost:
 
 
 def estimate_cost(
-    task: LossTask,
+    task: Task,
     anchor: Tensor,
     components: Sequence[ComponentLike],
     chains: ChainConfig,

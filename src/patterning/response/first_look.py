@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.response.adjoint import ModelReading, mean_gradient

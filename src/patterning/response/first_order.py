@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask, evaluate
 from patterning.response.sample import DifferentiableObservable
-from patterning.tasks.base import Task, evaluate
 
 Floats = NDArray[np.float64]
 
 
 def first_order_susceptibility(
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     observables: Mapping[str, DifferentiableObservable],
     *,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.chain_errors import Cosine, Estimate, cosine, jackknife, weighted, weighted_sum
 from patterning.response.solution_responses import NAMES, FourResponses
 from patterning.response.susceptibility import Susceptibility

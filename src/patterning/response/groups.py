@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
-from patterning.errors import PatterningError
-from patterning.rng import Stream, generator
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
 

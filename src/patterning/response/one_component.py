@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.errors import PatterningError
 from patterning.core.identity import digest
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.progress import portion
+from patterning.core.store import Arrays, fingerprint
+from patterning.core.task import Task
 from patterning.models.components import Component
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import advise, default_band
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
-from patterning.progress import portion
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
 from patterning.response.capability import LARGE, SMALL, try_pathwise
+from patterning.response.packing import pack, pack_refusal
 from patterning.response.pathwise import DATA, Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
     COMPONENT_LOSS,
@@ -34,8 +36,6 @@ from patterning.response.sample import (
     sample_draws,
     summarise,
 )
-from patterning.response.store import pack, pack_refusal
-from patterning.store import Arrays, fingerprint
 
 Estimator = Literal["covariance", "pathwise", "auto"]
 PhiOf = Literal["probes", "data"]
@@ -76,7 +76,7 @@ class Settings:
 class Work:
     """All that χ of one component depends on; its `fingerprint` keys the cache. `task_key`: the task's fingerprint."""
 
-    task: LossTask
+    task: Task
     anchor: Tensor
     component: Component
     kernel: Kernel

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.progress import portion, report_progress
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, minibatches
 from patterning.posterior.diagnostics import diagnose
-from patterning.progress import portion, report_progress
 from patterning.response.adjoint import (
     Floats,
     ProbeLoss,

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.models.language import LanguageModel
 
 Floats = NDArray[np.float64]

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import FlatTask, evaluate
+from patterning.core.task import Task
 from patterning.posterior.band import advise, default_band
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import Diagnostics, diagnose
 from patterning.response.moments import Moments, join
 from patterning.response.susceptibility import Susceptibility, susceptibility
-from patterning.tasks.base import Task, evaluate
 
 Floats = NDArray[np.float64]
 COMPONENT_LOSS = "component loss"
@@ -47,7 +47,7 @@ class Readout:
     at_anchor: Tensor | None = None
 
     @classmethod
-    def of(cls, task: Task) -> "Readout":
+    def of(cls, task: FlatTask) -> "Readout":
         """Every sample of the task."""
         q = task.base_weights.cpu().numpy().astype(np.float64)
         return cls(lambda flat: evaluate(task.losses, flat, len(q)), q)
@@ -107,7 +107,7 @@ def join_draws(parts: Sequence[Draws]) -> Draws:
 
 
 def sample_draws(
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     observables: Mapping[str, Observable],
     kernel: Kernel,
@@ -185,7 +185,7 @@ def sample_draws(
 
 
 def sample_response(
-    task: Task,
+    task: FlatTask,
     anchor: Tensor,
     observables: Mapping[str, Observable],
     kernel: Kernel,
@@ -206,7 +206,7 @@ def sample_response(
     if chains.chains < 2:
         raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
     if loss_band is None:
-        known = isinstance(task, LossTask)
+        known = isinstance(task, Task)
         loss_band = default_band(task, anchor, chains.batch_size, kernel.n_beta) if known else math.inf
     draws = sample_draws(
         task, anchor, observables, kernel, chains, batches=batches, loss_band=loss_band, watched=watched
@@ -239,7 +239,7 @@ def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_bet
     )
 
 
-def llc_observable(task: Task, anchor: Tensor, n_beta: float) -> OfLosses:
+def llc_observable(task: FlatTask, anchor: Tensor, n_beta: float) -> OfLosses:
     """φ = nβ (L(w) - L(w*)) on the full data; its posterior mean is the local learning coefficient estimate λ̂(w*)."""
     q = task.base_weights.double()
     start = float(evaluate(task.losses, anchor.detach()[None], len(q))[0].double() @ q)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp, vmap
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.models.components import ComponentLike
 from patterning.models.language import LanguageModel, next_token_losses
 from patterning.models.restricted import Restricted
 
 
 def component_gradients(
-    task: LossTask, anchor: Tensor, components: Sequence[ComponentLike], rows: Tensor, *, at_once: int = 64
+    task: Task, anchor: Tensor, components: Sequence[ComponentLike], rows: Tensor, *, at_once: int = 64
 ) -> Tensor:
     """∇ of the mean loss of `rows` (r,) at `anchor` w* (P,) in each component's coordinates, 0 elsewhere: (k, P).
 

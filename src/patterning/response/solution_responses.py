@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.posterior.chains import Kernel
 from patterning.posterior.two_state import FEWEST_DRAWS, two_state_chains
 from patterning.response.chain_errors import Cosine, Estimate, cosine, jackknife, over_chains

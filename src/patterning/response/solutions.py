@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
-from patterning.rng import Stream, generator
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""χ by component as labelled arrays on disk: xarray on Zarr, in groups that ArviZ opens; and as units of work.
+"""χ by component as labelled arrays on disk: xarray on Zarr, in groups that ArviZ opens.
 
 Group `susceptibility`: chi, standard_error (component, observable, sample), halves (half, component, observable,
 sample), chi_of_chain (chain, component, observable, sample; NaN where a chain was excluded), reliability, r_hat, ess,
@@ -17,86 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterning.checksums import SUMS, check, seal
-from patterning.errors import PatterningError
-from patterning.posterior.diagnostics import Diagnostics, diagnose
-from patterning.response.moments import Moments
-from patterning.response.sample import SampledResponse
-from patterning.response.susceptibility import Susceptibility
-from patterning.store import Arrays, cannot_write, code_version, part_of, remove_tree
+from patterning.core.checksums import SUMS, check, seal
+from patterning.core.code import code_version
+from patterning.core.errors import PatterningError
+from patterning.core.store import cannot_write, part_of, remove_tree
+from patterning.posterior.diagnostics import Diagnostics
 
 if TYPE_CHECKING:
     import xarray
 
     from patterning.response.components import ComponentResponse
 
-ARRAYS = ("base_weights", "chi", "standard_error", "halves", "mean_losses", "mean_losses_error")
 REMEDY = "delete it and give the command that made it again (what is finished is found again), or restore a copy"
 SIGN = "chi = -Cov[phi, loss_j - L]: chi_j > 0 means that weight moved onto sample j raises <phi>"
-
-
-def pack(found: SampledResponse) -> Arrays:
-    """A `SampledResponse` as arrays, for a unit of work."""
-    response = found.susceptibility
-    facts = {
-        "observables": response.observables,
-        "n_beta": response.n_beta,
-        "degrees_of_freedom": response.degrees_of_freedom,
-        "excluded": {str(chain): why for chain, why in found.excluded.items()},
-        "watched": list(found.sample_diagnostics),
-        "rise": found.rise,
-        "estimator": found.estimator,
-        "note": found.note,
-        "expansion": found.expansion,
-        "warnings": list(found.warnings),
-    }
-    return {
-        "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
-        **{key: getattr(response, key) for key in ARRAYS},
-        **({} if response.by_chain is None else {"by_chain": response.by_chain}),
-        "traces": np.stack(list(found.traces.values())),
-        "watched_traces": found.watched_traces,
-        **({f"moments.{key}": value for key, value in found.moments.as_arrays().items()} if found.moments else {}),
-    }
-
-
-def pack_refusal(why: str) -> Arrays:
-    """Why a component has no result, as arrays, for a unit of work."""
-    return {"refused": np.frombuffer(why.encode(), dtype=np.uint8)}
-
-
-def refusal(arrays: Arrays) -> str | None:
-    """What `pack_refusal` packed, or None for a result."""
-    return arrays["refused"].tobytes().decode() if "refused" in arrays else None
-
-
-def unpack(arrays: Arrays) -> SampledResponse:
-    """The inverse of `pack`."""
-    facts = json.loads(arrays["facts"].tobytes())
-    names = tuple(facts["observables"])
-    traces = dict(zip(names, arrays["traces"], strict=True))
-    watched = arrays["watched_traces"]
-    sums = {key.removeprefix("moments."): value for key, value in arrays.items() if key.startswith("moments.")}
-    return SampledResponse(
-        susceptibility=Susceptibility(
-            observables=names,
-            n_beta=facts["n_beta"],
-            degrees_of_freedom=facts["degrees_of_freedom"],
-            **{key: arrays[key] for key in ARRAYS},
-            by_chain=arrays.get("by_chain"),
-        ),
-        traces=traces,
-        diagnostics={name: diagnose(values) for name, values in traces.items()},
-        sample_diagnostics={j: diagnose(watched[:, :, i]) for i, j in enumerate(facts["watched"])},
-        watched_traces=watched,
-        excluded={int(chain): why for chain, why in facts["excluded"].items()},
-        rise=facts["rise"],
-        estimator=facts["estimator"],
-        note=facts["note"],
-        expansion=facts["expansion"],
-        warnings=tuple(facts["warnings"]),
-        moments=Moments(**sums) if sums else None,
-    )
 
 
 def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
@@ -208,7 +141,7 @@ def attributes(response: "ComponentResponse") -> dict[str, Any]:
         "refused": json.dumps(dict(response.refused)),
         "warnings": json.dumps({name: list(item.warnings) for name, item in response.by_component.items()}),
         "task": response.fingerprint,
-        "code": code_version(),
+        "code": code_version("response.one_component"),
         "torch": str(torch.__version__),
     }
 

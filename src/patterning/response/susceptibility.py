@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from patterning.core.arrays import as_mask, check_level
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.response.moments import Moments, batch_covariances, unbiased_covariances
 
 Floats = NDArray[np.float64]

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.core.task import LossTask
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.task import Task
+from patterning.core.workers import Workers
 from patterning.models.components import ComponentLike
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.response.components import COMPONENT_LOSS, component_response
-from patterning.workers import Workers
 
 PILOT_ROWS = 16
 """Most probed rows that φ is read on in a pilot."""
@@ -62,7 +62,7 @@ def reading_cost(chains: ChainConfig, probes: int, estimator: str) -> float:
 
 
 def measure_spacing(
-    task: LossTask,
+    task: Task,
     anchor: Tensor,
     components: Sequence[ComponentLike],
     kernel: Kernel,

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 from patterning.models.language import LanguageModel, losses_of_logits, mix, next_token_losses
-from patterning.rng import Stream, generator
 
 CHUNK = 64
 """Rows that go through a model together; the measures are means over rows and change in the last bits at most."""

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import LossesFn
+from patterning.core.rng import Stream, generator
 from patterning.models.transformer import TransformerConfig, answer_logits, count_parameters, init_parameters
-from patterning.rng import Stream, generator
 from patterning.tasks import strings
-from patterning.tasks.base import LossesFn
 from patterning.tasks.strings import Steps
 
 START, PAD, END, OPEN, CLOSE = range(5)

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
+from patterning.core.store import fingerprint, write_whole
 from patterning.models.language import LanguageConfig, LanguageModel
-from patterning.rng import Stream, generator
-from patterning.store import fingerprint, write_whole
 from patterning.training.language_loss import weighted_loss
 from patterning.training.weighted import normalise_weights, permuted_batches
 
@@ -110,7 +110,7 @@ def init_language(config: LanguageConfig, seed: int) -> LanguageModel:
 
 
 def flatten_language(model: LanguageModel) -> Tensor:
-    """The row (P,) float32 on the CPU, in the order of `named_parameters` (that of `LossTask.flatten`)."""
+    """The row (P,) float32 on the CPU, in the order of `named_parameters` (that of `Task.flatten`)."""
     return torch.cat([p.detach().float().cpu().reshape(-1) for p in model.parameters()])
 
 

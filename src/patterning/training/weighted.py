@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patterning.errors import PatterningError, check_whole
-from patterning.rng import Stream, generator
-from patterning.tasks.base import Task
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.flat import FlatTask
+from patterning.core.rng import Stream, generator
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrainState:
     second_moment: Tensor
 
 
-def init_state(task: Task, seeds: Sequence[int]) -> TrainState:
+def init_state(task: FlatTask, seeds: Sequence[int]) -> TrainState:
     """Step 0, one replica a seed."""
     flat = task.init(seeds)
     return TrainState(0, flat, torch.zeros_like(flat), torch.zeros_like(flat))
@@ -69,7 +69,7 @@ def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
     return rho.double() / mean
 
 
-def epoch_minibatches(task: Task, seed: int, batch_size: int) -> Callable[[int], Tensor]:
+def epoch_minibatches(task: FlatTask, seed: int, batch_size: int) -> Callable[[int], Tensor]:
     """`step → sample numbers (b,)`; each epoch permutes the draws afresh and drops its incomplete last batch."""
     return permuted_batches(task.draws, seed, batch_size)
 
@@ -94,7 +94,7 @@ def permuted_batches(draws: Tensor, seed: int, batch_size: int) -> Callable[[int
 
 
 def advance(
-    task: Task,
+    task: FlatTask,
     config: TrainConfig,
     state: TrainState,
     seeds: Sequence[int],
@@ -127,6 +127,6 @@ def advance(
     return TrainState(max(until, state.step), flat.detach(), moments["exp_avg"], moments["exp_avg_sq"])
 
 
-def uniform_weights(task: Task) -> Tensor:
+def uniform_weights(task: FlatTask) -> Tensor:
     """ρ = 1 for every sample (n,)."""
     return torch.ones(len(task.base_weights), dtype=torch.float64)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import as_floats, check_level
-from patterning.errors import PatterningError, check_whole
-from patterning.rng import Stream, generator
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
 

@@ -1,33 +1,18 @@
 """What retraining showed: the outcomes of every arm by seed, paired effects, and verdicts; as a table and as a page."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patterning.core.arrays import Floats
-from patterning.store import write_json, write_whole
+from patterning.core.store import write_json, write_whole
+from patterning.verification.arms import HEAD, Arm
 from patterning.verification.effects import Effect
+from patterning.verification.page import evidence_page
 from patterning.verification.proportions import share_interval
 from patterning.verification.rule import ENOUGH_PAIRS, Verdict
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One set of weights over the seeds.
-
-    `values` by measure (seeds,), `effects` against unweighted and `beyond` its permuted control (95 % intervals), and
-    `facts` of how its weights were made. `kind`: base, arm, control or extra.
-    """
-
-    name: str
-    kind: str
-    values: Mapping[str, Floats]
-    effects: Mapping[str, Effect]
-    beyond: Mapping[str, Effect]
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,26 +100,11 @@ class Evidence:
 
     def page(self, path: str | Path, title: str = "What the weights did") -> None:
         """Write one self-contained HTML page: the answer, a figure, the table."""
-        from patterning.report.evidence_page import evidence_page
-
         write_whole(Path(path), evidence_page(self, title).encode())
 
     def _arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
 
-HEAD = ("weights", "measure", "mean", "against unweighted", "against permuted", "finding")
-
-
 def _interval(effect: Mapping[str, Any] | None) -> str:
     return "" if effect is None else f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"
-
-
-def order_of(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms as figures show them: unweighted, then each arm beside its control, then the others."""
-    named = {arm.name: arm for arm in arms}
-    result = [arm for arm in arms if arm.kind == "base"]
-    for arm in arms:
-        if arm.kind == "arm":
-            result += [arm, *([named[f"{arm.name}, permuted"]] if f"{arm.name}, permuted" in named else [])]
-    return result + [arm for arm in arms if arm not in result]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import check_level
-from patterning.errors import PatterningError
-from patterning.rng import Stream, generator
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 from patterning.verification.effects import Effect
 
 Bools = NDArray[np.bool_]

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.identity import digest
-from patterning.errors import PatterningError, check_whole
+from patterning.core.store import Arrays, RunFolder, Unit
+from patterning.core.workers import Progress, Workers
 from patterning.intervention.data_weights import Weights
-from patterning.store import Arrays, RunFolder, Unit
+from patterning.verification.arms import Arm
 from patterning.verification.effects import Effect, paired_effect
-from patterning.verification.evidence import Arm, Evidence
+from patterning.verification.evidence import Evidence
 from patterning.verification.proportions import paired_share_difference
 from patterning.verification.rule import Verdict, judge, level_for
-from patterning.workers import Progress, Workers
 
 Train = Callable[[Weights, int], Any]
 """(weights, seed) → a trained model, or whatever the measures take. It must depend on these two alone."""

@@ -8,24 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.store import Unit
+from patterning.core.workers import Workers
 from patterning.experiments.induction.config import TOWARD, InductionConfig
 from patterning.experiments.induction.direction import LABELS, SMOOTH, Direction
 from patterning.experiments.induction.outcome import Arm
 from patterning.experiments.induction.sweep import Found, Strength, Strengths, run_unit, weigh
 from patterning.experiments.induction.text import Source, Text
 from patterning.experiments.induction.units import Weights
+from patterning.intervention.permute import permuted_within
 from patterning.intervention.weights import summarise
-from patterning.store import Unit
 from patterning.tasks.text.classes import induction_labels
 from patterning.tasks.text.tokenizer import token_bytes
-from patterning.verification.controls import (
-    compressibility,
-    frequency_bands,
-    labelled_like,
-    permuted_within,
-    random_direction_like,
-)
-from patterning.workers import Workers
+from patterning.verification.controls import compressibility, frequency_bands, labelled_like, random_direction_like
 
 Floats = NDArray[np.float64]
 Planned = Iterator[tuple[Arm, Sequence[Weights | None]]]

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import Unit
+from patterning.core.workers import Workers
 from patterning.experiments.induction.config import InductionConfig, Stage
 from patterning.experiments.induction.direction import LABELS, SMOOTH, Direction
 from patterning.experiments.induction.pilot import Pilot
@@ -16,8 +18,6 @@ from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import joined, prediction_units
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import gaussian_scores
-from patterning.store import Unit
-from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.store import Arrays
 from patterning.experiments.induction.config import StructureSettings
 from patterning.experiments.induction.pilot import curves_of
-from patterning.store import Arrays
 from patterning.verification.effects import paired_effect
 
 Floats = NDArray[np.float64]

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patterning.core.store import Arrays
+from patterning.core.workers import Workers
 from patterning.experiments.induction.config import InductionConfig, Stage, StructureSettings
 from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import training_unit
-from patterning.store import Arrays
 from patterning.training.language import LanguageTraining, log_spaced, multiplies_bfloat16
-from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 

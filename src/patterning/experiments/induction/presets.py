@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.experiments.induction.config import InductionConfig, load_config
 
 # Toy: everything runs, nothing is learned that could be called a circuit.

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patterning.core.task import LossTask
+from patterning.core.task import Task
+from patterning.core.workers import Workers
 from patterning.experiments.induction.config import InductionConfig, Stage
 from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.pilot import Pilot
@@ -21,7 +22,6 @@ from patterning.response.components import COMPONENT_LOSS, ComponentResponse, co
 from patterning.response.modes import ModeChoice, Modes, find_modes, induction_mode
 from patterning.tasks.text.classes import token_classes
 from patterning.training.language import load_language
-from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -87,7 +87,7 @@ def read_stages(config: InductionConfig, text: Text, probes: Probes, pilot: Pilo
 def _read(config: InductionConfig, text: Text, probes: Probes, pilot: Pilot, stage: Stage, pool: Workers) -> Reading:
     own, anchor = config.reading, pilot.anchor(pilot.at[stage])
     model = load_language(config.language, anchor)
-    task = LossTask(model, next_token_losses, text.tokens[torch.from_numpy(probes.data)])
+    task = Task(model, next_token_losses, text.tokens[torch.from_numpy(probes.data)])
     found = component_response(
         task, anchor, list_components(task.module), SGLD(own.n_beta, own.localization, own.step_size),
         ChainConfig(

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from patterning.core.store import RunFolder
+from patterning.core.workers import Progress, Workers
 from patterning.experiments.common import conduct, keeping_results
 from patterning.experiments.induction.arms import compressed_size, leading, retrain
 from patterning.experiments.induction.config import InductionConfig, read_config
@@ -23,10 +25,8 @@ from patterning.experiments.induction.structure import read_structure
 from patterning.experiments.induction.sweep import sweep
 from patterning.experiments.induction.text import Text, load_text, make_source
 from patterning.response.susceptibility import rank_correlation
-from patterning.store import RunFolder
 from patterning.tasks.text.classes import induction_labels
 from patterning.training.language import init_language
-from patterning.workers import Progress, Workers
 
 
 def run_induction(

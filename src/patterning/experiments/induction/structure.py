@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.workers import Workers
 from patterning.experiments.induction.config import TOWARD, InductionConfig, Stage
 from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.pilot import Pilot
@@ -32,7 +33,6 @@ from patterning.response.susceptibility import rank_correlation, step_up
 from patterning.tasks.induction import repeated_random
 from patterning.tasks.text.classes import induction_labels
 from patterning.training.language import load_language
-from patterning.workers import Workers
 
 OBSERVABLES = ("repeated gap", "loss on other tokens")
 OTHER_BLOCKS = 1_000_003

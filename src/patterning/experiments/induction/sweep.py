@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import Unit
+from patterning.core.workers import Workers
 from patterning.experiments.induction.config import TOWARD, InductionConfig, Stage, Toward
 from patterning.experiments.induction.direction import Direction
 from patterning.experiments.induction.outcome import outcomes
@@ -15,8 +17,6 @@ from patterning.experiments.induction.pilot import checkpoints_of, training_of
 from patterning.experiments.induction.text import Source
 from patterning.experiments.induction.units import Weights, training_unit
 from patterning.intervention.weights import Policy, make_weights
-from patterning.store import Unit
-from patterning.workers import Workers
 
 Found = Mapping[tuple[Stage, str], Direction]
 SIDE = "loss:not induction"

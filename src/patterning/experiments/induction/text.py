@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import fingerprint
 from patterning.experiments.induction.config import InductionConfig
-from patterning.store import fingerprint
 from patterning.tasks.induction import copy_gain, repeated_random
 from patterning.tasks.text.classes import token_classes
 from patterning.tasks.text.corpus import Corpus, load_corpus

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.rng import Stream, generator
+from patterning.core.store import Arrays, Unit
 from patterning.experiments.induction.text import Source, load_text
 from patterning.models.language import LanguageConfig
 from patterning.response.predictor import features, fit_in_batches
 from patterning.response.slopes import loss_slopes
-from patterning.rng import Stream, generator
-from patterning.store import Arrays, Unit
 from patterning.tasks.induction import measure_structure
 from patterning.training.language import LanguageTraining, load_language, train_language
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import Arrays, write_whole
 from patterning.experiments.parentheses.units import OBSERVABLES, build_task, sample_chains
 from patterning.intervention.solve import Solution, solve
 from patterning.intervention.weights import Policy, make_weights
 from patterning.response.susceptibility import susceptibility
-from patterning.store import Arrays, write_whole
 from patterning.training.weighted import TrainConfig, TrainState, advance, init_state, uniform_weights
 
 HELD = ("ood_loss", "true_loss", "false_loss")

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.flat import evaluate
+from patterning.core.store import Arrays, Unit
+from patterning.core.workers import Workers
 from patterning.experiments.parentheses import units
 from patterning.experiments.parentheses.adaptive import HELD, held_direction
 from patterning.experiments.parentheses.config import ParenthesesConfig
@@ -20,10 +23,7 @@ from patterning.response.free_energy import gap_direction
 from patterning.response.groups import cluster_samples, group_means
 from patterning.response.retraining import half_splits, split_weights, training_response
 from patterning.response.susceptibility import Susceptibility, rank_correlation, step_up, susceptibility
-from patterning.store import Arrays, Unit
-from patterning.tasks.base import evaluate
 from patterning.tasks.parentheses import Parentheses
-from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 TOWARD = ("nested", "equal_count")

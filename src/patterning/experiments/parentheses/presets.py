@@ -2,7 +2,7 @@
 
 from typing import Any, get_args
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.experiments.parentheses.config import DirectionName, ParenthesesConfig, load_config
 
 _QUICK: dict[str, Any] = {

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.store import Arrays, Unit
+from patterning.core.workers import Workers
 from patterning.experiments.parentheses import units
 from patterning.experiments.parentheses.config import ParenthesesConfig
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.moments import Moments, join
 from patterning.response.susceptibility import Susceptibility, susceptibility
-from patterning.store import Arrays, Unit
 from patterning.tasks.parentheses import Parentheses, name_rule
-from patterning.workers import Workers
 
 PILOT_SEED = 1000
 """Pilot runs count from here; the claim's seeds from `first_seed`, above any pilot."""

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.store import Arrays, Unit
+from patterning.core.workers import Workers
 from patterning.experiments.parentheses.adaptive import adaptive_unit
 from patterning.experiments.parentheses.config import AdaptiveSettings, ParenthesesConfig
 from patterning.experiments.parentheses.directions import TOWARD, Direction
@@ -19,13 +21,12 @@ from patterning.experiments.parentheses.stages import (
     train_unit,
     unweighted,
 )
+from patterning.intervention.permute import permuted
 from patterning.intervention.weights import Policy, make_weights, summarise
-from patterning.store import Arrays, Unit
 from patterning.tasks.parentheses import Parentheses, name_rule
 from patterning.tasks.strings import RULES
-from patterning.verification.controls import permuted, thinned
+from patterning.verification.controls import thinned
 from patterning.verification.effects import paired_effect
-from patterning.workers import Workers
 
 Floats = NDArray[np.float64]
 LABELS = {"nested": "Nested", "equal_count": "Equal-Count"}

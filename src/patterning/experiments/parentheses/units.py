@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
+from patterning.core.store import Arrays, write_whole
 from patterning.posterior.calibrate import calibrate
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.first_order import first_order_susceptibility
 from patterning.response.sample import DifferentiableObservable, Draws, Observable, llc_observable, sample_draws
-from patterning.store import Arrays, write_whole
 from patterning.tasks.parentheses import CONSTANT_LOSS, Parentheses, Strings, make_parentheses
 from patterning.training.weighted import TrainConfig, TrainState, advance, init_state
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 File = tuple[str, bytes]
 _AR_MAGIC = b"!<arch>\n"

@@ -10,8 +10,8 @@ import json
 import lzma
 import tarfile
 
-from patterning.errors import PatterningError
-from patterning.store import write_json, write_whole
+from patterning.core.errors import PatterningError
+from patterning.core.store import write_json, write_whole
 from patterning.tasks.text.documents import Document, take
 from patterning.tasks.text.embedded import FOLDER
 from patterning.tasks.text.sources import Collected, choose, collect, described

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text.tokenizer import token_bytes
 
 CLASSES = ("word start", "word part", "word end", "induction", "spacing", "delimiter", "numeric", "formatting")

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from patterning.errors import PatterningError
-from patterning.store import cannot_write, fingerprint, part_of, remove_tree, write_json, write_whole
+from patterning.core.errors import PatterningError
+from patterning.core.store import cannot_write, fingerprint, part_of, remove_tree, write_json, write_whole
+from patterning.core.workers import Progress
 from patterning.tasks.text.documents import TEST_SHARE, Document, split_documents, without_duplicates
 from patterning.tasks.text.sources import Collected
 from patterning.tasks.text.tokenizer import check_vocabulary, encode, read_tokenizer, train_tokenizer
-from patterning.workers import Progress
 
 T = TypeVar("T")
 FORMAT = 1

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text.corpus import Corpus, build_corpus, load_corpus
 from patterning.tasks.text.documents import Document
 from patterning.tasks.text.sources import Collected, at_most

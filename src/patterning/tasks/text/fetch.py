@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 
 def fetch_wheel(package: str, folder: Path) -> Path:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
+from patterning.core.workers import Progress
 from patterning.tasks.text.corpus import Corpus, build_corpus, check_new, stage
 from patterning.tasks.text.local import collect_dataset, counted, parse_dataset
 from patterning.tasks.text.sources import at_most, choose, collect
 from patterning.tasks.text.tokenizer import check_vocabulary
-from patterning.workers import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text.documents import Document, why_not_text
 from patterning.tasks.text.sources import Collected, described
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.errors import PatterningError
-from patterning.rng import Stream, generator
+from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 from patterning.tasks.text.corpus import Split
 
 

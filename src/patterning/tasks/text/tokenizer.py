@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from patterning.errors import PatterningError
+from patterning.core.errors import PatterningError
 
 SEPARATOR = "<|endoftext|>"
 SEPARATOR_ID = 0  # stands before every document

@@ -1,0 +1,281 @@
+"""What `patterning response` and `patterning llc` do: load the user's task, sample its components, write the result.
+
+χ is stored first (`chi.zarr`), and table, `results.json` and page are made from what is stored: an error in any of them
+costs nothing, and `patterning report` makes them again.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from patterning.console.llc import check_components
+from patterning.core.errors import PatterningError
+from patterning.core.locks import NAME as LOCK
+from patterning.core.store import RunFolder, strict_json, write_json, write_whole
+from patterning.core.task import Task
+from patterning.core.user_code import call, load_object
+from patterning.core.workers import Progress, Workers, one_thread
+from patterning.experiments.common import keeping_results
+from patterning.face.response_page import (
+    CHECK_HEAD,
+    check_rows,
+    component_rows,
+    component_table,
+    headings,
+    response_page,
+    warnings_of,
+)
+from patterning.models.components import find_component, list_components
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import ComponentResponse, Estimator, component_response
+from patterning.response.estimate import estimate_cost
+from patterning.response.one_component import PhiOf
+from patterning.response.store import excluded_chains, open_response, save_response
+from patterning.response.thinning import Spacing, measure_spacing
+
+Results = dict[str, Any]
+CHECK = "check.json"
+"""File of a folder that holds checks of λ̂."""
+ASSUMED_BETWEEN = 4
+"""Steps between draws that `dry` reckons with where they are still to be measured."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of the command line; `steps_between_draws` 0: to be measured.
+
+    Raises `PatterningError` for a number that is not finite: what else a number must be, its user knows.
+    """
+
+    task: str
+    components: str
+    n_beta: float
+    localization: float
+    step_size: float
+    chains: int
+    draws: int
+    burn_in: int
+    steps_between_draws: int
+    batch_size: int
+    probes: int
+    estimator: str
+    reliability: float | None
+    rounds: int
+    seed: int
+    phi: str = "probes"
+    antithetic: bool = False
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise PatterningError(f"{name} is {value}: it must be a finite number")
+
+    @property
+    def chain_config(self) -> ChainConfig:
+        """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
+        return ChainConfig(
+            self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True,
+            antithetic=self.antithetic and self.estimator != "covariance",
+        )  # fmt: skip
+
+
+def load_task(where: str) -> Task:
+    """The task that `FILE.py:NAME()` returns; `PatterningError` says what is wrong, with file and line."""
+    build = load_object(where)
+    if isinstance(build, Task):
+        return build
+    if not callable(build):
+        raise PatterningError(f"{where} is a {type(build).__name__}: it must be a function that returns a Task")
+    task = call(where, build)
+    if not isinstance(task, Task):
+        hint = " (is its return missing?)" if task is None else ""
+        raise PatterningError(f"{where}() returned a {type(task).__name__}{hint}: it must return a Task")
+    return task
+
+
+def _prepare(request: Request) -> tuple[Task, list[str], torch.Tensor]:
+    task = load_task(request.task)
+    names = [name.strip() for name in request.components.split(",") if name.strip()]
+    names = names or list_components(task.module) or ["full"]
+    for name in names:
+        find_component(task.module, name)
+    n = len(task.base_weights)
+    if not 0 <= request.probes <= n:
+        raise PatterningError(f"probes is {request.probes}: there are {n} rows")
+    count = request.probes or n
+    return task, names, torch.arange(count) * n // count
+
+
+def dry(request: Request) -> Results:
+    """Time and memory of one round of chains for each component, and of all together."""
+    task, names, probes = _prepare(request)
+    assumed = not request.steps_between_draws
+    if assumed:
+        request = replace(request, steps_between_draws=ASSUMED_BETWEEN)
+    costs = estimate_cost(
+        task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator
+    )
+    return {
+        "request": vars(request),
+        "steps_between_draws_are_assumed": assumed,
+        "rows": len(task.base_weights),
+        "probed_rows": len(probes),
+        "costs": [asdict(cost) for cost in costs],
+        "seconds_of_a_round": sum(cost.seconds for cost in costs),
+    }
+
+
+def print_costs(results: Results, console: Console) -> None:
+    """What `dry` found, as a table."""
+    request, total = results["request"], results["seconds_of_a_round"]
+    if results["steps_between_draws_are_assumed"]:
+        console.print(f"steps between draws are measured first; assumed here: {ASSUMED_BETWEEN}")
+    table = Table(
+        title=f"one round of {request['chains']} chains, {results['probed_rows']} of {results['rows']} rows probed"
+    )
+    for head in ("component", "free coordinates", "seconds", "MB"):
+        table.add_column(head, justify="left" if head == "component" else "right")
+    for cost in results["costs"]:
+        size = f"{cost['free_coordinates']:,}"
+        table.add_row(cost["component"], size, f"{cost['seconds']:.1f}", f"{cost['megabytes']:.0f}")
+    console.print(table)
+    rounds = request["rounds"]
+    console.print(f"all components: {total:.0f} s on one worker, up to {total * rounds:.0f} s in all rounds")
+
+
+def sample_to(request: Request, out: Path, workers: int, progress: Progress | None = None) -> Results:
+    """Sample into the folder `out`, or go on where a killed run stood: `chi.zarr`, `results.json`, `report.html`.
+
+    Returns what `results.json` holds. Raises `PatterningError` for a wrong request, before anything is sampled; for a
+    folder that holds something else or is in use; and where the page cannot be made, which costs nothing else.
+    """
+    kernel = SGLD(request.n_beta, request.localization, request.step_size)
+    before = Path.cwd()
+    task, names, probes = _prepare(request)
+    if Path.cwd() != before:  # the user's file has gone elsewhere, and `out` was named from here
+        out = before / out
+    _check_folder(out)
+    run = RunFolder(out)
+    with run.lock(), one_thread():
+        if (out / "chi.zarr").exists():
+            _check_same(request, task, out)
+            return publish(out)
+        with Workers(run, workers, progress) as pool:
+            spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
+            responses = component_response(
+                task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
+                estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
+                reliability=request.reliability, rounds=request.rounds, pool=pool,
+            )  # fmt: skip
+            check = check_components(task, names, kernel, spaced.chain_config, probes, pool) if request.check else None
+        _store(responses, request, spaced, spacing, out)
+        if check is not None:
+            write_json(out / CHECK, check)
+        return publish(out)
+
+
+def _spaced(
+    request: Request, task: Task, names: list[str], probes: torch.Tensor, kernel: SGLD, pool: Workers
+) -> tuple[Request, list[Spacing]]:
+    """The request with its steps between draws, and the measurement where there was one: the median of components."""
+    if request.steps_between_draws:
+        return request, []
+    chains = replace(request, steps_between_draws=1).chain_config
+    spacing = measure_spacing(
+        task, task.flatten(task.module), names, kernel, chains, probes=probes, estimator=request.estimator, pool=pool
+    )
+    return replace(request, steps_between_draws=int(np.median([each.steps for each in spacing]))), spacing
+
+
+def _check_folder(out: Path) -> None:
+    """Raise where `out` is a folder of something else: its results would be written over."""
+    if (out / "config.yaml").exists():
+        raise PatterningError(f"{out} holds a run of `patterning run`: name another folder with --out")
+    begun = any((out / name).exists() for name in (LOCK, "units", "chi.zarr"))
+    if out.is_dir() and any(out.iterdir()) and not begun:
+        raise PatterningError(f"{out} exists and is not the folder of a response: name another one with --out")
+
+
+def _check_same(request: Request, task: Task, out: Path) -> None:
+    """Raise where the stored χ is an answer to another request than this one."""
+    settings = open_response(out / "chi.zarr")["susceptibility"].attrs
+    asked = json.loads(settings.get("asked", "{}"))
+    same = {**asked, "task": request.task} == vars(request)  # the file may be named from another folder
+    if not same or settings["task"] != task.fingerprint:
+        raise PatterningError(f"{out / 'chi.zarr'} exists, of another request: name another folder with --out")
+
+
+def _store(responses: ComponentResponse, asked: Request, spaced: Request, spacing: list[Spacing], out: Path) -> None:
+    more = {
+        "asked": json.dumps(vars(asked)),
+        "request": json.dumps(vars(spaced)),  # the same, with the steps between draws that were measured
+        "spacing": json.dumps(strict_json([asdict(each) for each in spacing])),
+    }
+    save_response(responses, out / "chi.zarr", more)
+
+
+def publish(out: Path) -> Results:
+    """Write `results.json` and `report.html` from the stored χ; return what `results.json` holds.
+
+    Raises `PatterningError` when χ is not there or damaged, and where the page cannot be made.
+    """
+    if not (out / "chi.zarr").exists():
+        raise PatterningError(f"{out} has no chi.zarr yet: give the command that began it again, it resumes")
+    tree = open_response(out / "chi.zarr")
+    settings = tree["susceptibility"].attrs
+    with keeping_results(out, out / "chi.zarr"):
+        request = json.loads(settings.get("request", "{}"))
+        table = component_table(tree)
+        check = json.loads((out / CHECK).read_text(encoding="utf-8")) if (out / CHECK).exists() else None
+        results: Results = {
+            "request": request,
+            "spacing": json.loads(settings.get("spacing", "[]")),
+            "table": table,
+            "excluded": excluded_chains(tree),
+            "warnings": warnings_of(tree, table) + (check or {}).get("warnings", []),
+            "check": check,
+        }
+        write_json(out / "results.json", strict_json(results))
+        page = response_page(tree, f"Susceptibilities of {request.get('task', settings['task'])}", check)
+        write_whole(out / "report.html", page.encode(errors="replace"))
+    return results
+
+
+def print_results(results: Results, console: Console) -> None:
+    """The table of `results.json` on a terminal, with what is to be said of it."""
+    request = results["request"]
+    sampler = ", ".join(
+        f"{sign} {request[name]:g}"
+        for sign, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
+        if name in request
+    )
+    table = Table(title=sampler or None)
+    for head in headings(request):
+        table.add_column(head, justify="left" if head == "component" else "right")
+    for row in component_rows(results["table"]):
+        table.add_row(*row.cells)
+    console.print(table)
+    if results["spacing"]:
+        measured = ", ".join(f"{each['component']} {each['steps']}" for each in results["spacing"])
+        steps = request["steps_between_draws"]
+        console.print(f"{steps} steps between draws, the median of {measured}", highlight=False)
+    if results.get("check"):
+        table = Table(title="λ̂ at half the step and at other γ")
+        for head in CHECK_HEAD:
+            table.add_column(head, justify="left" if head == "component" else "right")
+        for row in check_rows(results["check"]):
+            table.add_row(*row.cells)
+        console.print(table)
+        for line in results["check"]["verdicts"]:
+            console.print(line, highlight=False, markup=False)
+    for line in results["warnings"]:
+        console.print(f"note: {line}", style="yellow", highlight=False, markup=False)

@@ -1,0 +1,37 @@
+"""Counter-based randomness: every random number is a function of (seed, stream, replica, step).
+
+Philox (Salmon et al., SC 2011) is keyed by `(seed, stream)` and started at a counter made of `(replica, step)`, so a
+chain is the same alone or batched, on one worker or many, before or after a resume. There is no global generator.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+from patterning.core.errors import check_whole
+
+LARGEST = 2**63 - 1
+
+
+class Stream(IntEnum):
+    """What the numbers are for; two streams of one seed never share a counter."""
+
+    DATA = 1
+    TEST_DATA = 2
+    INIT = 3
+    EPOCH = 4
+    MINIBATCH = 5
+    NOISE = 6
+    CONTROL = 7
+    BOOTSTRAP = 8
+    GROUPS = 9
+    PHASE = 10
+    TRIAL = 11
+
+
+def generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:
+    """A numpy generator that depends on nothing but its arguments (each a non-negative integer below 2**63)."""
+    for name, value in (("seed", seed), ("replica", replica), ("step", step)):
+        check_whole(name, value, 0, LARGEST)
+    # Philox increments the lowest counter word as it draws, so (step, replica) sit in the words above it.
+    return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, step, replica, 0]))

@@ -1,0 +1,37 @@
+"""Which samples a task's rows hold, and how often each is drawn."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+DRAWS_PER_SAMPLE = 16
+"""Most draws for each sample in an epoch, on average: how finely they follow uneven base weights."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples in some rows of the data, masked ones left out: `row`, `position` within it, and `weight` q, (n,).
+
+    `place` (n,): where each lies among all cells of the rows, row by row. Weights sum to 1.
+    """
+
+    row: NDArray[np.int64]
+    position: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    place: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def draws_of(q: Tensor) -> Tensor:
+    """Sample numbers int64 (N,), j about N q_j times: exactly, where q is in the ratio of small whole numbers."""
+    ratios = (q / q[q > 0].min()).numpy()
+    whole = np.allclose(ratios, ratios.round(), rtol=0, atol=1e-4) and ratios.sum() <= DRAWS_PER_SAMPLE * len(q)
+    count = math.floor(ratios.sum() + 0.5) if whole else DRAWS_PER_SAMPLE * len(q)
+    points = (np.arange(count) + 0.5) / count
+    return torch.from_numpy(np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1))

@@ -1,0 +1,266 @@
+"""Run folders: files appear whole or not at all, and a unit of work is found again by the hash of what went into it."""
+
+import errno
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from patterning.core.checksums import array_digest
+from patterning.core.code import code_version
+from patterning.core.errors import PatterningError
+from patterning.core.locks import cannot_use, hold
+
+Arrays = dict[str, NDArray[Any]]
+LONGEST_NAME = 80
+"""Letters of a unit's name that its file is called by: file systems end at 255 for the whole."""
+RESULTS = ("config.yaml", "results.json", "report.html", "chi.zarr")
+"""What a run folder may hold besides its units."""
+_log = logging.getLogger("patterning")
+_count = itertools.count()
+
+
+def part_of(path: Path) -> Path:
+    """A name beside `path` for what is still being written: no other process or thread has it."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{next(_count)}.part")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside `path`, fsync, rename: a reader sees the old file or the new one, never half of it.
+
+    Raises `PatterningError` when that fails: a full disk, a folder that may not be written to.
+    """
+    part = part_of(path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()  # half of it would only fill the disk
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> PatterningError:
+    """The sentence for a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "allow it"
+    else:
+        remedy = "see to it"
+    return PatterningError(
+        f"{path} cannot be written ({error.strerror or error}): {remedy}, then give the same command again; what is "
+        "finished is kept"
+    )
+
+
+def as_json(value: object) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(value, indent=1, sort_keys=False, default=_plain) + "\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as indented JSON, whole."""
+    write_whole(path, as_json(value).encode())
+
+
+def fingerprint(*parts: object) -> str:
+    """Sixteen hex digits that change when any part does.
+
+    Parts are JSON values, arrays, mappings of these, and objects with a `fingerprint` of their own.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(own := getattr(part, "fingerprint", None), str):
+            digest.update(own.encode())
+        elif isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, Mapping):
+            digest.update(fingerprint(*(item for pair in sorted(part.items()) for item in pair)).encode())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=_plain).encode())
+        digest.update(b"\x00")
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work: `function(**arguments, scratch=Path)` returns named arrays.
+
+    The function and its arguments must be such that cloudpickle can send them to a worker, which is a fresh process,
+    and the result must depend on the arguments only. `scratch` is a path that it may use to save where it stands; it is
+    removed when the unit is done.
+    """
+
+    name: str
+    function: Callable[..., Arrays]
+    arguments: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """`name-hash`: the file name of the result.
+
+        The hash covers the arguments, the code that the function reaches (`core.code`) and the torch version.
+
+        It is computed once and sent along with the unit: a worker does not compute it again.
+        """
+        module = self.function.__module__
+        function = f"{module}.{self.function.__qualname__}"
+        return f"{self.name[:LONGEST_NAME]}-{fingerprint(function, self.arguments, code_version(module))}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run: `config.yaml`, `units/`, and at the end `results.json` and `report.html`."""
+
+    path: Path
+
+    @property
+    def units(self) -> Path:
+        """Where finished units lie."""
+        return self.path / "units"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder, which is made if need be; contexts of one process may be nested.
+
+        Whoever takes the lock clears what a killed run left half-written: its writer is not alive. Raises
+        `PatterningError` where another process holds it.
+        """
+        with hold(self.path) as first:
+            if first:
+                self._clear()
+            yield
+
+    def create(self) -> None:
+        """Make the folder; what a killed run left half-written is cleared. Raises as `lock` does."""
+        with self.lock():
+            try:
+                self.units.mkdir(exist_ok=True)
+            except OSError as error:
+                raise cannot_use(self.units, error) from None
+
+    def _clear(self) -> None:
+        leftovers = [*self.units.glob("*.part")]
+        leftovers += [left for name in RESULTS for left in self.path.glob(f"{name}.*part")]
+        for leftover in leftovers:
+            if leftover.is_dir():
+                remove_tree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+    def file_of(self, unit: Unit) -> Path:
+        """Where the unit's result lies, or will lie."""
+        return self.units / f"{unit.key}.safetensors"
+
+    def load(self, unit: Unit) -> Arrays | None:
+        """The result of a finished unit, or None. A damaged file is as good as none: it is deleted, with a note."""
+        path = self.file_of(unit)
+        if not path.exists():
+            return None
+        try:
+            return read_arrays(path)
+        except PatterningError as error:
+            _log.warning(f"{error}: it is computed again")
+            path.unlink(missing_ok=True)
+            return None
+
+    def compute(self, unit: Unit) -> Arrays:
+        """The unit's result: read if it is there, otherwise computed and stored."""
+        found = self.load(unit)
+        if found is not None:
+            return found
+        scratch = self.units / f"{unit.key}.state"
+        arrays = {k: np.asarray(v, order="C") for k, v in self._call(unit, scratch).items()}
+        write_arrays(self.file_of(unit), arrays)
+        scratch.unlink(missing_ok=True)
+        return arrays
+
+    def _call(self, unit: Unit, scratch: Path) -> Arrays:
+        try:
+            return unit.function(**unit.arguments, scratch=scratch)
+        except SafetensorError as error:
+            if not scratch.exists():
+                raise
+            _log.warning(f"{scratch} is damaged ({error}): {unit.name} starts anew")
+            scratch.unlink()
+            return unit.function(**unit.arguments, scratch=scratch)
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Named arrays as a safetensors file, whole, with their digest in it."""
+    write_whole(path, save(arrays, {"sha256": array_digest(arrays)}))
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays that `write_arrays` wrote; raises `PatterningError` when the file is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            stored = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise PatterningError(f"{path} is damaged ({error})") from None
+    if array_digest(arrays) != stored:
+        raise PatterningError(f"{path} is damaged (its numbers are not those that were written)")
+    return arrays
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and all that is in it, as far as that can be done."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def strict_json(value: object) -> object:
+    """`value` as JSON knows it: a number that is not finite becomes None, as JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return strict_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return strict_json(_plain(value))
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder; raises `PatterningError` when `path` is not one."""
+    if not path.is_dir():
+        raise PatterningError(f"{path} is not a folder")
+    if not (path / "config.yaml").is_file():
+        raise PatterningError(f"{path} is not a run folder: it holds no config.yaml and no chi.zarr")
+    return RunFolder(path)
+
+
+def _plain(value: object) -> object:
+    """JSON's view of paths, numpy scalars and arrays, and dataclass-like values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,191 @@
+"""What the command line shows: a bar that moves on a terminal, a plain line now and then in a log."""
+
+import os
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from patterning.core.progress import Progress
+
+LOG_INTERVAL = 30.0
+"""Seconds between two lines in a log."""
+LOG_WIDTH = 140
+"""Columns of a table in a log, which is not a narrow terminal."""
+
+
+class QuietConsole(Console):
+    """A console whose reader may leave (`| head -1`): what is left to print is dropped, and nothing fails."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more."""
+        self.quiet = True
+        silence(1)
+
+
+def silence(descriptor: int) -> None:
+    """Send what this process still writes to `descriptor` nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console of standard output or standard error, wide enough for a table where it is not a terminal."""
+    console = QuietConsole(stderr=stderr)
+    return console if console.is_terminal else QuietConsole(stderr=stderr, width=LOG_WIDTH)
+
+
+def make_progress(console: Console) -> Progress:
+    """A bar where `console` is a terminal, lines where it is a file or a pipe."""
+    return BarProgress(console) if console.is_terminal else LineProgress(console)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:07, 12:30 or 1:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Stage:
+    """A stage in work: how much of it is done, and how long the rest will take at the speed so far."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.name, self.total = name, total
+        self.at_start = done
+        self.whole = done
+        self.within = 0.0
+        self.begun = time.monotonic()
+
+    @property
+    def done(self) -> float:
+        """Units, with what is done of those in work."""
+        return min(self.whole + self.within, float(self.total))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.begun
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go; None before there is anything to tell it by."""
+        gained = self.done - self.at_start
+        return self.elapsed * (self.total - self.done) / gained if gained > 0 else None
+
+    def line(self) -> str:
+        """The stage in one plain line."""
+        share = self.done / self.total if self.total else 1.0
+        left = "not yet known" if self.left is None else clock(self.left)
+        return f"{self.name}: {self.whole}/{self.total} done, {share:.0%}, {clock(self.elapsed)} gone, {left} left"
+
+
+class _Left(ProgressColumn):
+    """Time left, by all that was done since the stage began."""
+
+    max_refresh = 0.5
+
+    def __init__(self, owner: "BarProgress") -> None:
+        super().__init__()
+        self.owner = owner
+
+    def render(self, task: Task) -> Text:
+        left = None if self.owner.stage is None else self.owner.stage.left
+        return Text("-:--" if left is None else clock(left), style="progress.remaining")
+
+
+class _Percent(TextColumn):
+    """The share that is done: whole units alone would stand still for minutes."""
+
+    def __init__(self) -> None:
+        super().__init__("{task.percentage:>3.0f}%")
+
+
+class BarProgress(Progress):
+    """One bar a stage, with the units and the share that are done, and elapsed and remaining time."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stage: Stage | None = None
+        self._bar: Bar | None = None
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """A new bar."""
+        self.finish()
+        self.stage = Stage(stage, total, done)
+        columns: list[Any] = [
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            _Percent(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            _Left(self),
+        ]
+        self._bar = Bar(*columns, console=self.console)
+        self._bar.start()
+        self._bar.add_task(f"{stage} ({done} found)" if done else stage, total=total, completed=done)
+
+    def advance(self) -> None:
+        """One unit further."""
+        if self.stage is not None:
+            self.stage.whole += 1
+            self._draw()
+
+    def within(self, units: float) -> None:
+        """A fraction of a unit further."""
+        if self.stage is not None:
+            self.stage.within = units
+            self._draw()
+
+    def finish(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self.stage = None
+
+    def _draw(self) -> None:
+        if self._bar is not None and self.stage is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.stage.done)
+
+
+class LineProgress(Progress):
+    """A line every `interval` seconds while a stage is in work: for logs, where a bar would be redrawn line by line."""
+
+    def __init__(self, console: Console, interval: float = LOG_INTERVAL) -> None:
+        self.console = console
+        self.interval = interval
+        self._stage: Stage | None = None
+        self._over = threading.Event()
+        self._due = time.monotonic() + interval
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """A stage begins; short ones leave no line."""
+        self.finish()
+        self._stage, self._over = Stage(stage, total, done), threading.Event()
+        threading.Thread(target=self._speak, args=(self._stage, self._over), daemon=True).start()
+
+    def advance(self) -> None:
+        """One unit further."""
+        if self._stage is not None:
+            self._stage.whole += 1
+
+    def within(self, units: float) -> None:
+        """A fraction of a unit further."""
+        if self._stage is not None:
+            self._stage.within = units
+
+    def finish(self) -> None:
+        """No more lines of this stage."""
+        self._over.set()
+        self._stage = None
+
+    def _speak(self, stage: Stage, over: threading.Event) -> None:
+        while not over.wait(max(self._due - time.monotonic(), 0.0)):
+            self._due = time.monotonic() + self.interval
+            self.console.print(stage.line(), highlight=False, markup=False, soft_wrap=True)

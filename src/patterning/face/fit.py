@@ -1,0 +1,44 @@
+"""`fit`: weighted training for those who have no loop of their own."""
+
+import torch
+from torch import nn
+
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.modules import copy_module
+from patterning.core.task import Task
+from patterning.intervention.data_weights import Weights
+from patterning.training.weighted import TrainConfig, advance, init_state
+
+
+def fit(
+    task: Task,
+    weights: Weights | None,
+    seed: int,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+) -> nn.Module:
+    """A module trained from scratch on the task's data under `weights` (None: unweighted): Adam, fixed rate.
+
+    Initial weights and minibatches depend on `seed` alone, so that the same seed in two arms is a pair. ρ multiplies
+    the loss of each row. Raises `PatterningError` for weights of other data, or of single tokens.
+    """
+    check_whole("seed", seed, 0)
+    config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
+    rho = torch.ones(len(task.base_weights), dtype=torch.float64)
+    if weights is not None:
+        weights.check(task)
+        if weights.per_token:
+            raise PatterningError(
+                "fit weights whole rows: use weights.by_row(), or a loop of your own with weights.loss"
+            )
+        rho = torch.from_numpy(weights.rho)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a small model on several threads is slower, and its sums have other bits
+    try:
+        state = advance(task, config, init_state(task, [seed]), [seed], rho, steps)
+    finally:
+        torch.set_num_threads(threads)
+    return task.load(copy_module(task.module), state.flat[0])

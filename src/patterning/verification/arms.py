@@ -1,0 +1,36 @@
+"""One set of weights over the seeds, with its outcomes and effects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from patterning.core.arrays import Floats
+from patterning.verification.effects import Effect
+
+HEAD = ("weights", "measure", "mean", "against unweighted", "against permuted", "finding")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One set of weights over the seeds.
+
+    `values` by measure (seeds,), `effects` against unweighted and `beyond` its permuted control (95 % intervals), and
+    `facts` of how its weights were made. `kind`: base, arm, control or extra.
+    """
+
+    name: str
+    kind: str
+    values: Mapping[str, Floats]
+    effects: Mapping[str, Effect]
+    beyond: Mapping[str, Effect]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def order_of(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms as figures show them: unweighted, then each arm beside its control, then the others."""
+    named = {arm.name: arm for arm in arms}
+    result = [arm for arm in arms if arm.kind == "base"]
+    for arm in arms:
+        if arm.kind == "arm":
+            result += [arm, *([named[f"{arm.name}, permuted"]] if f"{arm.name}, permuted" in named else [])]
+    return result + [arm for arm in arms if arm not in result]
