@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.errors import PatterningError
+from patterning.core.numbers import check_layout, without_mask
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -50,4 +51,8 @@ def check_level(level: float) -> None:
 
 def _as_array(values: Any) -> np.ndarray:
     numpy = getattr(values, "numpy", None)  # a tensor
-    return np.asarray(values.detach().cpu().numpy() if callable(numpy) and hasattr(values, "detach") else values)
+    if callable(numpy) and hasattr(values, "detach"):
+        check_layout("an array", values)
+        own = values.detach().cpu()
+        return np.asarray((own.float() if own.is_floating_point() and own.itemsize < 4 else own).numpy())
+    return np.asarray(without_mask("an array", values))

@@ -5,10 +5,10 @@ from numbers import Number
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
+from patterning.core.numbers import from_numpy, plain_tensor
 
 Batch = Any
 """A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None."""
@@ -20,9 +20,9 @@ def as_batch(data: object) -> Batch:
     Raises `PatterningError` for what holds no numbers.
     """
     if isinstance(data, Tensor):
-        return data.detach().float() if data.is_floating_point() else data.detach()
+        return plain_tensor(data)
     if isinstance(data, np.ndarray):
-        return _from_numpy(data)
+        return from_numpy(data)
     if isinstance(data, Mapping):
         return {key: None if part is None else as_batch(part) for key, part in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
@@ -31,7 +31,7 @@ def as_batch(data: object) -> Batch:
             return _from_numbers(items)
         return _like(items, [None if part is None else as_batch(part) for part in items])
     if hasattr(data, "__array__"):  # a pandas column, say
-        return _from_numpy(np.asarray(data))
+        return from_numpy(np.asarray(data))
     raise PatterningError(
         f"data must be tensors, arrays or lists of numbers, or tuples, lists and dicts of them (found {_kind(data)})"
     )
@@ -91,22 +91,12 @@ def _holds_numbers(items: Sequence[Any]) -> bool:
 
 def _from_numbers(items: Sequence[Any]) -> Tensor:
     try:
-        return _from_numpy(np.array(items))
+        return from_numpy(np.array(items))
     except ValueError as error:  # rows of unequal length
         raise PatterningError(
             f"a list of numbers is no array ({error}): pad rows of unequal length to one length, and let the loss "
             "return a pair (losses, mask) with mask False at the padding"
         ) from None
-
-
-def _from_numpy(array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "biuf":
-        raise PatterningError(f"data must be numbers (found an array of {array.dtype})")
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has little arithmetic for these
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(array)) if array.flags.writeable else torch.tensor(array)
 
 
 def _kind(what: object) -> str:

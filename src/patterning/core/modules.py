@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.errors import PatterningError
+from patterning.core.numbers import as_float32
 from patterning.core.rng import Stream, generator
+from patterning.core.state import Seen, fresh, tensors
 
 _MISSING = object()
-_DEPTH = 3
-"""How deep lists, tuples and dicts of an attribute are searched for tensors."""
 
 
 def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
@@ -25,21 +25,29 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise PatterningError(f"the model must be a torch.nn.Module (found {type(module).__name__})")
     memo: dict[int, Any] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad and p.is_complex():
+            as_float32(f"parameter {name}", p)
     for part in module.modules():
-        for tensor in _tensors(part.__dict__, _DEPTH):
+        for tensor in tensors(part.__dict__):
             if tensor.requires_grad and not tensor.is_leaf:  # deepcopy refuses these: results of a computation
                 memo[id(tensor)] = tensor.detach().clone()
     try:
         copy = deepcopy(module, memo)
         if not convert:
             return copy
-        numbers = [*copy.parameters(), *copy.buffers()]
-        if any(value.is_floating_point() and value.dtype != torch.float32 for value in numbers):
+        numbers = [*module.named_parameters(), *module.named_buffers()]
+        for name, value in numbers:
+            if value.dtype == torch.float64:
+                as_float32(name, value.detach())
+        if any(value.is_floating_point() and value.dtype != torch.float32 for _, value in numbers):
             copy = copy.float()
+    except PatterningError:
+        raise
     except Exception as error:
         raise PatterningError(
             f"the module cannot be copied or converted to float32 ({type(error).__name__}: {_first_line(error)}): "
-            "remove what its modules hold besides parameters and buffers, or give it in float32"
+            f"{_what_hinders(module)}, or give it in float32"
         ) from error
     return copy.eval()
 
@@ -64,38 +72,61 @@ def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 @contextmanager
 def keep_attributes(module: nn.Module, changing: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Attributes (name of the submodule, name of the attribute) are afterwards what they were before.
+    """Attributes and buffers (name of the submodule, name in it) are afterwards what they were before.
 
-    A forward pass may leave tensors of its own behind (`self.last = x`), which are of no use outside of it.
+    A forward pass may leave tensors of its own behind (`self.last = x`), or write into a cache. While the context lasts
+    it is given copies of what it changes, so that every call finds what the first one found.
     """
-    parts = [(part, attribute) for path, attribute in changing if (part := _submodule(module, path)) is not None]
-    before = [part.__dict__.get(attribute, _MISSING) for part, attribute in parts]
+    kept, made = list[tuple[dict[str, Any], str, object]](), dict[int, Any]()
+    for path, name in changing:
+        if (part := _submodule(module, path)) is not None:
+            for place in (part.__dict__, part._buffers):
+                before = place.get(name, _MISSING)
+                kept.append((place, name, before))
+                if before is not _MISSING:
+                    place[name] = fresh(before, made)
     try:
         yield
     finally:
-        for (part, attribute), value in zip(parts, before, strict=True):
-            if value is _MISSING:
-                part.__dict__.pop(attribute, None)
+        for place, name, before in kept:
+            if before is _MISSING:
+                place.pop(name, None)
             else:
-                part.__dict__[attribute] = value
+                place[name] = before
 
 
-def attributes_of(module: nn.Module) -> dict[tuple[str, str], object]:
-    """Every attribute of every submodule that is no parameter, buffer, submodule or hook: what it is now."""
+def attributes_of(module: nn.Module) -> dict[tuple[str, str], Seen]:
+    """What every attribute and buffer of every submodule is now (no parameters, submodules and hooks)."""
+    made: dict[int, Any] = {}
+    return {place: Seen(value, exact=True, made=made) for place, value in _attributes(module).items()}
+
+
+def changed_attributes(before: Mapping[tuple[str, str], Seen], module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Those that are other objects now than `before`, or the same ones with other contents."""
+    after = _attributes(module)
+    keys = [*before, *(key for key in after if key not in before)]
+    return tuple(key for key in keys if key not in before or before[key].changed(after.get(key, _MISSING)))
+
+
+def put_back(before: Mapping[tuple[str, str], Seen], module: nn.Module, changed: Sequence[tuple[str, str]]) -> None:
+    """Give the module copies of what the attributes `changed` were `before`."""
+    for path, name in changed:
+        part = module.get_submodule(path)
+        place = part._buffers if name in part._buffers else part.__dict__
+        if (path, name) in before:
+            place[name] = before[path, name].copy
+        else:
+            place.pop(name, None)
+
+
+def _attributes(module: nn.Module) -> dict[tuple[str, str], object]:
     standard = vars(nn.Module())
     return {
         (path, key): value
         for path, part in module.named_modules()
-        for key, value in vars(part).items()
+        for key, value in (*vars(part).items(), *part._buffers.items())
         if key not in standard
     }
-
-
-def changed_attributes(before: Mapping[tuple[str, str], object], module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Those that are other objects now than `before`."""
-    after = attributes_of(module)
-    keys = [*before, *(key for key in after if key not in before)]
-    return tuple(key for key in keys if before.get(key, _MISSING) is not after.get(key, _MISSING))
 
 
 def fresh_module(
@@ -175,15 +206,15 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _tensors(what: object, depth: int) -> Iterator[Tensor]:
-    if isinstance(what, Tensor):
-        yield what
-    elif depth and isinstance(what, Mapping):
-        for part in what.values():
-            yield from _tensors(part, depth - 1)
-    elif depth and isinstance(what, list | tuple):
-        for part in what:
-            yield from _tensors(part, depth - 1)
+def _what_hinders(module: nn.Module) -> str:
+    """What to remove, for a module that cannot be copied."""
+    for (path, name), value in _attributes(module).items():
+        try:
+            deepcopy(value, {id(value): None} if isinstance(value, Tensor) else {})
+        except Exception:  # whatever keeps it from being copied
+            where = f"{path}.{name}" if path else name
+            return f"remove its attribute {where} (a {type(value).__name__}), or make it where it is used"
+    return "remove what its modules hold besides parameters and buffers"
 
 
 def _first_line(error: Exception) -> str:

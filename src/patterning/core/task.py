@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from patterning.core.anchors import check_like, matching, row_of
 from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.errors import PatterningError
@@ -116,18 +117,23 @@ class Task:
         A function of the seed alone: the global random state is left as it was. Raises `PatterningError` where the
         module does not say how; other uses of the task do not need it.
         """
-        rows = [self.flatten(fresh_module(self.module, self.make, seed, list(self.shapes))) for seed in seeds]
+        rows = [row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes) for seed in seeds]
         return torch.stack(rows).to(next(self.module.parameters()).device)
 
     def flatten(self, module: nn.Module) -> Tensor:
-        """The row (P,) float32 of a (trained) module of the same architecture: a checkpoint w*."""
-        return torch.cat([p.detach().float().reshape(-1) for p in self._matching(module)])
+        """The row (P,) float32 of a (trained) module of the same architecture: a checkpoint w*.
+
+        Raises `PatterningError` where a row cannot hold what the module is: one with other buffers, frozen parameters or
+        settings than the task's.
+        """
+        check_like(self, module)
+        return row_of(module, self.shapes)
 
     def load(self, module: nn.Module, row: Tensor) -> nn.Module:
         """Write a row (P,) into a module of the same architecture, in place, and return it."""
         if row.shape != (self.num_parameters,):
             raise PatterningError(f"the row has shape {tuple(row.shape)}: it must be ({self.num_parameters},)")
-        for p, value in zip(self._matching(module), self.named(row.detach()[None]).values(), strict=True):
+        for p, value in zip(matching(module, self.shapes), self.named(row.detach()[None]).values(), strict=True):
             p.detach().copy_(value[0])
         return module
 
@@ -283,14 +289,6 @@ class Task:
                 f"(r, {self.num_parameters}) and (r, b)"
             )
         return self.named(flat)
-
-    def _matching(self, module: nn.Module) -> list[nn.Parameter]:
-        parameters = dict(module.named_parameters())
-        for name, shape in self.shapes.items():
-            if name not in parameters or parameters[name].shape != shape:
-                there = tuple(parameters[name].shape) if name in parameters else "missing"
-                raise PatterningError(f"parameter {name} is {there} where this task's module has {tuple(shape)}")
-        return [parameters[name] for name in self.shapes]
 
 
 class _WithLoss(nn.Module):

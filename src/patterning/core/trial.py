@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from patterning.core.answers import TOLERANCE, Triable, Trial, kept, reason_of, run_plain, same
 from patterning.core.batch import as_batch, count_rows
 from patterning.core.errors import PatterningError
-from patterning.core.modules import attributes_of, changed_attributes, displaced, spread
+from patterning.core.modules import attributes_of, changed_attributes, displaced, put_back, spread
 from patterning.core.trial_gradient import check_gradient
+from patterning.core.trial_writes import check_writes
 
 MOST_ROWS = 64
 FEW_ROWS = 4
@@ -42,16 +43,12 @@ def check_base_weights(weights: object, rows: int) -> Tensor:
 def try_task(task: Triable, original: nn.Module) -> Trial:
     """Try a task whose module is a copy of `original`; raises `PatterningError` where it cannot serve."""
     n, before = count_rows(task.data), attributes_of(task.module)
+    check_writes(task, spread(n, FEW_ROWS))
     with _watched(original) as calls:
         rows = _with_samples(task, _how_many(task, n), n)
         losses, mask = run_plain(task, rows)
     changing = changed_attributes(before, task.module)
-    for path, attribute in changing:
-        part, old = task.module.get_submodule(path), before.get((path, attribute), None)
-        if (path, attribute) in before:
-            part.__dict__[attribute] = old
-        else:
-            part.__dict__.pop(attribute, None)
+    put_back(before, task.module, changing)
     task.trial = trial = Trial(masked=mask is not None, changing=changing)
     if calls:
         raise PatterningError(

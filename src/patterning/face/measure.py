@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.progress import Progress
@@ -19,13 +20,14 @@ from patterning.core.workers import Workers
 from patterning.face.response import Response
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
-from patterning.models.restricted import Restricted, check_anchor
+from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.find_settings import Found, find_settings
 from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
 from patterning.response.first_look import first_look
+from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import SampledResponse
 from patterning.response.store import to_tree
@@ -88,6 +90,7 @@ def measure(
         phi = "data" if len(rows) < len(task.base_weights) and estimator != "covariance" else "probes"
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
+    try_observables(functions, anchor)
     say = Say(progress)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     antithetic = estimator in ("auto", "pathwise")
@@ -110,8 +113,7 @@ def measure(
 
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
     anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
-    check_anchor(task, anchor)
-    return anchor.detach()
+    return check_anchor(task, anchor)
 
 
 def _components(

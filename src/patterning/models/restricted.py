@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from patterning.core.anchors import check_anchor
 from patterning.core.batch import Batch
 from patterning.core.errors import PatterningError
 from patterning.core.modules import copy_module, spread
@@ -36,10 +37,10 @@ class Restricted:
     """
 
     def __init__(self, task: Task, anchor: Tensor, component: ComponentLike) -> None:
-        check_anchor(task, anchor)
+        anchor = check_anchor(task, anchor)
         self.task = task
         self.component = find_component(task.module, component)
-        whole = {name: part[0] for name, part in task.named(anchor.detach()[None]).items()}
+        whole = {name: part[0] for name, part in task.named(anchor[None]).items()}
         self._picks = {
             name: None if mask is None else mask.flatten().nonzero()[:, 0].to(anchor.device)
             for name, mask in self.component.masks.items()
@@ -175,18 +176,6 @@ class Restricted:
         if flat.ndim != 2 or flat.shape[1] != self.num_parameters:
             raise PatterningError(f"parameters {tuple(flat.shape)} are not (r, {self.num_parameters})")
         return flat
-
-
-def check_anchor(task: Task, anchor: object) -> None:
-    """Raise `PatterningError` unless `anchor` is a finite checkpoint (P,) of the task's module."""
-    if not isinstance(anchor, Tensor) or not anchor.is_floating_point() or anchor.shape != (task.num_parameters,):
-        what = f"{anchor.dtype} {tuple(anchor.shape)}" if isinstance(anchor, Tensor) else type(anchor).__name__
-        raise PatterningError(
-            f"the checkpoint w* is {what}: it must be a row of {task.num_parameters} floating point numbers, as "
-            "task.flatten(module) gives"
-        )
-    if not bool(anchor.isfinite().all()):
-        raise PatterningError(f"the checkpoint w* holds {int((~anchor.isfinite()).sum())} NaN or infinite parameters")
 
 
 def _is_head(module: nn.Module, component: Component) -> bool:

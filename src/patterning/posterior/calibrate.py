@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask, evaluate
 from patterning.posterior.chains import ChainConfig, run_chains
@@ -62,6 +63,7 @@ def calibrate(
     """
     if not 0 < rise < 1:
         raise PatterningError(f"rise is {rise}: it is a fraction of the way to the constant predictor, between 0 and 1")
+    anchor = check_anchor(task, anchor)
     q = task.base_weights
     start = float((evaluate(task.losses, anchor[None], len(q))[0].double() * q).sum())
     span = constant_loss - start

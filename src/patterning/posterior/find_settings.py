@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.task import Task
 from patterning.models.components import ComponentLike
@@ -74,6 +75,7 @@ def find_settings(
     long, chains disagree, spikes, too noisy, too little signal, healthy. Raises `PatterningError` where every γ makes
     the chains leave the solution.
     """
+    anchor = check_anchor(task, anchor)
     n = float((task.base_weights > 0).sum()) * task.samples_per_row
     beta = min(MOST_N_BETA, n / math.log(max(n, 3.0))) if n_beta is None else n_beta
     picked = [components[i] for i in sorted({round(x) for x in np.linspace(0, len(components) - 1, TRIED)})]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask, evaluate
 from patterning.core.task import Task
@@ -91,7 +92,7 @@ def check_llc(
     Verdicts compare at confidence `level`. `rise_band` (nats) is where E[L] - L(w*) may be; without it 0 ≤ λ̂ ≤ P/2 is
     asked, which every learning coefficient satisfies. Raises `PatterningError` for settings that make no chain.
     """
-    tasks = _tasks(task, anchor, components)
+    tasks = _tasks(task, check_anchor(task, anchor), components)
     if chains.chains < 2 or chains.draws < 8:
         raise PatterningError(f"{chains.chains} chains of {chains.draws} draws give no error: use at least 2 and 8")
     if not 0 < level < 1:
@@ -135,7 +136,7 @@ def _tasks(
     task: FlatTask, anchor: Tensor, components: Sequence[ComponentLike] | None
 ) -> dict[str, tuple[FlatTask, Tensor]]:
     if components is None:
-        return {task.component.name if isinstance(task, Restricted) else "full": (task, anchor.detach())}
+        return {task.component.name if isinstance(task, Restricted) else "full": (task, anchor)}
     if not isinstance(task, Task):
         raise PatterningError(f"components are parts of a module: a {type(task).__name__} has none, leave them out")
     free = [Restricted(task, anchor, what) for what in components]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
 
@@ -51,8 +52,9 @@ def is_minimum(task: FlatTask, anchor: Tensor, *, n_beta: float, localization: f
     The gradient and one Hessian-vector product are taken over all data, in pieces of `chunk` rows. A saddle passes,
     too: what is measured is the slope, and no negative curvature off it.
     """
+    anchor = check_anchor(task, anchor)
     q = task.base_weights.to(anchor)
-    flat = anchor[None].detach().clone().requires_grad_()
+    flat = anchor[None].clone().requires_grad_()
     rows = torch.arange(len(q), device=anchor.device).split(chunk)
 
     def gradient(part: Tensor, *, twice: bool) -> Tensor:

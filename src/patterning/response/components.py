@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.batch import as_batch
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.store import Unit
 from patterning.core.task import Task
 from patterning.core.workers import Workers
 from patterning.models.components import Component, ComponentLike, find_component
-from patterning.models.restricted import Restricted, check_anchor
+from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_gradient
@@ -39,6 +40,7 @@ from patterning.response.one_component import (
     component_unit,
     sample_component,
 )
+from patterning.response.observables import try_observables
 from patterning.response.packing import refusal, unpack
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 
@@ -141,7 +143,7 @@ def component_response(
     """
     chosen = _components(task, components)
     _check_settings(kernel, chains, estimator, observables, reliability, rounds)
-    check_anchor(task, anchor)
+    anchor = check_anchor(task, anchor)
     rows = row_numbers("probes", probes, len(task.base_weights))
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
@@ -152,6 +154,7 @@ def component_response(
             "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
             f"estimator is {estimator!r}"
         )
+    try_observables(observables or {}, anchor)
     for component in chosen:
         try_gradient(Restricted(task, anchor, component))
     settings = Settings(
@@ -162,7 +165,7 @@ def component_response(
         Unit(
             f"component-{re.sub('[^a-z0-9]+', '-', component.name.lower())}",
             component_unit,
-            {"work": Work(task, anchor.detach(), component, kernel, chains, settings, key)},
+            {"work": Work(task, anchor, component, kernel, chains, settings, key)},
         )
         for component in chosen
     ]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask, evaluate
 from patterning.response.sample import DifferentiableObservable
@@ -35,6 +36,7 @@ def first_order_susceptibility(
     Directional derivatives of all sample losses along ∇φ, by central differences of length `step` in weight space
     (error O(step²)). Raises `PatterningError` where φ has no gradient.
     """
+    anchor = check_anchor(task, anchor)
     q = task.base_weights.cpu().double()
     rows = []
     for name, observable in observables.items():

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask, evaluate
 from patterning.core.task import Task
@@ -16,6 +17,7 @@ from patterning.posterior.band import advise, default_band
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import Diagnostics, diagnose
 from patterning.response.moments import Moments, join
+from patterning.response.observables import check_names, evaluated, try_observables
 from patterning.response.susceptibility import Susceptibility, susceptibility
 
 Floats = NDArray[np.float64]
@@ -137,14 +139,11 @@ def sample_draws(
         with torch.no_grad():
             losses = (readout.losses(flat) if known is None else known).double()
             phi = {
-                name: observable.function(losses) if isinstance(observable, OfLosses) else observable(flat)
+                name: evaluated(name, observable.function, losses)
+                if isinstance(observable, OfLosses)
+                else evaluated(name, observable, flat)
                 for name, observable in observables.items()
             }
-        for name, value in phi.items():
-            if value.shape != (len(flat),):
-                raise PatterningError(
-                    f"observable {name!r} gave shape {tuple(value.shape)} for {len(flat)} replicas: it must be (r,)"
-                )
         return np.stack([value.double().cpu().numpy() for value in phi.values()], axis=1), losses.cpu().numpy()
 
     known = None if readout.at_anchor is None else readout.at_anchor[None]
@@ -201,10 +200,14 @@ def sample_response(
     NaN or passes `loss_band` (by default the loss of a model that knows nothing, `posterior.band`; none for a task
     without a module), or when an observable or a sample's loss is not finite at a draw. `watched` samples,
     evenly spaced, are diagnosed. Raises `PatterningError` for settings that leave no error bar, an observable of the
-    wrong shape, an undefined value at w*, or fewer than 2 chains left.
+    wrong shape or that does not depend on the parameters, a w* that is no finite row of the task's, an undefined value
+    at w*, or fewer than 2 chains left.
     """
+    anchor = check_anchor(task, anchor)
     if chains.chains < 2:
         raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
+    check_names(observables)
+    try_observables({name: phi for name, phi in observables.items() if not isinstance(phi, OfLosses)}, anchor)
     if loss_band is None:
         known = isinstance(task, Task)
         loss_band = default_band(task, anchor, chains.batch_size, kernel.n_beta) if known else math.inf
@@ -241,6 +244,7 @@ def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_bet
 
 def llc_observable(task: FlatTask, anchor: Tensor, n_beta: float) -> OfLosses:
     """φ = nβ (L(w) - L(w*)) on the full data; its posterior mean is the local learning coefficient estimate λ̂(w*)."""
+    anchor = check_anchor(task, anchor)
     q = task.base_weights.double()
-    start = float(evaluate(task.losses, anchor.detach()[None], len(q))[0].double() @ q)
+    start = float(evaluate(task.losses, anchor[None], len(q))[0].double() @ q)
     return OfLosses(lambda losses: n_beta * (losses @ q - start))

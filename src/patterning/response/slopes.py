@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp, vmap
 
+from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.task import Task
 from patterning.models.components import ComponentLike
@@ -28,7 +29,8 @@ def component_gradients(
     """
     if not len(rows):
         raise PatterningError("a gradient needs at least one row")
-    flat = anchor.detach()[None].clone().requires_grad_()
+    anchor = check_anchor(task, anchor)
+    flat = anchor[None].clone().requires_grad_()
     total = torch.zeros_like(anchor)
     for part in rows.split(at_once):
         (slope,) = torch.autograd.grad(task.losses(flat, part[None]).sum(), flat)
