@@ -196,7 +196,7 @@ def test_fewer_than_two_chains_left_is_an_error_that_names_the_others():
         ({"observables": {"a": first_weight, "b": lambda flat: flat}}, r"'b' gave shape \(1, 3\) for 1 replicas"),
         ({"observables": {"a": first_weight, "b": lambda flat: flat.sum(1).log()}}, "'b' is nan at w"),
         ({"anchor": torch.full((P,), torch.nan), "observables": {"a": lambda flat: torch.zeros(len(flat))}},
-         "loss of sample 0 is NaN or infinite at w"),
+         r"w\* holds 3 NaN or infinite parameters"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said_before_sampling(change, message):

@@ -3,16 +3,22 @@
 A function of the user's is its bytecode, its constants and defaults, what its closure holds, and what it reads of its
 module (constants, other functions, classes), followed as far as it goes. A function of an installed package is its
 name, and one of this package its name and the code that it reaches (`core.code`). What cannot be told apart by
-anything but its address has no key: `digest` then never gives the same answer twice, so that nothing is reused.
+anything but its address has no key: `digest` then never gives the same answer twice, so that nothing is reused, and a
+warning says why. Locks and loggers decide no number: they are left out.
 """
 
 import dis
 import hashlib
-import pickle
+import io
+import logging
+import random
 import sys
 import sysconfig
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -24,11 +30,18 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.code import PACKAGE, code_version
+from patterning.core.errors import PatterningWarning
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range)
 _LIBRARIES = tuple(
     str(Path(sysconfig.get_paths()[kind]).resolve()) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_NOT_SUBCLASSED = (type, nn.Module, FunctionType, MethodType, BuiltinFunctionType, ModuleType, CodeType, Enum)
+_IGNORED = (
+    type(threading.Lock()), type(threading.RLock()), logging.Logger, logging.LoggerAdapter, logging.Handler,
+    threading.Condition, threading.Event, threading.Semaphore, threading.local,
+)  # fmt: skip
+"""What no number depends on: who may go first, and what is written down on the way."""
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -42,8 +55,21 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def digest(*parts: object) -> str:
-    """Sixteen hex digits that change when anything that the parts hold or reach changes."""
-    return _Walk().of(parts)[:16]
+    """Sixteen hex digits that change when anything that the parts hold or reach changes.
+
+    Warns (`PatterningWarning`) where something has no key: results that depend on it cannot be found again.
+    """
+    walk = _Walk()
+    found = walk.of(parts)[:16]
+    if walk.without_key:
+        warnings.warn(
+            f"results cannot be found again when this is run another time, as what they depend on holds "
+            f"{walk.without_key[0]}, which has no value to tell it by: keep it out of modules, losses and observables, "
+            "or replace it by plain values",
+            PatterningWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 class _Walk:
@@ -52,27 +78,41 @@ class _Walk:
     def __init__(self) -> None:
         self._digests: dict[int, str] = {}
         self._under_way: list[int] = []
+        self._path: list[object] = []
         self._alive: list[object] = []  # an address may be used again once its object is gone
+        self.without_key: list[str] = []
+        """What had no key, in words."""
 
     def of(self, what: object) -> str:
-        if isinstance(what, _PLAIN):
+        if type(what) in _PLAIN:
             return _hash("plain", type(what).__name__, repr(what))
         if id(what) in self._under_way:
             return _hash("cycle", str(self._under_way.index(id(what))))
         if id(what) not in self._digests:
             self._alive.append(what)
             self._under_way.append(id(what))
+            self._path.append(what)
             describe = next((describe for kinds, describe in self._kinds() if isinstance(what, kinds)), self._object)
-            self._digests[id(what)] = describe(what)
+            found = describe(what)
+            if describe != self._object and not isinstance(what, _NOT_SUBCLASSED) and not _is_library(_module_of(what)):
+                found = self._join("subclass", found, type(what), getattr(what, "__dict__", None))
+            self._digests[id(what)] = found
+            self._path.pop()
             self._under_way.pop()
         return self._digests[id(what)]
 
     def _kinds(self) -> list[tuple[Any, Callable[[Any], str]]]:
         return [
+            (Enum, lambda value: _hash("plain", type(value).__module__, type(value).__qualname__, repr(value))),
+            (_PLAIN, lambda value: _hash("plain", _value_of(value))),
             (Tensor, self._tensor),
+            (weakref.ref, lambda value: self._join("weakref", value())),
+            (_IGNORED, lambda value: _hash("ignored", type(value).__name__)),
+            (random.Random, lambda value: self._join("random", type(value), value.getstate())),
+            (torch.Generator, lambda value: self._join("generator", str(value.device), value.get_state())),
             (np.ndarray, self._array),
             (np.generic, lambda value: _hash("number", str(value.dtype), repr(value.item()))),
-            ((torch.dtype, torch.device, torch.Size, Enum, Path), lambda value: _hash("plain", repr(value))),
+            ((torch.dtype, torch.device, torch.Size, Path), lambda value: _hash("plain", repr(value))),
             (nn.Module, self._module),
             (partial, lambda value: self._join("partial", value.func, value.args, dict(value.keywords))),
             (MethodType, lambda value: self._join("method", value.__func__, value.__self__)),
@@ -83,18 +123,28 @@ class _Walk:
             (CodeType, self._code),
             (Mapping, lambda value: self._join("mapping", *(part for item in value.items() for part in item))),
             ((list, tuple), lambda value: self._join(type(value).__name__, *value)),
-            ((set, frozenset), lambda value: _hash("set", *sorted(_Walk().of(part) for part in value))),
+            ((set, frozenset), self._set),
         ]
 
     def _join(self, kind: str, *parts: object) -> str:
         return _hash(kind, *(self.of(part) for part in parts))
 
     def _tensor(self, value: Tensor) -> str:
+        value = value.detach()
         try:
-            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, or left behind by a transform
-            return self._object(value)
+            if (parts := _parts_of(value)) is not None:
+                return self._join("tensor", type(value).__name__, str(value.dtype), tuple(value.shape), *parts)
+            flat = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+            data = flat.view(torch.uint8).numpy().tobytes()
+        except (RuntimeError, NotImplementedError, TypeError):  # left behind by a transform, say
+            return self._unkeyed(value)
         return _hash("tensor", f"{value.dtype}{tuple(value.shape)}", data)
+
+    def _set(self, value: set[object] | frozenset[object]) -> str:
+        walks = [_Walk() for _ in value]
+        found = sorted(walk.of(part) for walk, part in zip(walks, value, strict=True))
+        self.without_key += [words for walk in walks for words in walk.without_key]
+        return _hash("set", *found)
 
     def _array(self, value: np.ndarray) -> str:
         if value.dtype.hasobject:
@@ -141,6 +191,8 @@ class _Walk:
         return self._join("nn.Module", *parts)
 
     def _object(self, value: object) -> str:
+        if isinstance(value, Iterator | AsyncIterator | Coroutine | io.IOBase):
+            return self._unkeyed(value)  # what they will give next is not in what they hold
         held = getattr(value, "__dict__", None)
         slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
         if held is not None or slots:
@@ -148,9 +200,59 @@ class _Walk:
         if isinstance(value, property | staticmethod | classmethod):
             return self._join("wrapper", getattr(value, "__func__", None), getattr(value, "fget", None))
         try:
-            return _hash("pickled", pickle.dumps(value))
+            made = value.__reduce_ex__(4)
         except Exception:  # whatever keeps it from being pickled, it has no key
-            return _hash("unkeyed", uuid.uuid4().hex)
+            return self._unkeyed(value)
+        parts = made if isinstance(made, tuple) else (made,)
+        return self._join("reduced", *(list(part) if isinstance(part, Iterator) else part for part in parts))
+
+    def _unkeyed(self, value: object) -> str:
+        owner = next((part for part in reversed(self._path) if part is not value and _has_name(part)), None)
+        held = f" held by {_name_of(owner)}" if owner is not None else ""
+        self.without_key.append(f"a {type(value).__name__}{held}")
+        return _hash("unkeyed", uuid.uuid4().hex)
+
+
+def _parts_of(value: Tensor) -> list[object] | None:
+    """What a tensor that is no plain block of numbers is made of; None for one that is."""
+    if value.is_nested:
+        return list(value.unbind())
+    if value.is_quantized:
+        per_channel = value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+        scale: list[object] = (
+            [value.q_per_channel_scales(), value.q_per_channel_zero_points(), value.q_per_channel_axis()]
+            if per_channel
+            else [value.q_scale(), value.q_zero_point()]
+        )
+        return [value.int_repr(), *scale]
+    if value.layout == torch.sparse_coo:
+        whole = value.coalesce()
+        return [whole.indices(), whole.values()]
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [str(value.layout), value.crow_indices(), value.col_indices(), value.values()]
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [str(value.layout), value.ccol_indices(), value.row_indices(), value.values()]
+    return ["meta"] if value.device.type == "meta" else None
+
+
+def _value_of(value: object) -> str:
+    """The plain value under a subclass's own way to show itself."""
+    kind = next(kind for kind in _PLAIN if isinstance(value, kind))
+    return f"{kind.__name__} {kind.__repr__(value)}"
+
+
+def _has_name(value: object) -> bool:
+    return isinstance(value, nn.Module | FunctionType | type) or not isinstance(
+        value, (*_PLAIN, list, tuple, Mapping, set, frozenset, CodeType)
+    )
+
+
+def _name_of(value: object) -> str:
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def _module_of(value: object) -> str:
+    return type(value).__module__
 
 
 def _hash(*parts: str | bytes) -> str:
