@@ -43,6 +43,30 @@ def as_mask(name: str, mask: Any, count: int) -> Bools:
     return array
 
 
+def as_ids(ids: Any) -> NDArray[Any]:
+    """Names of rows (n,): all whole numbers or all text. Raises `PatterningError` for others, and for the same twice."""
+    given = _as_array(ids) if isinstance(ids, np.ndarray) or hasattr(ids, "detach") else list(ids)
+    array = np.asarray(given)
+    if array.ndim != 1 or array.dtype.kind not in "iuUSO" or len({_kind_of(name) for name in given}) > 1:
+        raise PatterningError(
+            f"ids must be one name a row, all whole numbers or all text (found an array of {array.dtype} "
+            f"{array.shape}, such as {', '.join(repr(name) for name in list(given)[:3])})"
+        )
+    first: dict[Any, int] = {}
+    for place, name in enumerate(array.tolist()):
+        if first.setdefault(name, place) != place:
+            raise PatterningError(
+                f"ids must be different: {name!r} is the id of row {first[name]} and of row {place}, so that a weight "
+                "looked up by it would be one of two"
+            )
+    return array
+
+
+def _kind_of(name: object) -> str:
+    whole = isinstance(name, int | np.integer) and not isinstance(name, bool)
+    return "number" if whole else "text" if isinstance(name, str | bytes) else type(name).__name__
+
+
 def check_level(level: float) -> None:
     """Raise `PatterningError` unless a confidence level lies between 0 and 1."""
     if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:

@@ -4,11 +4,12 @@ Philox (Salmon et al., SC 2011) is keyed by `(seed, stream)` and started at a co
 chain is the same alone or batched, on one worker or many, before or after a resume. There is no global generator.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import numpy as np
 
-from patterning.core.errors import check_whole
+from patterning.core.errors import PatterningError, check_whole
 
 LARGEST = 2**63 - 1
 
@@ -27,6 +28,18 @@ class Stream(IntEnum):
     GROUPS = 9
     PHASE = 10
     TRIAL = 11
+
+
+def seeds_of(seeds: object, name: str = "seeds") -> list[int]:
+    """Seeds as a list, from any collection of whole numbers >= 0; raises `PatterningError` for anything else."""
+    if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable):
+        raise PatterningError(f"{name} is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
+    found = [seed.item() if hasattr(seed, "item") and not isinstance(seed, np.bool_) else seed for seed in seeds]
+    for seed in found:
+        check_whole("seed", seed, 0, LARGEST)
+    if not found:
+        raise PatterningError(f"{name} is empty: name at least one")
+    return found
 
 
 def generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:

@@ -17,6 +17,7 @@ from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.errors import PatterningError
 from patterning.core.identity import digest
 from patterning.core.modules import copy_module, displaced, fresh_module, keep_attributes, other_names, spread
+from patterning.core.rng import seeds_of
 from patterning.core.samples import Samples, draws_of
 from patterning.core.trial import check_base_weights, try_task
 
@@ -117,7 +118,7 @@ class Task:
         A function of the seed alone: the global random state is left as it was. Raises `PatterningError` where the
         module does not say how; other uses of the task do not need it.
         """
-        rows = [row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes) for seed in seeds]
+        rows = [row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes) for seed in seeds_of(seeds)]
         return torch.stack(rows).to(next(self.module.parameters()).device)
 
     def flatten(self, module: nn.Module) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.core.arrays import Bools, Floats, as_floats, as_mask
+from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 from patterning.intervention.permute import permuted, permuted_within
@@ -67,9 +67,10 @@ class Weights:
         mean = float((q * rho).sum())
         if not mean > 0:
             raise PatterningError("the weights are all zero: there is nothing left to train on")
+        names = as_ids(self.ids)
         free = as_mask("free", np.asarray(self.free).ravel(), rho.size).reshape(rho.shape)
         rho = rho if abs(mean - 1) < ROUNDING else rho / mean  # so that a file gives back the same bits
-        for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", np.asarray(self.ids))):
+        for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", names)):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -77,7 +78,7 @@ class Weights:
         """Weights of your own: ρ (n,) or (n, t)."""
         values = as_floats("the weights", rho)
         q = np.ones(values.shape) if base_weights is None else as_floats("base_weights", base_weights)
-        names = np.arange(len(values)) if ids is None else np.asarray(ids)
+        names = np.arange(len(values)) if ids is None else as_ids(ids)
         return cls(values, names, q, np.ones(values.shape, dtype=bool))
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.errors import PatterningError
+from patterning.core.modules import other_names
 
 Masks = Mapping[str, Tensor | None]
 """Parameter name → which of its entries are free, bool of its shape; None: all of them."""
@@ -39,10 +40,12 @@ def find_component(module: nn.Module, what: ComponentLike) -> Component:
     `full`; `l1h3` (queries, keys, values and output of a head), `l1 attn`, `l1 mlp`, `embed`, `unembed` for the
     architectures known here (`LanguageModel`, Hugging Face GPT-2, TransformerLens), in capital or small letters; for
     every module a parameter name or a pattern of them (`blocks.1.*`); or a ready `Component`. Raises `PatterningError`
-    for what selects nothing, masks of another shape, and a tied weight that is stored under another name.
+    for what selects nothing, masks of another shape, and a tied weight that is stored under another name. A pattern that
+    means any place of a tied weight means the weight, and the component's note names its other places.
     """
     if isinstance(what, Component):
-        return _checked(module, what)
+        _check_kind(what)
+        return _checked(module, _with_ties(module, what))
     if not isinstance(what, str):
         raise PatterningError(f"a component is a name or a Component with masks (found {type(what).__name__})")
     free = [name for name, p in module.named_parameters() if p.requires_grad]
@@ -51,10 +54,12 @@ def find_component(module: nn.Module, what: ComponentLike) -> Component:
         return _checked(module, Component(name, dict.fromkeys(free)))
     for know in _ARCHITECTURES:
         if (known := know(module, name)) is not None:
-            return _checked(module, known)
-    if names := [parameter for parameter in free if fnmatchcase(parameter, what)]:
-        return Component(what, dict.fromkeys(names))
+            return _checked(module, _with_ties(module, known))
+    if what in free:
+        return _checked(module, _with_ties(module, Component(what, {what: None})))
     _say_if_tied(module, what)
+    if names := _listed(module, lambda parameter: fnmatchcase(parameter, what)):
+        return _checked(module, _with_ties(module, Component(what, dict.fromkeys(names))))
     known_names = list_components(module)
     offer = f"{', '.join(known_names[:12])}{', …' if len(known_names) > 12 else ''}, " if known_names else ""
     raise PatterningError(
@@ -108,7 +113,6 @@ def _known(
         found = layout(module)
         if found is None:
             return None
-        names = [name for name, _ in module.named_parameters()]
         if what in found.parts:
             for name in found.parts[what]:
                 _say_if_tied(module, name)
@@ -122,7 +126,7 @@ def _known(
         if match[2]:
             return Component(what, found.head(layer, int(match[2])), found.note(layer, int(match[2])))
         prefix = (found.attention if match[3] == "attn" else found.mlp_prefix).format(layer)
-        return Component(what, dict.fromkeys(name for name in names if name.startswith(prefix)))
+        return Component(what, dict.fromkeys(_listed(module, lambda name: name.startswith(prefix))))
 
     return component
 
@@ -228,6 +232,23 @@ def _lens_layout(module: nn.Module) -> _Layout | None:
 _ARCHITECTURES = tuple(_known(layout) for layout in (_own_layout, _gpt2_layout, _lens_layout))
 
 
+def _listed(module: nn.Module, meant: Callable[[str], bool]) -> list[str]:
+    """Trainable parameters with any name that is meant: tied ones go by the name they are listed under."""
+    listed = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    names = (listed.get(id(p)) for name, p in module.named_parameters(remove_duplicate=False) if meant(name))
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _with_ties(module: nn.Module, component: Component) -> Component:
+    """The component with a note of the other places that its parameters are used in."""
+    others = other_names(module)
+    shared = [f"{name} is tied to {', '.join(others[name])}" for name in component.masks if name in others]
+    if not shared:
+        return component
+    note = f"{'; '.join(shared)}: free in all of these places"
+    return replace(component, note="; ".join(dict.fromkeys(filter(None, [component.note, note]))))
+
+
 def _tied_to(module: nn.Module, name: str) -> str | None:
     """The name under which a tied parameter is listed, if `name` is a second name of it."""
     every = dict(module.named_parameters(remove_duplicate=False))
@@ -244,6 +265,17 @@ def _say_if_tied(module: nn.Module, name: str) -> None:
         )
 
 
+def _check_kind(component: Component) -> None:
+    name = component.name
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise PatterningError(f"a component is called {name!r}: a name is a line of text")
+    if not isinstance(component.masks, Mapping):
+        raise PatterningError(
+            f"component {name!r}: its masks are {type(component.masks).__name__}: they must be a dict, parameter name → "
+            "mask (or None for all of it)"
+        )
+
+
 def _checked(module: nn.Module, component: Component) -> Component:
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, mask in component.masks.items():
@@ -251,6 +283,11 @@ def _checked(module: nn.Module, component: Component) -> Component:
             _say_if_tied(module, name)
             raise PatterningError(f"component {component.name!r}: {name} is no parameter that requires a gradient")
         shape = parameters[name].shape
+        if mask is not None and not isinstance(mask, Tensor):
+            raise PatterningError(
+                f"component {component.name!r}: the mask of {name} is {type(mask).__name__}: it must be a tensor of bool, "
+                "or None for all entries"
+            )
         if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
             raise PatterningError(
                 f"component {component.name!r}: the mask of {name} is {mask.dtype} {tuple(mask.shape)}: it must be "
