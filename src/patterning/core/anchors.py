@@ -86,7 +86,9 @@ def check_like(task: Any, module: nn.Module) -> None:
         try:
             found = task.run(flat, task.data, rows, module=copy_module(module).to(expected.device))
         except Exception as error:
-            raise PatterningError(f"this module cannot be run as the task's is ({reason_of(error)}); {REMEDY}") from error
+            raise PatterningError(
+                f"this module cannot be run as the task's is ({reason_of(error)}); {REMEDY}"
+            ) from error
     if not same(expected, found):
         raise PatterningError(
             f"this module is not the task's with other parameters: its losses at them are others ({other[0]} differs), "
@@ -141,9 +143,7 @@ def _rest(module: nn.Module, names: set[str]) -> dict[str, Tensor]:
     stored = set(module.state_dict(keep_vars=True))
     kept = {name: p for name, p in module.named_parameters() if name not in names}
     buffers = {name: value for name, value in module.named_buffers() if name in stored}
-    return {
-        name: value.detach() for name, value in (kept | buffers).items() if name.rpartition(".")[2] not in COUNTERS
-    }
+    return {name: value.detach() for name, value in (kept | buffers).items() if name.rpartition(".")[2] not in COUNTERS}
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

@@ -90,7 +90,9 @@ class _OwnModule:
         changed = [name for name, (p, version) in self._frozen.items() if p._version != version]
         if not self._checked:
             own = dict(self.module.named_parameters())
-            changed = [name for name, (p, _) in self._frozen.items() if name not in own or not same_values(p, own[name])]
+            changed = [
+                name for name, (p, _) in self._frozen.items() if name not in own or not same_values(p, own[name])
+            ]
             buffers = dict(self.module.named_buffers())
             self._always_new = any(
                 name not in buffers or not same_values(value, buffers[name])

@@ -133,7 +133,7 @@ class _Walk:
         value = value.detach()
         try:
             if (parts := _parts_of(value)) is not None:
-                return self._join("tensor", type(value).__name__, str(value.dtype), tuple(value.shape), *parts)
+                return self._join("tensor", type(value).__name__, str(value.dtype), *parts)
             flat = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
             data = flat.view(torch.uint8).numpy().tobytes()
         except (RuntimeError, NotImplementedError, TypeError):  # left behind by a transform, say
@@ -227,12 +227,12 @@ def _parts_of(value: Tensor) -> list[object] | None:
         return [value.int_repr(), *scale]
     if value.layout == torch.sparse_coo:
         whole = value.coalesce()
-        return [whole.indices(), whole.values()]
+        return [tuple(value.shape), whole.indices(), whole.values()]
     if value.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [str(value.layout), value.crow_indices(), value.col_indices(), value.values()]
+        return [str(value.layout), tuple(value.shape), value.crow_indices(), value.col_indices(), value.values()]
     if value.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [str(value.layout), value.ccol_indices(), value.row_indices(), value.values()]
-    return ["meta"] if value.device.type == "meta" else None
+        return [str(value.layout), tuple(value.shape), value.ccol_indices(), value.row_indices(), value.values()]
+    return ["meta", tuple(value.shape)] if value.device.type == "meta" else None
 
 
 def _value_of(value: object) -> str:

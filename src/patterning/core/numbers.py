@@ -85,7 +85,9 @@ def data_as_float32(values: Tensor) -> Tensor:
         return values.float()
     found = values.float()
     moved = (found.double() - values).abs()
-    lost = (values.isfinite() & ~found.isfinite()) | ((values.abs() > MOST_WHOLE) & (values == values.round()) & (moved > 0))
+    lost = (values.isfinite() & ~found.isfinite()) | (
+        (values.abs() > MOST_WHOLE) & (values == values.round()) & (moved > 0)
+    )
     if not bool(lost.any()) and values.ndim and len(values) > 1:
         spread = values.std(0, correction=0)
         constant = spread <= NO_SPREAD * values.abs().amax(0)

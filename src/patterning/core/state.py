@@ -71,7 +71,9 @@ def contents(value: object) -> list[tuple[Any, Any]] | None:
     if isinstance(value, _CLOSED):
         return None
     if isinstance(value, Mapping):
-        parts: list[tuple[Any, Any]] = [(id(key) if isinstance(key, Tensor) else key, part) for key, part in value.items()]
+        parts: list[tuple[Any, Any]] = [
+            (id(key) if isinstance(key, Tensor) else key, part) for key, part in value.items()
+        ]
     elif isinstance(value, list | tuple | deque):
         parts = list(enumerate(value))
     elif isinstance(value, set | frozenset):

@@ -118,7 +118,10 @@ class Task:
         A function of the seed alone: the global random state is left as it was. Raises `PatterningError` where the
         module does not say how; other uses of the task do not need it.
         """
-        rows = [row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes) for seed in seeds_of(seeds)]
+        rows = [
+            row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes)
+            for seed in seeds_of(seeds)
+        ]
         return torch.stack(rows).to(next(self.module.parameters()).device)
 
     def flatten(self, module: nn.Module) -> Tensor:
@@ -208,18 +211,15 @@ class Task:
 
         def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
             named = {f"module.{other}": parameters[name] for name, others in names for other in others}
-            with torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+            half = torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False)
+            with half, keep_attributes(called, self.trial.changing):  # each replica finds the module as it was
                 answer = functional_call(with_loss, named, (own,), tie_weights=False)
             losses, mask = losses_and_mask(answer, index.shape[1])
             return (losses if mask is None else torch.where(mask > 0, losses, 0.0)).flatten()
 
         # Fused attention, twice as fast on a CPU, has no rule for vmap and no second derivative.
         fused = one_by_one and not torch.is_grad_enabled()
-        with (
-            keep_attributes(called, self.trial.changing),
-            _no_inference_path(),
-            nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
-        ):
+        with _no_inference_path(), nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
             if one_by_one or not together:
                 count = len(next(iter(varied.values())))
                 own = [{name: values[c] for name, values in varied.items()} for c in range(count)]

@@ -50,6 +50,8 @@ def try_task(task: Triable, original: nn.Module) -> Trial:
     changing = changed_attributes(before, task.module)
     put_back(before, task.module, changing)
     task.trial = trial = Trial(masked=mask is not None, changing=changing)
+    if changing:
+        losses, mask = run_plain(task, rows)  # as every call finds the module from now on
     if calls:
         raise PatterningError(
             "the loss calls the module it was written with: it must call the one that it is given, loss(module, batch)"
