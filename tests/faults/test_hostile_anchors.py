@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from patterning.core.errors import PatterningError
 from patterning.core.functions import OfModule
 from patterning.core.task import Task
+from patterning.face.measure import measure
 from patterning.models.components import Component, find_component
 from patterning.response.sample import OfLosses, sample_response
 from tests.faults.common import CE, CHAINS, KERNEL, TOKENS, X, Y, chi, classify, linear_task, seeded
@@ -110,7 +111,7 @@ def test_a_checkpoint_with_other_buffers_or_frozen_parameters_is_refused() -> No
     base.a.requires_grad_(False)
     task, other = Task(base, classify, (X, Y)), copy.deepcopy(base)
     other.a.weight.detach().mul_(2)
-    with pytest.raises(PatterningError, match="a.weight has other values there"):
+    with pytest.raises(PatterningError, match=r"a\.weight has other values there"):
         task.flatten(other)
     assert task.init([0]).shape == (1, task.num_parameters)
 
@@ -152,7 +153,7 @@ def test_a_pattern_means_a_tied_weight_in_any_of_its_places_and_says_so() -> Non
         assert "encoder.weight is tied to decoder.weight" in component.note
     assert "tied" in chi(task, ["decoder.*"]).by_component["decoder.*"].note
     assert "tied" in find_component(task.module, Component("mine", {"encoder.weight": None})).note
-    with pytest.raises(PatterningError, match="Name encoder.weight instead"):
+    with pytest.raises(PatterningError, match=r"Name encoder\.weight instead"):
         find_component(task.module, "decoder.weight")
 
 
@@ -228,7 +229,7 @@ def test_an_observable_that_writes_into_frozen_parameters_is_refused() -> None:
     task = Task(base, classify, (X, Y))
     key = task.fingerprint
     for function in (hollow, hollow_data):
-        with pytest.raises(PatterningError, match="changes the frozen parameter a.weight in place"):
+        with pytest.raises(PatterningError, match=r"changes the frozen parameter a\.weight in place"):
             sampled(task, {"hostile": OfModule(task, "hostile", function)})
     assert task.fingerprint == key
 
@@ -285,7 +286,7 @@ def test_whole_numbers_and_numbers_of_other_types_are_observables() -> None:
 def test_names_that_a_table_cannot_hold_are_refused(names: list) -> None:
     phis = {name: lambda flat: flat[:, 0] for name in names}
     for call in (lambda: sampled(linear_task(), phis), lambda: chi(linear_task(), observables=phis)):
-        with pytest.raises(PatterningError, match="called|capital letters"):
+        with pytest.raises(PatterningError, match=r"called|capital letters"):
             call()
 
 
@@ -298,3 +299,76 @@ def test_seeds_that_are_no_whole_numbers_are_refused(seeds) -> None:
 def test_seeds_may_come_one_by_one() -> None:
     task = linear_task()
     assert torch.equal(task.init(seed for seed in (1, np.int64(2))), task.init([1, 2]))  # type: ignore[arg-type]
+
+
+def closure_over_another_module(task: Task):
+    net = copy.deepcopy(task.module)
+    return OfModule(task, "phi", lambda _m: net(X).mean())
+
+
+def test_an_observable_of_another_module_or_that_writes_into_the_data_is_refused() -> None:
+    task = linear_task()
+    with pytest.raises(PatterningError, match="whatever the parameters are"):
+        sampled(task, {"phi": closure_over_another_module(task)})
+    x = X.clone()
+    task = Task(seeded(nn.Linear(6, 3)), classify, (x, Y))
+    with pytest.raises(PatterningError, match="writes into the task's data"):
+        sampled(task, {"phi": OfModule(task, "phi", lambda m: m(x.mul_(0.9)).mean())})
+
+
+def test_an_observable_cannot_move_the_checkpoint_that_was_given() -> None:
+    task = linear_task()
+    row = task.own_row()
+    found = sampled(task, {"w": lambda flat: flat[:, 0] + 0 * row.mul_(0.5)[0]}, row)
+    np.testing.assert_allclose(found.susceptibility.chi, sampled(task).susceptibility.chi, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "first-order"])
+def test_an_observable_in_place_has_its_gradient(estimator) -> None:
+    def in_place(m: nn.Module) -> Tensor:
+        m.weight.mul_(0.5)
+        return m(X).square().mean()
+
+    def plain(m: nn.Module) -> Tensor:
+        return (X @ m.weight.T * 0.5 + m.bias).square().mean()
+
+    task = linear_task()
+    one, other = (
+        measure(
+            task, {"phi": phi}, sampler=KERNEL, chains=2, draws=8, burn_in=4, batch_size=64, budget=1, progress=False,
+            estimator=estimator,
+        ).tree["susceptibility"]["chi"].values
+        for phi in (in_place, plain)
+    )  # fmt: skip
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-7)
+
+
+def test_a_row_is_not_loaded_into_a_module_with_other_buffers() -> None:
+    task, other = Task(seeded(Normed()), classify, (X, Y)), seeded(Normed())
+    other.norm.running_mean += 3
+    with pytest.raises(PatterningError, match=r"norm\.running_mean has other values"):
+        task.load(other, task.own_row())
+
+
+class Aliased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(6, 3))
+        self.b = nn.Parameter(self.a.detach()[:, :1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.a + x @ self.b
+
+
+def test_parameters_that_share_numbers_are_refused() -> None:
+    with pytest.raises(PatterningError, match=r"parameters (a and b|b and a) share memory"):
+        Task(Aliased(), classify, (X, Y))
+    module = nn.Linear(6, 3)
+    module.weight = nn.Parameter(module.weight.detach()[:, :1].expand(3, 6))
+    with pytest.raises(PatterningError, match="weight repeats the same numbers"):
+        Task(module, classify, (X, Y))
+    for empty in (nn.Linear(6, 3, device="meta"), nn.LazyLinear(3)):
+        with pytest.raises(PatterningError, match="no numbers yet"):
+            Task(empty, classify, (X, Y))
+    with pytest.raises(PatterningError, match="base_weights must be 128 numbers"):
+        Task(nn.Linear(6, 3), classify, (X, Y), torch.ones(128) + 0j)

@@ -21,7 +21,7 @@ COUNTERS = ("num_batches_tracked",)
 
 
 def check_anchor(task: Any, anchor: object) -> Tensor:
-    """A checkpoint w* (P,) of the task, without a gradient and in float32 (a task without a module keeps float64).
+    """A checkpoint w* (P,) of the task: a copy, without a gradient, in float32 (a task without a module keeps float64).
 
     Other floating point types are converted. Raises `PatterningError` for anything but a finite row of the task's P
     numbers on the device of its module, and for numbers that float32 does not hold.
@@ -48,7 +48,7 @@ def check_anchor(task: Any, anchor: object) -> Tensor:
     if not bool(anchor.isfinite().all()):
         raise PatterningError(f"the checkpoint w* holds {int((~anchor.isfinite()).sum())} NaN or infinite parameters")
     keep = module is None and anchor.dtype == torch.float64
-    return anchor.detach() if keep else as_float32("the checkpoint w*", anchor.detach())
+    return (anchor.detach() if keep else as_float32("the checkpoint w*", anchor.detach())).clone()
 
 
 def row_of(module: nn.Module, shapes: Mapping[str, torch.Size]) -> Tensor:

@@ -44,7 +44,7 @@ def as_mask(name: str, mask: Any, count: int) -> Bools:
 
 
 def as_ids(ids: Any) -> NDArray[Any]:
-    """Names of rows (n,): all whole numbers or all text. Raises `PatterningError` for others, and for the same twice."""
+    """Names of rows (n,): all whole numbers or all text, no two alike; raises `PatterningError` else."""
     given = _as_array(ids) if isinstance(ids, np.ndarray) or hasattr(ids, "detach") else list(ids)
     array = np.asarray(given)
     if array.ndim != 1 or array.dtype.kind not in "iuUSO" or len({_kind_of(name) for name in given}) > 1:

@@ -35,14 +35,15 @@ class OfModule:
         return torch.stack([self._of(row) for row in flat])
 
     def _of(self, row: Tensor) -> Tensor:
-        values = {name: value[0] for name, value in self.task.named(row.clone()[None]).items()}
+        values = {name: value[0].clone() for name, value in self.task.named(row[None]).items()}
         named = {f"module.{other}": values[name] for name in values for other in self.task.all_names(name)}
         own = _OWN.get(self)
         if own is None:
             own = _OWN[self] = _OwnModule(self.task.module, self.name)
         called = _WithFunction(own.module, self.function)
         try:
-            with keep_attributes(own.module, self.task.trial.changing), sdpa_kernel(SDPBackend.MATH):
+            grad = torch.set_grad_enabled(torch.is_grad_enabled())  # afterwards it is what it was
+            with grad, keep_attributes(own.module, self.task.trial.changing), sdpa_kernel(SDPBackend.MATH):
                 value = functional_call(called, named, (), tie_weights=False)
         except PatterningError:
             raise

@@ -237,7 +237,7 @@ def _parts_of(value: Tensor) -> list[object] | None:
 
 def _value_of(value: object) -> str:
     """The plain value under a subclass's own way to show itself."""
-    kind = next(kind for kind in _PLAIN if isinstance(value, kind))
+    kind: Any = next(kind for kind in _PLAIN if isinstance(value, kind))
     return f"{kind.__name__} {kind.__repr__(value)}"
 
 

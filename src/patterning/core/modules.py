@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from patterning.core.errors import PatterningError
 from patterning.core.numbers import as_float32
@@ -25,9 +27,7 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise PatterningError(f"the model must be a torch.nn.Module (found {type(module).__name__})")
     memo: dict[int, Any] = {}
-    for name, p in module.named_parameters():
-        if p.requires_grad and p.is_complex():
-            as_float32(f"parameter {name}", p)
+    _check_parameters(module)
     for part in module.modules():
         for tensor in tensors(part.__dict__):
             if tensor.requires_grad and not tensor.is_leaf:  # deepcopy refuses these: results of a computation
@@ -36,14 +36,9 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
         copy = deepcopy(module, memo)
         if not convert:
             return copy
-        numbers = [*module.named_parameters(), *module.named_buffers()]
-        for name, value in numbers:
-            if value.dtype == torch.float64:
-                as_float32(name, value.detach())
-        if any(value.is_floating_point() and value.dtype != torch.float32 for _, value in numbers):
+        numbers = [*copy.parameters(), *copy.buffers()]
+        if any(value.is_floating_point() and value.dtype != torch.float32 for value in numbers):
             copy = copy.float()
-    except PatterningError:
-        raise
     except Exception as error:
         raise PatterningError(
             f"the module cannot be copied or converted to float32 ({type(error).__name__}: {_first_line(error)}): "
@@ -204,6 +199,44 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:  # a copy whose parts stand elsewhere
         return None
+
+
+def _check_parameters(module: nn.Module) -> None:
+    """Raise `PatterningError` for numbers that a row of float32 cannot hold, or that are not there yet."""
+    for name, p in module.named_parameters():
+        if is_lazy(p) or p.is_meta:
+            raise PatterningError(f"parameter {name} has no numbers yet: load the weights, or run the module once")
+        if p.requires_grad and p.is_complex():
+            as_float32(f"parameter {name}", p)
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.dtype == torch.float64:
+            as_float32(name, value.detach())
+    _check_memory(module)
+
+
+def _check_memory(module: nn.Module) -> None:
+    """Raise `PatterningError` for trainable parameters that share numbers without being the same parameter.
+
+    A row would hold such numbers twice, with two values.
+    """
+    spans: list[tuple[int, int, str]] = []
+    for name, p in module.named_parameters():
+        if not p.requires_grad or p.layout != torch.strided or not p.numel():
+            continue
+        if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+            raise PatterningError(
+                f"parameter {name} repeats the same numbers (it was expanded): make it nn.Parameter(values.clone()), "
+                "or keep the few numbers as the parameter and expand them in the forward pass"
+            )
+        last = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+        spans.append((p.data_ptr(), p.data_ptr() + (last + 1) * p.itemsize, name))
+    spans.sort()
+    for (_, end, name), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise PatterningError(
+                f"parameters {name} and {other} share memory, but are two parameters: to tie them make them the same "
+                "object (a.weight = b.weight), or else give each its own numbers (nn.Parameter(values.clone()))"
+            )
 
 
 def _what_hinders(module: nn.Module) -> str:

@@ -38,7 +38,7 @@ def as_float32(what: str, values: Tensor) -> Tensor:
         )
     if bool(values.any()) and not bool(found.any()):
         raise PatterningError(
-            f"{what} holds numbers up to {float(values.abs().max()):.3g}, which are 0 in float32: give it in other units"
+            f"{what} holds numbers up to {float(values.abs().max()):.3g}, all 0 in float32: give it in other units"
         )
     return found
 

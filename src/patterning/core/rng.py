@@ -6,6 +6,7 @@ chain is the same alone or batched, on one worker or many, before or after a res
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,9 @@ def seeds_of(seeds: object, name: str = "seeds") -> list[int]:
     """Seeds as a list, from any collection of whole numbers >= 0; raises `PatterningError` for anything else."""
     if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable):
         raise PatterningError(f"{name} is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
-    found = [seed.item() if hasattr(seed, "item") and not isinstance(seed, np.bool_) else seed for seed in seeds]
+    found: list[Any] = [
+        seed.item() if hasattr(seed, "item") and not isinstance(seed, np.bool_) else seed for seed in seeds
+    ]
     for seed in found:
         check_whole("seed", seed, 0, LARGEST)
     if not found:

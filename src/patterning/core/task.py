@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from patterning.core.anchors import check_like, matching, row_of
+from patterning.core.anchors import check_like, check_rest, matching, row_of
 from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.errors import PatterningError
@@ -127,8 +127,8 @@ class Task:
     def flatten(self, module: nn.Module) -> Tensor:
         """The row (P,) float32 of a (trained) module of the same architecture: a checkpoint w*.
 
-        Raises `PatterningError` where a row cannot hold what the module is: one with other buffers, frozen parameters or
-        settings than the task's.
+        Raises `PatterningError` where a row cannot hold what the module is: one with other buffers, frozen parameters
+        or settings than the task's.
         """
         check_like(self, module)
         return row_of(module, self.shapes)
@@ -137,6 +137,7 @@ class Task:
         """Write a row (P,) into a module of the same architecture, in place, and return it."""
         if row.shape != (self.num_parameters,):
             raise PatterningError(f"the row has shape {tuple(row.shape)}: it must be ({self.num_parameters},)")
+        check_rest(self.module, module, set(self.shapes))
         for p, value in zip(matching(module, self.shapes), self.named(row.detach()[None]).values(), strict=True):
             p.detach().copy_(value[0])
         return module

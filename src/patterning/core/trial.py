@@ -31,7 +31,7 @@ def check_base_weights(weights: object, rows: int) -> Tensor:
     if weights is None:
         return torch.ones(rows)
     found = as_batch(weights)
-    if not isinstance(found, Tensor) or found.shape != (rows,):
+    if not isinstance(found, Tensor) or found.is_complex() or found.shape != (rows,):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise PatterningError(f"base_weights must be {rows} numbers, one a row (got {shape})")
     found = found.cpu()

@@ -90,7 +90,7 @@ def measure(
         phi = "data" if len(rows) < len(task.base_weights) and estimator != "covariance" else "probes"
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
-    try_observables(functions, anchor)
+    try_observables(functions, anchor, task.data)
     say = Say(progress)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     antithetic = estimator in ("auto", "pathwise")

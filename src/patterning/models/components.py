@@ -40,8 +40,8 @@ def find_component(module: nn.Module, what: ComponentLike) -> Component:
     `full`; `l1h3` (queries, keys, values and output of a head), `l1 attn`, `l1 mlp`, `embed`, `unembed` for the
     architectures known here (`LanguageModel`, Hugging Face GPT-2, TransformerLens), in capital or small letters; for
     every module a parameter name or a pattern of them (`blocks.1.*`); or a ready `Component`. Raises `PatterningError`
-    for what selects nothing, masks of another shape, and a tied weight that is stored under another name. A pattern that
-    means any place of a tied weight means the weight, and the component's note names its other places.
+    for what selects nothing, masks of another shape, and a tied weight that is stored under another name. A pattern
+    that means any place of a tied weight means the weight, and the component's note names its other places.
     """
     if isinstance(what, Component):
         _check_kind(what)
@@ -271,8 +271,8 @@ def _check_kind(component: Component) -> None:
         raise PatterningError(f"a component is called {name!r}: a name is a line of text")
     if not isinstance(component.masks, Mapping):
         raise PatterningError(
-            f"component {name!r}: its masks are {type(component.masks).__name__}: they must be a dict, parameter name → "
-            "mask (or None for all of it)"
+            f"component {name!r}: its masks are {type(component.masks).__name__}: they must be a dict, "
+            "parameter name → mask (or None for all of it)"
         )
 
 
@@ -285,8 +285,8 @@ def _checked(module: nn.Module, component: Component) -> Component:
         shape = parameters[name].shape
         if mask is not None and not isinstance(mask, Tensor):
             raise PatterningError(
-                f"component {component.name!r}: the mask of {name} is {type(mask).__name__}: it must be a tensor of bool, "
-                "or None for all entries"
+                f"component {component.name!r}: the mask of {name} is {type(mask).__name__}: it must be a tensor of "
+                "bool, or None for all entries"
             )
         if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
             raise PatterningError(

@@ -31,6 +31,7 @@ from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_gradient
 from patterning.response.devinterp2 import devinterp2_susceptibility
+from patterning.response.observables import try_observables
 from patterning.response.one_component import (
     Estimator,
     ModelObservable,
@@ -40,7 +41,6 @@ from patterning.response.one_component import (
     component_unit,
     sample_component,
 )
-from patterning.response.observables import try_observables
 from patterning.response.packing import refusal, unpack
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 
@@ -154,7 +154,7 @@ def component_response(
             "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
             f"estimator is {estimator!r}"
         )
-    try_observables(observables or {}, anchor)
+    try_observables(observables or {}, anchor, task.data)
     for component in chosen:
         try_gradient(Restricted(task, anchor, component))
     settings = Settings(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from patterning.core.answers import reason_of, same
+from patterning.core.batch import Batch, leaves
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
 
@@ -43,15 +44,22 @@ def check_value(name: str, value: object, flat: Tensor) -> Tensor:
     return value
 
 
-def try_observables(observables: Mapping[str, Callable[[Tensor], Tensor]], anchor: Tensor) -> None:
+def try_observables(observables: Mapping[str, Callable[[Tensor], Tensor]], anchor: Tensor, data: Batch = None) -> None:
     """Evaluate functions of parameter rows (r, P) at `anchor` w* (P,) and beside it.
 
     Raises `PatterningError` for one that fails, that gives anything but finite real numbers (r,) at w*, that is not the
-    same twice or mixes rows, or that is the same at w* and at noise around it: it does not depend on the parameters.
+    same twice or mixes rows, that writes into `data`, or that is the same at w* and at noise around it: it does not
+    depend on the parameters.
     """
     check_names(observables)
     for name, function in observables.items():
+        written = versions(data)
         value = evaluated(name, function, anchor[None])
+        if versions(data) != written:
+            raise PatterningError(
+                f"observable {name!r} writes into the task's data, which then is no longer what it was made of: copy "
+                "what it changes (x.clone()), and make the task again"
+            )
         if not bool(value.isfinite().all()):
             raise PatterningError(f"observable {name!r} is {float(value[0])} at w*")
         if not same(evaluated(name, function, anchor[None]), value):
@@ -90,6 +98,11 @@ def evaluated(name: str, function: Callable[[Tensor], Tensor], flat: Tensor) -> 
             "parameter rows (r, P) and must return a tensor (r,)"
         ) from error
     return check_value(name, value, flat)
+
+
+def versions(data: Batch) -> list[int]:
+    """How often the tensors of a task's data have been written to."""
+    return [leaf._version for leaf in leaves(data)]
 
 
 def _others(anchor: Tensor) -> Tensor:

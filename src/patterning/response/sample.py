@@ -207,7 +207,11 @@ def sample_response(
     if chains.chains < 2:
         raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
     check_names(observables)
-    try_observables({name: phi for name, phi in observables.items() if not isinstance(phi, OfLosses)}, anchor)
+    try_observables(
+        {name: phi for name, phi in observables.items() if not isinstance(phi, OfLosses)},
+        anchor,
+        getattr(task, "data", None),
+    )
     if loss_band is None:
         known = isinstance(task, Task)
         loss_band = default_band(task, anchor, chains.batch_size, kernel.n_beta) if known else math.inf
