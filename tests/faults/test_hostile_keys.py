@@ -17,7 +17,7 @@ from patterning.core.identity import digest
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
 from patterning.intervention.data_weights import Weights
-from tests.faults.common import CE, X, Y, chi, classify, linear_task, seeded
+from tests.faults.common import CE, X, Y, chi, classify, seeded
 
 # keys
 
@@ -306,7 +306,3 @@ def test_a_recurrent_run_is_found_again(tmp_path, monkeypatch) -> None:
             results.append(chi(task, ["out.*"], pool=pool).chi())
         monkeypatch.setattr(one_component, "sample_component", None)  # the second time nothing is sampled
     np.testing.assert_array_equal(*results)
-
-
-def test_linear_tasks_are_as_they_were() -> None:
-    assert linear_task().fingerprint == linear_task().fingerprint

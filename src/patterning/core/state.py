@@ -32,28 +32,32 @@ class Seen:
     """
 
     def __init__(self, value: object, *, exact: bool = False, made: dict[int, Any] | None = None) -> None:
-        self._alive: list[object] = []
+        self._alive: list[object] | None = []
         self._exact = exact
         self.value = value
-        self._before = self._look(value, DEPTH, [])
+        self._before = self._look(value, DEPTH, ())
+        self._kept_alive, self._alive = self._alive, None  # what is looked at later need not be kept
         self.copy = fresh(value, {} if made is None else made) if exact else None
 
     def changed(self, now: object) -> bool:
         """Whether `now` is another value than was seen, or the same one with other contents."""
-        if self._look(now, DEPTH, []) != self._before:
+        if self._look(now, DEPTH, ()) != self._before:
             return True
         if not self._exact:
             return False
         pairs = zip(tensors(self.copy, DEPTH), tensors(now, DEPTH), strict=True)
         return not all(same_values(before, after) for before, after in pairs)
 
-    def _look(self, value: object, depth: int, above: list[int]) -> Any:
-        self._alive.append(value)
+    def _look(self, value: object, depth: int, above: tuple[int, ...]) -> Any:
+        if self._alive is not None:
+            self._alive.append(value)
+        if value is None or isinstance(value, bool | int | float | str):
+            return id(value)
         if isinstance(value, Tensor):
             return id(value), None if value.is_inference() else value._version
         if not depth or id(value) in above or (parts := contents(value)) is None:
             return id(value)
-        return id(value), tuple((key, self._look(part, depth - 1, [*above, id(value)])) for key, part in parts)
+        return id(value), tuple((key, self._look(part, depth - 1, (*above, id(value)))) for key, part in parts)
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
