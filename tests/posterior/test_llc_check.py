@@ -157,7 +157,7 @@ def test_the_slope_is_that_of_all_data_whatever_its_pieces() -> None:
     assert whole.gradient == pytest.approx(np.linalg.norm(q @ forms.vectors))
     assert pieces.gradient == pytest.approx(whole.gradient)
     assert pieces.curvature == pytest.approx(whole.curvature) == pytest.approx(1)
-    with pytest.raises(PatterningError, match="gradient of L at w\\* is NaN"):
+    with pytest.raises(PatterningError, match=r"w\* holds \d+ NaN"):
         is_minimum(task, torch.full((2,), torch.nan), n_beta=3.0, localization=2.0)
 
 
@@ -246,7 +246,7 @@ def test_settings_that_make_no_check_are_refused() -> None:
         check_llc(task, start, kernel, CHAINS, level=95)
     with pytest.raises(PatterningError, match="a Copies has none"):
         check_llc(task, start, kernel, CHAINS, components=["full"])
-    with pytest.raises(PatterningError, match="L\\(w\\*\\) is nan"):
+    with pytest.raises(PatterningError, match=r"w\* holds \d+ NaN"):
         check_llc(task, start * torch.nan, kernel, CHAINS)
     net = nn.Linear(2, 1)
     module = ModuleTask(net, lambda output, y: (output[:, 0] - y) ** 2, torch.randn(8, 2), torch.randn(8))

@@ -21,7 +21,7 @@ COUNTERS = ("num_batches_tracked",)
 
 
 def check_anchor(task: Any, anchor: object) -> Tensor:
-    """A checkpoint w* (P,) of the task: a copy, without a gradient, in float32 (a task without a module keeps float64).
+    """A checkpoint w* (P,) of the task: a copy, without a gradient, in float32 (float64 where the task is).
 
     Other floating point types are converted. Raises `PatterningError` for anything but a finite row of the task's P
     numbers on the device of its module, and for numbers that float32 does not hold.
@@ -39,15 +39,16 @@ def check_anchor(task: Any, anchor: object) -> Tensor:
             f"the checkpoint w* is {what}: it must be a row of {wanted}, as task.flatten(module) gives"
         )
     module = getattr(task, "module", None)
-    device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else anchor.device
-    if anchor.layout != torch.strided or (device is not None and anchor.device != device):
+    like = next(module.parameters(), anchor) if isinstance(module, nn.Module) else anchor
+    device = like.device
+    if anchor.layout != torch.strided or anchor.device != device:
         raise PatterningError(
             f"the checkpoint w* is a {anchor.layout} row on {anchor.device}, and the task's module is on {device}: "
             f"move it there, with w.to({str(device)!r})"
         )
     if not bool(anchor.isfinite().all()):
         raise PatterningError(f"the checkpoint w* holds {int((~anchor.isfinite()).sum())} NaN or infinite parameters")
-    keep = module is None and anchor.dtype == torch.float64
+    keep = anchor.dtype == torch.float64 == like.dtype
     return (anchor.detach() if keep else as_float32("the checkpoint w*", anchor.detach())).clone()
 
 
@@ -76,6 +77,7 @@ def check_like(task: Any, module: nn.Module) -> None:
     own = task.module
     if own is module:
         return
+    matching(module, task.shapes)
     check_rest(own, module, set(task.shapes))
     if not (other := _unlike(own, module)):
         return

@@ -137,8 +137,9 @@ class Task:
         """Write a row (P,) into a module of the same architecture, in place, and return it."""
         if row.shape != (self.num_parameters,):
             raise PatterningError(f"the row has shape {tuple(row.shape)}: it must be ({self.num_parameters},)")
+        own = matching(module, self.shapes)
         check_rest(self.module, module, set(self.shapes))
-        for p, value in zip(matching(module, self.shapes), self.named(row.detach()[None]).values(), strict=True):
+        for p, value in zip(own, self.named(row.detach()[None]).values(), strict=True):
             p.detach().copy_(value[0])
         return module
 
