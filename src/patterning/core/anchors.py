@@ -10,7 +10,7 @@ from patterning.core.answers import reason_of, same
 from patterning.core.errors import PatterningError
 from patterning.core.modules import copy_module, spread
 from patterning.core.numbers import as_float32
-from patterning.core.state import same_values
+from patterning.core.seen import same_values
 
 ROWS = 16
 """Rows on which the losses of two modules are compared."""

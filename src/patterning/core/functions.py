@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from patterning.core.answers import reason_of
 from patterning.core.errors import PatterningError
 from patterning.core.modules import keep_attributes
-from patterning.core.state import Seen, same_values
+from patterning.core.seen import Seen, same_values
 from patterning.core.task import Task
 
 ModuleFunction = Callable[[nn.Module], Tensor]

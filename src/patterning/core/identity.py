@@ -59,17 +59,22 @@ def digest(*parts: object) -> str:
 
     Warns (`PatterningWarning`) where something has no key: results that depend on it cannot be found again.
     """
-    walk = _Walk()
-    found = walk.of(parts)[:16]
-    if walk.without_key:
+    found, without_key = digest_of(*parts)
+    if without_key:
         warnings.warn(
             f"results cannot be found again when this is run another time, as what they depend on holds "
-            f"{walk.without_key[0]}, which has no value to tell it by: keep it out of modules, losses and observables, "
+            f"{without_key[0]}, which has no value to tell it by: keep it out of modules, losses and observables, "
             "or replace it by plain values",
             PatterningWarning,
             stacklevel=3,
         )
     return found
+
+
+def digest_of(*parts: object) -> tuple[str, list[str]]:
+    """`digest` without its warning, and what has no key, in words: to tell what changed, where nothing is stored."""
+    walk = _Walk()
+    return walk.of(parts)[:16], walk.without_key
 
 
 class _Walk:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from patterning.core.errors import PatterningError
 from patterning.core.numbers import as_float32
 from patterning.core.rng import Stream, generator
-from patterning.core.state import Seen, fresh, tensors
+from patterning.core.seen import Seen, fresh, tensors
 
 _MISSING = object()
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from patterning.core.answers import Triable, run_plain
 from patterning.core.errors import PatterningError
 from patterning.core.modules import displaced
-from patterning.core.state import same_values
+from patterning.core.seen import same_values
 
 
 def check_writes(task: Triable, rows: Tensor) -> None:
