@@ -78,8 +78,8 @@ def report(
 ) -> None:
     """Render the table and page of a run or a response again, from what is stored."""
     from patterning.core.store import RunFolder, open_run
-    from patterning.experiments.common import keeping_results
     from patterning.experiments.registry import experiment_of
+    from patterning.study.conduct import keeping_results
 
     is_response = any((folder / name).exists() for name in ("chi.zarr", "units"))
     if is_response and not (folder / "config.yaml").exists():

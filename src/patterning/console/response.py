@@ -22,7 +22,6 @@ from patterning.core.store import RunFolder, strict_json, write_json, write_whol
 from patterning.core.task import Task
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress, Workers, one_thread
-from patterning.experiments.common import keeping_results
 from patterning.face.response_page import (
     CHECK_HEAD,
     check_rows,
@@ -40,6 +39,7 @@ from patterning.response.estimate import estimate_cost
 from patterning.response.one_component import PhiOf
 from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
+from patterning.study.conduct import keeping_results
 
 Results = dict[str, Any]
 CHECK = "check.json"

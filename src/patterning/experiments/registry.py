@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patterning.core.errors import PatterningError
-from patterning.experiments.common import read_yaml
+from patterning.core.settings import read_yaml
 
 NAMES = ("superposition", "parentheses", "induction")
 

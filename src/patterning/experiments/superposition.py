@@ -15,15 +15,10 @@ from numpy.typing import NDArray
 
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
+from patterning.core.settings import read_yaml
 from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.workers import Progress, Workers
 from patterning.experiments import superposition_page
-from patterning.experiments.common import (
-    conduct,
-    keeping_results,
-    read_json_results,
-    read_yaml,
-)
 from patterning.experiments.superposition_settings import (
     DEFAULT,
     PRESETS,
@@ -38,6 +33,7 @@ from patterning.posterior.around import Around, Landscape, Schedule, judge_chain
 from patterning.posterior.langevin import descend, walk
 from patterning.posterior.sgld import SGLD
 from patterning.response.solutions import gap_parts, predict_shares, prediction_intervals, symmetric_shares
+from patterning.study.conduct import conduct, keeping_results, read_json_results
 from patterning.tasks import superposition as toy
 from patterning.verification.proportions import compare_shares, paired_share_difference, share_interval
 

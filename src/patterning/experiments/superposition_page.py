@@ -10,10 +10,10 @@ from rich.table import Table as TerminalTable
 
 from patterning.core.store import RunFolder, write_whole
 from patterning.experiments import superposition_text as text
-from patterning.experiments.common import provenance_line
 from patterning.report import shapes
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.shapes import BLUE, GREY, ORANGE, Bar, Dot, Polygon, percent
+from patterning.study.conduct import provenance_line
 from patterning.tasks.superposition import FEATURES, QUARTERS, SOLUTIONS
 
 Results = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from patterning.core.errors import PatterningError
-from patterning.experiments.common import Frozen, Settings, validate
+from patterning.core.settings import Frozen, Settings, validate
 from patterning.posterior.around import CHECK_EVERY
 
 

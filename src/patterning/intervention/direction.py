@@ -9,7 +9,7 @@ observables move is set by the strength of the weights alone; what is to be expe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Direction:
     `wanted`: the change that was asked for, by row (0: held). `predicted`: what every row is expected to do for each
     unit of strength, from chains that did not take part in choosing s (cross-fitted). `theta` (k,): s is Σ θ_k χ_k, up
     to a constant. `singular_values` and `noise_floor` are of the rows of χ; what lies under the floor was cut.
+    `name`, `what` and `facts`: of a reading of a study, in words and plain values.
     """
 
     s: Floats
@@ -82,6 +83,16 @@ class Direction:
     singular_values: tuple[float, ...] = ()
     noise_floor: float = 0.0
     rank: int = 0
+    name: str = ""
+    what: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def reversed(self) -> "Direction":
+        """The opposite wish: -s."""
+        expected = {name: Change(-c.value, -c.high, -c.low) for name, c in self.predicted.items()}
+        wanted = {name: -value for name, value in self.wanted.items()}
+        theta = {name: -value for name, value in self.theta.items()}
+        return replace(self, s=-self.s, wanted=wanted, predicted=expected, theta=theta)
 
     def __str__(self) -> str:
         """In words."""
@@ -97,6 +108,7 @@ class Direction:
         policy: Policy = "clip",
         *,
         free: Any = None,
+        within: Any = None,
         cap: float | None = None,
         min_ess: float | None = None,
         per: str = "sample",
@@ -105,8 +117,9 @@ class Direction:
         """Weights along s: ρ = 1 + strength · s, made non-negative by `policy` (`intervention.weights`).
 
         `free` (n,) bool: which samples may move (default: all that χ was read for); the others, and rows that were not
-        probed, stay at ρ = 1. `cap`: no ρ above this. `min_ess`: the strength is lowered until the effective sample
-        size of the free samples is at least this share. `per="row"`: one weight a row, from the mean of s over its
+        probed, stay at ρ = 1. `within` (n,): groups that each keep their total weight, labels say. `cap`: no ρ above
+        this. `min_ess`: the strength is lowered until the effective sample size of the free samples is at least this
+        share. `per="row"`: one weight a row, from the mean of s over its
         tokens. Raises `PatterningError` for a refused direction, unless `force`.
         """
         if self.refused and not force:
@@ -117,7 +130,7 @@ class Direction:
         moving = as_mask("free", free, len(s))
         if per == "row":
             s = _row_means(s, q, self.samples.row)
-        used, rho = _strong_enough(s, q, moving, strength, policy, cap, min_ess)
+        used, rho = _strong_enough(s, q, moving, strength, policy, cap, min_ess, within)
         pull = summarise(rho, q, moving)
         facts = {
             "what": "; ".join(_in_words(name, value) for name, value in self.wanted.items()),
@@ -247,7 +260,14 @@ def _row_means(s: Floats, q: Floats, row: NDArray[np.int64]) -> Floats:
 
 
 def _strong_enough(
-    s: Floats, q: Floats, moving: Bools, strength: float, policy: Policy, cap: float | None, min_ess: float | None
+    s: Floats,
+    q: Floats,
+    moving: Bools,
+    strength: float,
+    policy: Policy,
+    cap: float | None,
+    min_ess: float | None,
+    within: NDArray[np.integer] | None,
 ) -> tuple[float, Floats]:
     """ρ at the largest strength up to `strength` that leaves the effective sample size, with its cap."""
     if not (isinstance(strength, int | float | np.number) and np.isfinite(strength)) or strength <= 0:
@@ -258,7 +278,7 @@ def _strong_enough(
         raise PatterningError(f"cap is {cap}: it must be above 1, the mean of ρ")
 
     def at(alpha: float) -> Floats:
-        rho = make_weights(s, q, policy=policy, alpha=alpha, free=moving)
+        rho = make_weights(s, q, policy=policy, alpha=alpha, free=moving, within=within)
         return rho if cap is None else capped(rho, q, moving, cap)
 
     rho = at(strength)

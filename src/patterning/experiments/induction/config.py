@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from patterning.experiments.common import Frozen, Settings, read_yaml, validate
+from patterning.core.settings import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 from patterning.models.language import LanguageConfig
 from patterning.response.one_component import Estimator, PhiOf

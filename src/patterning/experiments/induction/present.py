@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from patterning.core.store import RunFolder, write_whole
-from patterning.experiments.common import provenance_line, read_json_results
 from patterning.report.induction_arms import HEAD, arm_sections, headline, outcome_rows, warnings
 from patterning.report.induction_reading import reading_sections
 from patterning.report.page import render_page
+from patterning.study.conduct import provenance_line, read_json_results
 
 Results = dict[str, Any]
 

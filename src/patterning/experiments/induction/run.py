@@ -12,7 +12,6 @@ import numpy as np
 
 from patterning.core.store import RunFolder
 from patterning.core.workers import Progress, Workers
-from patterning.experiments.common import conduct, keeping_results
 from patterning.experiments.induction.arms import compressed_size, leading, retrain
 from patterning.experiments.induction.config import InductionConfig, read_config
 from patterning.experiments.induction.direction import LABELS, Direction
@@ -25,6 +24,7 @@ from patterning.experiments.induction.structure import read_structure
 from patterning.experiments.induction.sweep import sweep
 from patterning.experiments.induction.text import Text, load_text, make_source
 from patterning.response.susceptibility import rank_correlation
+from patterning.study.conduct import conduct, keeping_results
 from patterning.tasks.text.classes import induction_labels
 from patterning.training.language import init_language
 

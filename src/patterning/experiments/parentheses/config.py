@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from patterning.experiments.common import Frozen, Settings, read_yaml, validate
+from patterning.core.settings import Frozen, Settings, read_yaml, validate
 from patterning.intervention.weights import Policy
 
 

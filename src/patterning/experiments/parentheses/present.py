@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from patterning.core.store import RunFolder, write_whole
-from patterning.experiments.common import provenance_line, read_json_results
 from patterning.report import figures
 from patterning.report.page import Row, Section, Table, render_page
+from patterning.study.conduct import provenance_line, read_json_results
 
 Results = dict[str, Any]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from patterning.core.store import RunFolder
 from patterning.core.workers import Progress, Workers
-from patterning.experiments.common import conduct, keeping_results
 from patterning.experiments.parentheses import stages, steering
 from patterning.experiments.parentheses.config import ParenthesesConfig, read_config
 from patterning.experiments.parentheses.directions import invert
 from patterning.experiments.parentheses.present import write_page
 from patterning.experiments.parentheses.units import build_task
+from patterning.study.conduct import conduct, keeping_results
 
 
 def run_parentheses(

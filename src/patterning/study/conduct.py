@@ -1,62 +1,25 @@
-"""What every experiment shares: reading its configuration, opening its run folder, saying where numbers come from."""
+"""The run folder of an experiment: opened, kept from others, filled with results that say where they come from."""
 
 import hashlib
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from patterning.core.errors import PatterningError
 from patterning.core.locks import NAME, cannot_use
+from patterning.core.settings import C, Settings
 from patterning.core.store import RunFolder, as_json, write_json, write_whole
 from patterning.core.workers import Progress, one_thread
-
-
-class Frozen(BaseModel):
-    """A part of a configuration: it never changes, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Settings(Frozen):
-    """A whole configuration: doubtful results are used all the same under `force`, which may change between calls."""
-
-    preset: str
-    force: bool = False
-
-
-C = TypeVar("C", bound=Settings)
-
-
-def validate(kind: type[C], values: dict[str, Any], origin: str) -> C:
-    """A validated configuration; raises `PatterningError` that names the first wrong field of `origin`."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise PatterningError(f"{origin}: {place}: {first['msg'].lower()}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The values in a YAML file; raises `PatterningError` when there is none."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PatterningError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise PatterningError(f"{path} holds no configuration")
-    return values
 
 
 def check_folder(config: Settings, folder: Path, read: Callable[[Path], Any]) -> None:
@@ -163,7 +126,7 @@ def provenance(seconds: float, workers: int) -> dict[str, Any]:
     }
 
 
-def provenance_line(results: dict[str, Any]) -> str:
+def provenance_line(results: Mapping[str, Any]) -> str:
     """`provenance` as a sentence for the page."""
     origin, config = results["provenance"], results["config"]
     return (

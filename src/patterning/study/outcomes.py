@@ -1,0 +1,128 @@
+"""What the arms came to: evidence by the one rule, a table of plain values, and forecasts beside what happened."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patterning.core.arrays import Floats
+from patterning.core.rng import Stream, generator
+from patterning.response.susceptibility import rank_correlation
+from patterning.study.arms import UNWEIGHTED, PlannedArm
+from patterning.study.bench import Bench, Forecast
+from patterning.study.subject import Runs, Subject
+from patterning.verification.assemble import ArmRuns, Range, assemble
+from patterning.verification.evidence import Evidence
+
+EXTREMES = 8
+"""Samples of most and of least weight that a table names."""
+
+
+def evidence_of(subject: Subject, arms: Sequence[PlannedArm], runs: Mapping[str, Runs], seeds: range) -> Evidence:
+    """Evidence on the outcomes, the guarded measure, and every other measure that runs end with."""
+    spans = {one.measure: Range(one.low, one.high, one.yes_or_no) for one in subject.outcomes}
+    names = [*spans, *([subject.guarded] if subject.guarded else []), *runs[UNWEIGHTED].measures]
+    ranges = {name: spans.get(name, Range()) for name in dict.fromkeys(names)}
+    outcomes = [
+        ArmRuns(
+            arm.name, arm.kind if arm.kind in ("base", "arm", "control") else "extra",
+            {name: runs[arm.name].measures[name] for name in ranges}, arm.control, arm.wanted,
+            {"kind": arm.kind, **arm.facts},
+        )
+        for arm in arms
+    ]  # fmt: skip
+    return assemble(outcomes, ranges, seeds)
+
+
+def table_of(bench: Bench, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[dict[str, Any]]:
+    """Every arm: its weights by group and its extreme samples, and its curves."""
+    return [
+        {
+            "name": arm.name, "kind": arm.kind, "wanted": dict(arm.wanted), "control": arm.control,
+            "facts": dict(arm.facts), "seeds": list(arm.planned.seeds), "weight_by_group": _by_group(bench, arm),
+            "extremes": _extremes(bench.subject, arm), "curves": _curves(bench.subject, runs[arm.name]),
+        }
+        for arm in arms
+    ]  # fmt: skip
+
+
+def _by_group(bench: Bench, arm: PlannedArm) -> dict[str, float] | None:
+    subject = bench.subject
+    if arm.shown is None or not subject.groups:
+        return None
+    q, rho = subject.base_weights.ravel(), np.asarray(arm.shown, dtype=np.float64).ravel()
+    return {name: float((q * rho)[mask.ravel()].sum() / q[mask.ravel()].sum()) for name, mask in subject.groups.items()}
+
+
+def _extremes(subject: Subject, arm: PlannedArm) -> dict[str, list[dict[str, Any]]] | None:
+    """The most and least weighted samples; among equal weights, the commoner first."""
+    if arm.shown is None or arm.kind != "arm":
+        return None
+    q, rho = subject.base_weights.ravel(), np.asarray(arm.shown, dtype=np.float64).ravel()
+    order = {"most": np.lexsort((-q, -rho)), "least": np.lexsort((-q, rho))}
+    return {
+        name: [{"sample": int(j), "text": subject.text(int(j)), "rho": float(rho[j])} for j in picks[:EXTREMES]]
+        for name, picks in order.items()
+    }
+
+
+def _curves(subject: Subject, runs: Runs) -> dict[str, Any]:
+    shown = [*(one.measure for one in subject.outcomes), *([subject.guarded] if subject.guarded else [])]
+    return {
+        "steps": runs.steps.tolist(),
+        **{name: np.round(runs.curves[name], 5).tolist() for name in shown if name in runs.curves},
+    }
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What readings expected of each arm, before training: name of the reading → (arms, 3) value, low, high."""
+
+    values: Mapping[str, Floats]
+
+    def results(self, arms: Sequence[PlannedArm], runs: Mapping[str, Runs], subject: Subject) -> list[dict[str, Any]]:
+        """Beside what happened: rank correlation over the arms and slope, with intervals over seeds."""
+        measure = subject.outcomes[0].measure
+        values = [runs[arm.name].measures[measure] for arm in arms]
+        return [_compared(name, expected, arms, values) for name, expected in self.values.items()]
+
+
+def foretold(bench: Bench, forecasts: Mapping[str, Forecast], arms: Sequence[PlannedArm]) -> Expectations:
+    """What each reading with a forecast expects of every arm. An arm of other weights for each seed has their mean."""
+
+    def mean(arm: PlannedArm) -> Floats:
+        unlike = {id(rho): rho for rho in arm.planned.weights}
+        return np.mean([np.asarray(rho, dtype=np.float64) for rho in unlike.values()], axis=0)
+
+    del bench
+    weights = [mean(arm) for arm in arms] if forecasts else []
+    return Expectations({name: forecast(weights) for name, forecast in forecasts.items()})
+
+
+def _compared(
+    name: str, expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats], resamples: int = 2000
+) -> dict[str, Any]:
+    """Over arms: Spearman's correlation and the least-squares slope, resampled over the seeds that all arms have."""
+    pairs = min(len(own) for own in values)
+    table = np.stack([own[:pairs] for own in values])  # (arms, seeds)
+    predicted = expected[:, 0]
+    result: dict[str, Any] = {
+        "reading": name,
+        "arms": [
+            {"name": arm.name, "kind": arm.kind, "expected": row.tolist(), "mean": float(own.mean())}
+            for arm, row, own in zip(arms, expected, values, strict=True)
+        ],
+    }
+    if len(arms) < 4 or not np.ptp(predicted) > 0:
+        return result
+    rng = generator(0, Stream.BOOTSTRAP)
+    draws = [table[:, rng.integers(0, pairs, pairs)].mean(1) for _ in range(resamples)]
+    ranks = [rank_correlation(predicted, draw) for draw in draws]
+    slopes = [float(np.polyfit(predicted, draw, 1)[0]) for draw in draws]
+    mean = table.mean(1)
+    return result | {
+        "pairs": pairs,
+        "rank_correlation": [rank_correlation(predicted, mean), *np.nanquantile(ranks, [0.025, 0.975]).tolist()],
+        "slope": [float(np.polyfit(predicted, mean, 1)[0]), *np.quantile(slopes, [0.025, 0.975]).tolist()],
+    }
