@@ -13,10 +13,10 @@ import pytest
 
 from patterning.core.errors import PatterningError
 from patterning.core.store import RunFolder, strict_json
-from patterning.experiments.parentheses.config import ParenthesesConfig, load_config
-from patterning.experiments.parentheses.present import read_results
-from patterning.experiments.parentheses.presets import PRESETS, preset_config
-from patterning.experiments.parentheses.run import run_parentheses
+from patterning.experiments.parentheses_old.config import ParenthesesConfig, load_config
+from patterning.experiments.parentheses_old.present import read_results
+from patterning.experiments.parentheses_old.presets import PRESETS, preset_config
+from patterning.experiments.parentheses_old.run import run_parentheses
 
 TOY = {
     "preset": "toy",
@@ -164,7 +164,7 @@ def test_a_page_that_fails_costs_nothing(finished: Path, monkeypatch: pytest.Mon
         raise KeyError("a figure")
 
     before = numbers(finished)
-    monkeypatch.setattr("patterning.experiments.parentheses.run.write_page", broken)
+    monkeypatch.setattr("patterning.experiments.parentheses_old.run.write_page", broken)
     says = r"table and page could not be made \(KeyError: 'a figure'\); the result is whole in .*results\.json"
     with pytest.raises(PatterningError, match=says):
         run_parentheses(load_config(TOY, "toy"), finished)

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from patterning.experiments.parentheses.steering import Strength, _merit
+from patterning.experiments.parentheses_old.steering import Strength, _merit
 
 
 def rows(results: dict[tuple[str, float], tuple[float, float, float]]) -> list[dict]:

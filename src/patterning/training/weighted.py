@@ -19,18 +19,26 @@ from patterning.core.rng import Stream, generator
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Adam with coupled L2 (`weight_decay`), as in the paper's code."""
+    """Adam with coupled L2 (`weight_decay`), as in the paper's code.
+
+    `epsilon` is added to the root of the second moment: a large one makes small gradients take small steps.
+    """
 
     steps: int
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         """Refuse settings that train nothing, or leave NaN behind."""
         check_whole("steps", self.steps, 0)
         check_whole("batch_size", self.batch_size, 1)
-        for name, value, low in (("learning_rate", self.learning_rate, 0), ("weight_decay", self.weight_decay, 0)):
+        for name, value, low in (
+            ("learning_rate", self.learning_rate, 0),
+            ("weight_decay", self.weight_decay, 0),
+            ("epsilon", self.epsilon, 0),
+        ):
             if not (math.isfinite(value) and value >= low) or (name == "learning_rate" and value == 0):
                 raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if name[0] == 'l' else '>= 0'}")
 
@@ -110,7 +118,9 @@ def advance(
     weights = normalise_weights(rho, task.base_weights).to(state.flat.dtype).expand(len(seeds), -1)
     minibatches = [epoch_minibatches(task, seed, config.batch_size) for seed in seeds]
     flat = state.flat.clone().requires_grad_()
-    optimizer = torch.optim.Adam([flat], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        [flat], lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.epsilon, fused=True
+    )
     optimizer.state[flat] = {
         "step": torch.tensor(float(state.step)),
         "exp_avg": state.first_moment.clone(),
