@@ -1,4 +1,4 @@
-"""What `patterning response` and `patterning llc` do: load the user's task, sample its components, write the result.
+"""What `patterning measure` and `patterning llc` do: load the user's task, sample its components, write the result.
 
 χ is stored first (`chi.zarr`), and table, `results.json` and page are made from what is stored: an error in any of them
 costs nothing, and `patterning report` makes them again.
@@ -6,6 +6,7 @@ costs nothing, and `patterning report` makes them again.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from patterning.console.llc import check_components
 from patterning.core.errors import PatterningError
+from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.locks import NAME as LOCK
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
 from patterning.core.task import Task
@@ -73,6 +75,7 @@ class Request:
     phi: str = "probes"
     antithetic: bool = False
     check: bool = False
+    observables: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -113,6 +116,19 @@ def _prepare(request: Request) -> tuple[Task, list[str], torch.Tensor]:
         raise PatterningError(f"probes is {request.probes}: there are {n} rows")
     count = request.probes or n
     return task, names, torch.arange(count) * n // count
+
+
+def _observables(request: Request, task: Task) -> dict[str, OfModule]:
+    """φ by name, where the request names functions of the module."""
+    if request.observables is None:
+        return {}
+    found = load_object(request.observables)
+    if not isinstance(found, Mapping):
+        raise PatterningError(
+            f"{request.observables} is a {type(found).__name__}: it must be a dict of names and functions of the module"
+        )
+    functions = cast("Mapping[str, ModuleFunction]", found)
+    return {name: OfModule(task, name, function) for name, function in functions.items()}
 
 
 def dry(request: Request) -> Results:
@@ -175,6 +191,7 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
                 task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
                 estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
                 reliability=request.reliability, rounds=request.rounds, pool=pool,
+                observables=_observables(request, task), component_loss=request.observables is None,
             )  # fmt: skip
             check = check_components(task, names, kernel, spaced.chain_config, probes, pool) if request.check else None
         _store(responses, request, spaced, spacing, out)

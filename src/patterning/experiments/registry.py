@@ -8,7 +8,7 @@ from patterning.core.errors import PatterningError
 from patterning.core.settings import read_yaml
 from patterning.study.present import Experiment, experiment_from
 
-NAMES = ("superposition", "parentheses", "induction")
+NAMES = ("superposition", "parentheses", "induction", "addition")
 
 
 def find_experiment(name: object) -> Experiment:
