@@ -132,6 +132,8 @@ class Direction:
 
     def needed(self, name: str, change: float) -> float:
         """The strength at which row `name` would move by `change`, by linear response; NaN where it does not move."""
+        if name not in self.predicted:
+            raise PatterningError(f"χ has no row {name!r}: it has {', '.join(self.predicted)}")
         value = self.predicted[name].value
         return change / value if value else float("nan")
 
