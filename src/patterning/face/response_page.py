@@ -29,10 +29,11 @@ from patterning.face.response_table import (
 )
 from patterning.face.row_view import POINTS, RowView, row_details, thinned
 from patterning.face.rows import ChiRow, shown_rows
-from patterning.face.sample_views import where
+from patterning.face.sample_views import where, with_error
 from patterning.face.signs import TITLE, WHICH_SIGN, in_words
 from patterning.report.charts import BLUE, COLOURS, GREY, Curve, curves, matrix
 from patterning.report.page import Row, Section, Table, render_page
+from patterning.response.sample import COMPONENT_LOSS
 from patterning.response.susceptibility import rank_correlation
 
 if TYPE_CHECKING:
@@ -99,14 +100,16 @@ def _answer(table: list[dict[str, Any]], order: list[int], views: Mapping[int, R
         )
     view = views[order[0]]
     most = view.most()
-    phi = f"⟨{view.row.observable}⟩"
-    sure = f"± {most.half_width:.2g}, 95 %" if most.half_width > 0 else "its error is not known"
-    noise = f"; {len(weak)} of {len(table)} rows {'is' if len(weak) == 1 else 'are'} mostly noise" if weak else ""
-    of = f" of {view.row.component}" if view.row.component != "full" else ""
-    reading = f"in the clearest of {len(table)} rows" if len(table) > 1 else "and the order of the samples holds"
+    sure = "95 % interval" if most.half_width > 0 else "its error is not known"
+    noise = f"; {len(weak)} of the rows {'is' if len(weak) == 1 else 'are'} mostly noise" if weak else ""
+    whole = view.row.component == "full"
+    phi = f"the {COMPONENT_LOSS}" if view.row.observable == COMPONENT_LOSS else f"⟨{view.row.observable}⟩"
+    of = "" if whole else f" {'of' if view.row.observable == COMPONENT_LOSS else 'at'} {view.row.component}"
+    reading = f"in the clearest of {len(table)} rows of χ" if len(table) > 1 else "in the one row of χ"
     return (
         f"Weighting {where(most, view.task)} up {'raises' if most.chi > 0 else 'lowers'} {phi}{of} most (χ = "
-        f"{most.chi:+.3g}, {sure}), {reading} (split-half reliability {reliability:.2f}){noise}."
+        f"{with_error(most.chi, most.half_width)}, {sure}), {reading} (split-half reliability {reliability:.2f})"
+        f"{noise}."
     )
 
 

@@ -23,6 +23,8 @@ from patterning.report.tokens import coloured_tokens
 
 AFTER = 8
 """Tokens that are shown after a predicted one."""
+LONGEST = 6
+"""Decimals past which a number is written with its power of ten."""
 SMALLEST = 8
 """Least side of what is taken for a picture."""
 
@@ -51,7 +53,7 @@ def sample_list(examples: Sequence[Example], places: Places, task: Task | None, 
     items = [
         Markup('<li><span class="value {}">{}</span>{}<span class="what"><em>{}</em> {}</span></li>').format(
             "more" if e.chi > 0 else "less",
-            f"{e.chi:+.3g} ± {e.half_width:.2g}" if e.half_width > 0 else f"{e.chi:+.3g}",
+            with_error(e.chi, e.half_width),
             _bar(e, most),
             where(e, task),
             view(e, places, task, decode),
@@ -61,10 +63,20 @@ def sample_list(examples: Sequence[Example], places: Places, task: Task | None, 
     return Markup('<ol class="samples">{}</ol>').format(Markup("").join(items))
 
 
+def with_error(value: float, half_width: float) -> str:
+    """Such as +0.00582 ± 0.00007: two figures of the half-width, and the value to as many decimals."""
+    if not (half_width > 0 and math.isfinite(half_width)):
+        return f"{value:+.3g}"
+    decimals = 1 - math.floor(math.log10(half_width))
+    if decimals > LONGEST:
+        return f"{value:+.3g} ± {half_width:.2g}"
+    return f"{value:+.{max(decimals, 0)}f} ± {half_width:.{max(decimals, 0)}f}"
+
+
 def where(example: Example, task: Task | None) -> str:
     """Its row, by id, and its place there where a row holds several samples."""
     several = example.position > 0 if task is None else task.samples_per_row > 1
-    return f"row {example.id}, sample {example.position}" if several else f"row {example.id}"
+    return f"row {example.id}, position {example.position}" if several else f"sample {example.id}"
 
 
 def view(example: Example, places: Places, task: Task | None, decode: Decode | None) -> Markup:
@@ -158,7 +170,7 @@ def _bar(example: Example, most: float) -> Markup:
     body = line(wide / 2, 0, wide / 2, high, "currentColor", 1, opacity=0.5)
     body += line(x(example.chi - reach), high / 2, x(example.chi + reach), high / 2, colour, 2)
     body += Markup('<circle cx="{}" cy="{}" r="3.5" fill="{}"/>').format(number(x(example.chi)), high / 2, colour)
-    return svg(body, wide, high, f"{example.chi:+.3g} ± {reach:.2g}", "display:block")
+    return svg(body, wide, high, with_error(example.chi, reach), "display:block")
 
 
 def _finite(value: float) -> float:
