@@ -264,10 +264,10 @@ def test_directions_that_noise_made_are_refused_by_name(response: pt.Response) -
             refused += 1
             assert "first is expected at" in direction.refused or "noise" in direction.refused
     assert refused >= 18  # 95 % intervals, one side
-    noisy = with_chains(response, rng.standard_normal((6, 2, 20)), reliability=0.1)
+    noisy = with_chains(response, response.by_chain(), reliability=0.1)
     direction = noisy.invert({"first": -1})
     assert "χ is too noisy: split-half reliability first 0.10 (at least 0.3)" in direction.refused
-    with pytest.raises(pt.PatterningError, match="this direction was refused .*force=True"):
+    with pytest.raises(pt.PatterningError, match=r"this direction was refused .*force=True"):
         direction.weights(0.1)
     assert "refused" in str(direction)
 

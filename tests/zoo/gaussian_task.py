@@ -1,6 +1,6 @@
 """A task whose χ has a closed form: linear regression, so that every loss is a quadratic of the weights w (3,).
 
-The posterior is Gaussian, and so is the law of the chain, step size included (tests/zoo/quadratic.py). For an observable
+The posterior is Gaussian, and so is the law of the chain, step size included (tests/zoo/quadratic.py). For observables
 b·w and sample losses ½ (x_j·w - y_j)², χ_j = -bᵀ S (H_j m + g_j - mean): nothing here uses the package's estimators.
 
 A chain of step ε has the right mean and a covariance that is too large by 1 / (1 - ελ/4). The covariance estimator sees

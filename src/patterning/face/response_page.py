@@ -80,7 +80,7 @@ def response_page(
             *([_check_section(check)] if check else []),
             *_comparisons(tree),
             _trace_section(tree, rows),
-            _settings_section(settings),
+            _settings_section({str(key): value for key, value in settings.items()}),
         ],
         provenance=f"task {settings['task']}",
         config="\n".join(f"{key}: {value}" for key, value in settings.items()),
