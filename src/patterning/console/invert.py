@@ -67,8 +67,8 @@ def print_wish(results: Results, console: Console) -> None:
     console.print(f"weights: {results['file']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _parsed(want: Sequence[str]) -> dict[str, float]:
-    wanted = {}
+def _parsed(want: Sequence[str]) -> dict[str | tuple[str, str], float]:
+    wanted: dict[str | tuple[str, str], float] = {}
     for part in want:
         name, equals, value = part.rpartition("=")
         try:

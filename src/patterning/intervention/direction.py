@@ -145,6 +145,8 @@ class Direction:
 
     def needed(self, name: str, change: float) -> float:
         """The strength at which row `name` would move by `change`, by linear response; NaN where it does not move."""
+        if name not in self.predicted:
+            raise PatterningError(f"χ has no row {name!r}: it has {', '.join(self.predicted)}")
         value = self.predicted[name].value
         return change / value if value else float("nan")
 
@@ -195,8 +197,8 @@ def find_direction(
     except PatterningError as error:
         return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
     predicted = _cross_fitted(rows, picks, q, change, n_beta, mask)
-    if refused is None and (wrong := _turned(target, predicted)):
-        refused = f"chains that did not choose it do not confirm it: {wrong}"
+    if refused is None and (wrong := _unconfirmed(target, predicted)):
+        refused = f"chains that did not choose it do not confirm it: {wrong}; more chains or a larger budget may"
     theta = np.linalg.lstsq(_centred(rows.chi[picks], q, mask).T * np.sqrt(q)[:, None], s * np.sqrt(q))[0]
     return Direction(
         s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
@@ -240,12 +242,13 @@ def _cross_fitted(
     }
 
 
-def _turned(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:
-    """Rows that are expected to move the other way than asked, in words."""
+def _unconfirmed(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:
+    """Rows whose interval does not lie on the side that was asked for, in words."""
     return ", ".join(
-        f"{name} is expected at {predicted[name]} for each unit of strength"
+        f"{name} is expected at {predicted[name]} for each unit of strength, which "
+        f"{'includes 0' if predicted[name].low <= 0 <= predicted[name].high else 'is the other way'}"
         for name, value in target.items()
-        if value and predicted[name].value * value <= 0
+        if value and not min(predicted[name].low * value, predicted[name].high * value) > 0
     )
 
 

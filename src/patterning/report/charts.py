@@ -142,9 +142,10 @@ def curves(
     height: float = 260,
 ) -> Markup:
     """Lines over a common axis; `marks`: label → x of a vertical line."""
-    left, top, bottom = 56, 14, 40
     x_axis = Axis.over([v for curve in lines for v in curve.x], log_x)
     y_axis = Axis.over([v for curve in lines for v in (*curve.y, *curve.low, *curve.high)], log_y)
+    longest = max((len(_tick(tick)) for tick in y_axis.ticks), default=0)
+    left, top, bottom = max(56, 26 + 6 * longest), 14, 40  # the title stands beside the numbers of the axis
     inner_width, inner_height = width - left - 12, height - top - bottom
 
     def at(px: float, py: float) -> str:
@@ -202,7 +203,7 @@ def matrix(
         )
         lines.append(Markup("<tr><td>{}</td>{}</tr>").format(name, cells))
     return Markup(
-        '<div class="scroll"><table><thead><tr><th></th>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<div class="scroll" tabindex="0"><table><thead><tr><th></th>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(head, Markup("").join(lines))
 
 

@@ -113,7 +113,9 @@ def sample_component(work: Work) -> SampledResponse:
     probe = Probe(free, work.settings.rows, work.chains.replicas)
     band = work.settings.loss_band
     if band is None:
-        band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, probe.at_anchor)
+        everything = len(work.settings.rows) == len(work.task.base_weights)
+        losses = probe.at_anchor if everything else None  # a few rows may have another loss than the minibatches
+        band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, losses)
     try:
         response = _judged(_sample(work, free, probe, band), probe, band)
         return replace(response, note="; ".join(filter(None, [work.component.note, response.note])))

@@ -89,7 +89,7 @@ def verify(
     measures: Mapping[str, Measure | Callable[[Any], Any]],
     seeds: Sequence[int],
     *,
-    controls: Sequence[str] = ("permuted",),
+    controls: str | Sequence[str] = ("permuted",),
     extra: Mapping[str, Weights] | None = None,
     wanted: Mapping[str, Mapping[str, float]] | None = None,
     out: str | Path | None = None,
@@ -107,7 +107,10 @@ def verify(
     Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained.
     """
     parsed = {name: m if isinstance(m, Measure) else Measure(m) for name, m in measures.items()}
+    seeds, controls = list(seeds), [controls] if isinstance(controls, str) else controls
     _check(arms, extra or {}, parsed, seeds)
+    _check_wanted(arms, parsed, wanted or {})
+    check_whole("workers", workers, 1)
     plan = _plan(arms, controls, extra or {}, seeds)
     code = digest(train, parsed)
     units = [
@@ -118,7 +121,7 @@ def verify(
     with _folder(out) as folder, Workers(RunFolder(folder), workers, progress) as pool:
         results = iter(pool.compute(units, "retraining every arm"))
     outcomes = {name: [next(results) for _ in seeds] for name in plan}
-    return _evidence(parsed, list(seeds), outcomes, _signs(arms, parsed, wanted or {}), plan)
+    return _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,6 @@ def _plan(
     """Every arm by name; the unweighted one first."""
     if unknown := set(controls) - {"permuted"}:
         raise PatterningError(f"unknown controls {', '.join(sorted(unknown))}: there is 'permuted'; others go in extra")
-    if not arms:
-        raise PatterningError("there is no arm to verify: give a name and weights")
-    for name, weights in {**arms, **extra}.items():
-        if not isinstance(weights, Weights):
-            raise PatterningError(f"arm {name!r} is {type(weights).__name__}: it must be Weights (Weights.of_rows(ρ))")
     first = next(iter(arms.values()))
     plain = replace(first, rho=np.ones_like(first.rho), facts={"what": UNWEIGHTED})
     plan = {UNWEIGHTED: _Planned("base", [plain] * len(seeds))}
@@ -161,19 +159,47 @@ def permuted_name(arm: str) -> str:
 def _check(
     arms: Mapping[str, Weights], extra: Mapping[str, Weights], measures: Mapping[str, Measure], seeds: Sequence[int]
 ) -> None:
+    if not arms:
+        raise PatterningError("there is no arm to verify: give a name and weights")
+    for name, weights in (*arms.items(), *extra.items()):
+        if not isinstance(weights, Weights):
+            raise PatterningError(f"arm {name!r} is {type(weights).__name__}: it must be Weights (Weights.of_rows(ρ))")
     if not measures:
         raise PatterningError("there is no measure: what is to change must be measured")
+    for name, measure in measures.items():
+        if not callable(measure.function):
+            raise PatterningError(f"measure {name!r} is no function of what train returns")
     names = [UNWEIGHTED, *arms, *(permuted_name(name) for name in arms), *extra]
     if len(set(names)) < len(names):
         raise PatterningError(f"names of arms must differ, and {UNWEIGHTED!r} is taken (got {', '.join(names)})")
-    if len({len(weights) for weights in arms.values()}) > 1:
-        raise PatterningError("the arms are of data of different lengths")
+    every = [*arms.values(), *extra.values()]
+    if len({len(weights) for weights in every}) > 1:
+        raise PatterningError(
+            f"the arms are of data of different lengths ({', '.join(str(len(weights)) for weights in every)} rows)"
+        )
+    if len({weights.data for weights in every if weights.data}) > 1:
+        raise PatterningError("the arms were made for different data: they cannot be compared")
     for seed in seeds:
         check_whole("seed", seed, 0)
     if len(set(seeds)) < len(seeds):
         raise PatterningError("some seeds are named twice: a pair would be counted twice")
     if len(seeds) < 3:
         raise PatterningError(f"{len(seeds)} seeds give no interval: use at least 3, and 6 for evidence")
+
+
+def _check_wanted(
+    arms: Mapping[str, Weights], measures: Mapping[str, Measure], wanted: Mapping[str, Mapping[str, float]]
+) -> None:
+    for arm, signs in wanted.items():
+        if arm not in arms:
+            raise PatterningError(f"wanted names the arm {arm!r}: there is {', '.join(arms)}")
+        for name, value in signs.items():
+            if name not in measures:
+                raise PatterningError(f"wanted names the measure {name!r}: there is {', '.join(measures)}")
+            if not (isinstance(value, int | float | np.number) and np.isfinite(value)):
+                raise PatterningError(
+                    f"wanted of {arm!r}, {name!r} is {value!r}: it must be a number (its sign counts)"
+                )
 
 
 def _key(code: str, weights: Weights, seed: int) -> str:
