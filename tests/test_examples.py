@@ -3,6 +3,8 @@
 import runpy
 from pathlib import Path
 
+import patterning as pt
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -26,3 +28,9 @@ def test_a_loop_of_your_own_is_thirty_lines(capsys):
     assert check.steers("first half", "slope")
     assert len([line for line in source.partition("import patterning as pt\n")[2].splitlines() if line.strip()]) <= 30
     assert "steers" in capsys.readouterr().out
+
+
+def test_every_name_of_the_face_is_there():
+    for name in pt.__all__:
+        assert getattr(pt, name) is not None, name
+        assert name in dir(pt)

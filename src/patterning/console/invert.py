@@ -142,7 +142,7 @@ def _arm(part: str) -> tuple[str, Weights]:
 
 
 def _seeds(text: str) -> list[int]:
-    """ "0-7" or "3,5,8"."""
+    """Seeds as written: "0-7", or "3,5,8"."""
     try:
         first, dash, last = text.partition("-")
         return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
