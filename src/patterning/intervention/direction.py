@@ -78,7 +78,7 @@ class Direction:
 
     `wanted`: the change that was asked for, by row (0: held). `predicted`: what every row is expected to do for each
     unit of strength, from chains that did not take part in choosing s (cross-fitted); `folds` are the halves of the
-    chains that it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
+    chains it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
     of the rows of χ; what lies under the floor was cut.
     """
 
