@@ -1,6 +1,6 @@
 """Is a rise of the loss larger than what its floating point numbers can tell apart?
 
-A loss ℓ in float32 is known to about ε |ℓ|, ε = 1.2e-7, however small its change is. Where E[L] - L(w*) is of that size,
+A loss ℓ in float32 is known to about ε |ℓ|, ε = 1.2e-7, however small its change is. Where E[L] - L(w*) is that small,
 λ̂ = nβ (E[L] - L(w*)) and χ are rounding, and no chain is long enough.
 """
 
@@ -22,8 +22,9 @@ def below_resolution(rise: float, least: float, dtype: torch.dtype = torch.float
     """A sentence where a rise of the mean loss cannot be told from rounding, else None; `least`: `resolution`."""
     if not 0 < abs(rise) < FEW * least:
         return None
+    kind = str(dtype).removeprefix("torch.")
     return (
-        f"the loss rises by {rise:.2g} nats, and numbers of type {str(dtype).removeprefix('torch.')} of the size of the "
-        f"loss lie {least:.2g} apart: λ̂ and χ are rounding noise; subtract from the loss what does not depend on the "
-        "parameters, or let it rise further (a lower localization γ)"
+        f"the loss rises by {rise:.2g} nats, and numbers of type {kind} of the size of the loss lie {least:.2g} apart: "
+        "λ̂ and χ are rounding noise; subtract from the loss what does not depend on the parameters, or let it rise "
+        "further (a lower localization γ)"
     )

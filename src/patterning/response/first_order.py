@@ -53,7 +53,8 @@ def first_order_susceptibility(
             raise PatterningError(f"observable {name!r} has a gradient of size {norm} at w*: nothing responds to it")
         slope = _along(task, anchor, gradient / norm, step) * norm
         if not bool(slope.isfinite().all()):
-            raise PatterningError(f"the loss of sample {int((~slope.isfinite()).nonzero()[0])} has no finite slope at w*")
+            bad = int((~slope.isfinite()).nonzero()[0])
+            raise PatterningError(f"the loss of sample {bad} has no finite slope at w*")
         rows.append(-(slope - (slope @ q)) / localization)
     if not rows:
         raise PatterningError("there is no observable: χ has a row for each")
