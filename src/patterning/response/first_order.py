@@ -9,6 +9,7 @@ around w*, has no Monte Carlo error, and costs two evaluations of the data for e
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -91,7 +92,10 @@ def _along(task: FlatTask, anchor: Tensor, direction: Tensor, step: float) -> Te
 
 
 def _tangent(task: FlatTask, flat: Tensor, direction: Tensor, part: Tensor) -> Tensor:
-    return torch.func.jvp(lambda at: task.losses(at, part[None]), (flat,), (direction,))[1][0].detach().cpu().double()
+    with warnings.catch_warnings():  # loading torch's own formulas warns of torch's own script
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        _, slopes = torch.func.jvp(lambda at: task.losses(at, part[None]), (flat,), (direction,))
+    return slopes[0].detach().cpu().double()
 
 
 def _agrees(task: FlatTask, flat: Tensor, direction: Tensor, part: Tensor, slopes: Tensor) -> bool:

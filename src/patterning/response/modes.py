@@ -27,6 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from patterning.core.arrays import as_floats
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
 
@@ -86,6 +87,9 @@ def find_modes(
     monotone map): χ is heavy-tailed, and a few samples would otherwise make the modes. Raises `PatterningError` for
     shapes that do not fit, NaN, a constant row, or when neither halves nor noise are given.
     """
+    chi = as_floats("χ", chi, 2)
+    halves = None if halves is None else as_floats("halves", halves)
+    noise = None if noise is None else as_floats("noise", noise)
     k, n = chi.shape
     if len(components) != k or k < 2 or n < 3:
         raise PatterningError(f"χ is {chi.shape} for {len(components)} components: modes need 2 of them and 3 samples")

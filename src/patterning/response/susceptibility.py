@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 from patterning.core.arrays import as_mask, check_level
 from patterning.core.errors import PatterningError
+from patterning.response.base_weights import as_base_weights
 from patterning.response.moments import Moments, batch_covariances, unbiased_covariances
 
 Floats = NDArray[np.float64]
@@ -118,7 +119,7 @@ def susceptibility(
     if chains < 2:
         raise PatterningError(f"{chains} chain is left: χ needs at least 2 for its error and its reliability")
     covariances = unbiased_covariances(moments) if unbiased else batch_covariances(moments)
-    q = np.asarray(base_weights, dtype=np.float64)
+    q = as_base_weights(base_weights, len(moments.at_anchor))
 
     def centre(covariance: Floats) -> Floats:
         # Cov(φ, ℓ_j - L) = Cov(φ, ℓ_j) - Σ_i q_i Cov(φ, ℓ_i): the sums of φL are sums of φℓ.
