@@ -200,3 +200,24 @@ def test_names_are_any_text_and_a_control_may_be_named_as_text(tmp_path) -> None
         found.steers("more/less: a", "loss")
     with pytest.raises(PatterningError, match="compared only"):
         found.steers("unweighted")
+
+
+@pytest.mark.parametrize("afresh", [False, True])
+def test_a_module_that_is_trained_on_from_run_to_run_is_refused(afresh: bool) -> None:
+    model = nn.Linear(8, 1)
+
+    def train(weights: Weights, seed: int) -> nn.Module:
+        with torch.no_grad():
+            if afresh:
+                model.weight.zero_()
+            model.weight.add_(torch.from_numpy(weights.rho).float() + 0.01 * torch.randn(8))
+        return model
+
+    def total(net: nn.Module) -> float:
+        return float((next(net.parameters()).detach()[0] * torch.from_numpy(X).float()).sum())
+
+    if afresh:
+        assert verify(train, {"more": arm()}, {"m": total}, SEEDS).steers("more")
+        return
+    with pytest.raises(PatterningError, match="goes on with a module from outside of it"):
+        verify(train, {"more": arm()}, {"m": total}, SEEDS)

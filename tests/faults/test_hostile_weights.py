@@ -83,9 +83,11 @@ def test_a_control_that_is_nearly_the_treatment_is_said() -> None:
     strata = np.where(np.arange(40) < 2, 0, np.arange(40))  # two samples may change places
     with pytest.warns(PatterningWarning, match=r"moves \d% of the weight .* nearly the treatment"):
         permuted_within(RHO, strata, 1)
-    with pytest.warns(PatterningWarning, match="nearly the treatment"):
-        for seed in range(30):  # three samples: one deal in six moves nothing
-            permuted(np.array([1.0, 2, 3]), np.ones(3), None, seed)
+    three = np.array([1.0, 2, 3])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        same = sum(np.array_equal(permuted(three, np.ones(3), None, seed), three) for seed in range(60))
+    assert len(caught) == same > 0  # one deal in six moves nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for seed in range(200):
@@ -290,3 +292,11 @@ def test_files_that_hold_no_weights_say_why(tmp_path: Path) -> None:
 def test_strength_is_lowered_for_the_effective_sample_size_and_reported() -> None:
     sizes = [direction().weights(5.0, "tilt", min_ess=share).facts["strength"] for share in (0.5, 0.7, 0.9)]
     assert all(a > b for a, b in pairwise(sizes))
+
+
+def test_losses_and_masks_of_another_kind_are_refused() -> None:
+    weights, losses = Weights.of_rows(np.ones((3, 3))), torch.ones(3, 3)
+    with pytest.raises(PatterningError, match=r"the mask \(3,\) is not of the shape"):
+        weights.loss(losses, [0, 1, 2], torch.tensor([1, 0, 1]))  # would be read by column
+    with pytest.raises(PatterningError, match="must be floating point"):
+        weights.loss(losses.long(), [0, 1, 2], torch.ones(3, 3))

@@ -147,6 +147,12 @@ class Weights:
         The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
         minibatch, so that the gradient is unbiased for that of L_ρ.
         """
+        if not losses.is_floating_point():
+            raise PatterningError(f"the losses are {losses.dtype}: they must be floating point numbers")
+        if mask is not None and mask.shape != losses.shape:
+            raise PatterningError(
+                f"the mask {tuple(mask.shape)} is not of the shape of the losses {tuple(losses.shape)}"
+            )
         rho = torch.from_numpy(self.of(rows)).to(losses)
         if losses.ndim > rho.ndim:
             rho = rho[:, None]

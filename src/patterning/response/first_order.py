@@ -94,7 +94,7 @@ def _along(task: FlatTask, anchor: Tensor, direction: Tensor, step: float) -> Te
 def _tangent(task: FlatTask, flat: Tensor, direction: Tensor, part: Tensor) -> Tensor:
     with warnings.catch_warnings():  # loading torch's own formulas warns of torch's own script
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        _, slopes = torch.func.jvp(lambda at: task.losses(at, part[None]), (flat,), (direction,))
+        slopes = torch.func.jvp(lambda at: task.losses(at, part[None]), (flat,), (direction,))[1]
     return slopes[0].detach().cpu().double()
 
 

@@ -28,7 +28,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from patterning.core.arrays import as_floats
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
@@ -93,6 +93,9 @@ def find_modes(
     k, n = chi.shape
     if len(components) != k or k < 2 or n < 3:
         raise PatterningError(f"χ is {chi.shape} for {len(components)} components: modes need 2 of them and 3 samples")
+    if len(set(components)) < k:
+        raise PatterningError(f"components must be named once each (got {', '.join(components)})")
+    check_whole("permutations", permutations, 1)
     if halves is None and noise is None:
         raise PatterningError("modes need the two halves of the chains, or a noise sample: without, no floor is known")
     if transform not in get_args(Transform):

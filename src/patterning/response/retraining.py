@@ -68,8 +68,9 @@ def split_weights(signs: Floats, groups: NDArray[np.int64], base_weights: Floats
 
 def _check_groups(weights: Floats, groups: NDArray[np.int64], count: int) -> None:
     """Raise `PatterningError` unless every group from 0 to `count` - 1 has members of one positive weight."""
-    if count < 1 or (missing := set(range(count)) - set(groups.tolist())):
-        raise PatterningError(f"groups {sorted(missing) if count > 0 else ''} have no members: number them from 0")
+    missing = set(range(max(count, 1))) - set(groups.tolist())
+    if missing:
+        raise PatterningError(f"groups {sorted(missing)} have no members: number them from 0 on")
     for group in range(count):
         own = weights[:, :, groups == group]
         if not (np.isfinite(own).all() and (own > 0).all()):

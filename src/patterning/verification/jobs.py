@@ -5,7 +5,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One training run and its measures; `fingerprint` covers the weights, the functions and the seed."""
+    """One training run and its measures; `fingerprint` covers the weights, the functions and the seed.
+
+    `twice`: where `train` returns a module that was there before, it is called again and must end where it did.
+    """
 
     train: Train
     measures: Mapping[str, Measure]
@@ -57,6 +60,7 @@ class TrainJob:
     seed: int
     key: str
     arm: str = ""
+    twice: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -74,12 +78,8 @@ def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
     del scratch  # the user's loop resumes by itself, or starts again
     where = f"{f'arm {job.arm!r}, ' if job.arm else ''}seed {job.seed}"
     with _seeded(job.seed):
-        try:
-            result = job.train(copy.deepcopy(job.weights), job.seed)
-        except PatterningError:
-            raise
-        except Exception as error:
-            raise PatterningError(f"train failed ({where}): {type(error).__name__}: {reason_of(error)}") from error
+        before = _modules_of(job.train)
+        result = _trained(job, where)
         values: Arrays = {}
         if (state := _state(result)) is not None:
             values[STATE] = state
@@ -87,7 +87,45 @@ def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
             value, yes_or_no = _measured(name, measure, result, where)
             values[name] = np.array(value)
             values[f"is_bool.{name}"] = np.array(float(yes_or_no))
+    if job.twice and any(result is module for module in before):
+        _refuse_going_on(job, result, where)
     return values
+
+
+def _trained(job: TrainJob, where: str) -> Any:
+    try:
+        return job.train(copy.deepcopy(job.weights), job.seed)
+    except PatterningError:
+        raise
+    except Exception as error:
+        raise PatterningError(f"train failed ({where}): {type(error).__name__}: {reason_of(error)}") from error
+
+
+def _modules_of(train: Train) -> list[nn.Module]:
+    """Modules that a function finds outside of itself: in its closure, its module's names, its object."""
+    function = getattr(train, "func", train)  # of a partial
+    own: list[Any] = [*getattr(train, "args", ()), *getattr(train, "keywords", {}).values()]
+    own += [getattr(function, "__self__", None), *vars(getattr(function, "__self__", function)).values()]
+    code = getattr(function, "__code__", None)
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # one that is not filled yet
+            own.append(cell.cell_contents)
+    names = code.co_names if code is not None else ()
+    own += [function.__globals__[name] for name in names if name in getattr(function, "__globals__", {})]
+    return [value for value in own if isinstance(value, nn.Module)]
+
+
+def _refuse_going_on(job: TrainJob, module: nn.Module, where: str) -> None:
+    """Raise `PatterningError` where a second run of the same seed ends elsewhere: it went on from the first."""
+    first = [p.detach().clone() for p in module.parameters()]
+    with _seeded(job.seed):
+        again = _trained(job, where)
+    for one, other in zip(first, again.parameters(), strict=False):
+        if float((one - other.detach()).norm()) > 1e-3 * float(one.norm()):
+            raise PatterningError(
+                f"train gives other parameters when it is called again with the same weights and seed ({where}): it "
+                "goes on with a module from outside of it; let it make a fresh one, or load the initial weights first"
+            )
 
 
 def _measured(name: str, measure: Measure, result: Any, where: str) -> tuple[float, bool]:

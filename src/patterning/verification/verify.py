@@ -63,9 +63,13 @@ def verify(
             Unit(
                 f"train-{re.sub('[^A-Za-z0-9]+', '-', name)}",
                 run_job,
-                {"job": TrainJob(train, parsed, weights, seed, _key(code, weights, seed), name)},
+                {
+                    "job": TrainJob(
+                        train, parsed, weights, seed, _key(code, weights, seed), name, name == UNWEIGHTED and i == 0
+                    )
+                },
             )
-            for seed, weights in zip(seeds, planned.weights, strict=True)
+            for i, (seed, weights) in enumerate(zip(seeds, planned.weights, strict=True))
         ]
         for name, planned in plan.items()
     }
