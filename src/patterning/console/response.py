@@ -184,20 +184,28 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
     with run.lock(), one_thread():
         if (out / "chi.zarr").exists():
             _check_same(request, task, out)
-            return publish(out)
-        with Workers(run, workers, progress) as pool:
-            spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
-            responses = component_response(
-                task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
-                estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
-                reliability=request.reliability, rounds=request.rounds, pool=pool,
-                observables=_observables(request, task), component_loss=request.observables is None,
-            )  # fmt: skip
-            check = check_components(task, names, kernel, spaced.chain_config, probes, pool) if request.check else None
-        _store(responses, request, spaced, spacing, out)
-        if check is not None:
-            write_json(out / CHECK, check)
+            spaced = _stored_request(request, out)
+        else:
+            with Workers(run, workers, progress) as pool:
+                spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
+                responses = component_response(
+                    task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
+                    estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
+                    reliability=request.reliability, rounds=request.rounds, pool=pool,
+                    observables=_observables(request, task), component_loss=request.observables is None,
+                )  # fmt: skip
+            _store(responses, request, spaced, spacing, out)
+        if request.check and not (out / CHECK).exists():
+            publish(out)  # what was sampled is there whatever becomes of its check
+            with Workers(run, workers, progress) as pool:
+                write_json(out / CHECK, check_components(task, names, kernel, spaced.chain_config, probes, pool))
         return publish(out)
+
+
+def _stored_request(request: Request, out: Path) -> Request:
+    """The request with the steps between draws that the stored χ was sampled with."""
+    stored = json.loads(open_response(out / "chi.zarr")["susceptibility"].attrs.get("request", "{}"))
+    return replace(request, steps_between_draws=stored.get("steps_between_draws", request.steps_between_draws))
 
 
 def _spaced(

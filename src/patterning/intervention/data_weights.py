@@ -22,6 +22,7 @@ from torch import Tensor
 from patterning.core.arrays import Bools, Floats, as_floats, as_mask
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
+from patterning.core.store import cannot_write, part_of, strict_json
 from patterning.intervention.permute import permuted, permuted_within
 from patterning.intervention.weights import WeightSummary, summarise
 
@@ -56,6 +57,8 @@ class Weights:
     def __post_init__(self) -> None:
         """Refuse weights that cannot weight a loss; scale the others to mean 1."""
         rho, q = as_floats("the weights", self.rho), as_floats("base_weights", self.base_weights)
+        if len(np.unique(np.asarray(self.ids))) < len(self.ids):
+            raise PatterningError("some ids name two rows: weights could not be looked up by them")
         if rho.ndim not in (1, 2) or q.shape != rho.shape or len(self.ids) != len(rho):
             raise PatterningError(f"weights {rho.shape}, base weights {q.shape} and {len(self.ids)} ids do not fit")
         if not np.isfinite(rho).all() or (rho < 0).any():
@@ -144,6 +147,12 @@ class Weights:
         The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
         minibatch, so that the gradient is unbiased for that of L_ρ.
         """
+        if not losses.is_floating_point():
+            raise PatterningError(f"the losses are {losses.dtype}: they must be floating point numbers")
+        if mask is not None and mask.shape != losses.shape:
+            raise PatterningError(
+                f"the mask {tuple(mask.shape)} is not of the shape of the losses {tuple(losses.shape)}"
+            )
         rho = torch.from_numpy(self.of(rows)).to(losses)
         if losses.ndim > rho.ndim:
             rho = rho[:, None]
@@ -164,18 +173,35 @@ class Weights:
     def permuted(self, seed: int, within: Any = None) -> "Weights":
         """The same weights dealt to other free samples: the control of these. `within`: a label for each sample.
 
-        With labels, weights are dealt out within each label, which keeps every label's histogram.
+        With labels, weights are dealt out within each label, which keeps every label's total. The histogram of the
+        weights is kept, where base weights are uneven up to a factor (`intervention.permute`), which is in the facts.
+        Warns where hardly anything is moved, and raises `PatterningError` where nothing can be.
         """
         flat, q, free = self.rho.ravel(), self.base_weights.ravel(), (self.free & (self.base_weights > 0)).ravel()
         if within is None:
             dealt = permuted(flat, q, free, seed)
         else:
-            labels = np.broadcast_to(np.asarray(within).reshape(len(self), -1), self.rho.reshape(len(self), -1).shape)
+            labels = self._labels(within)
             _, strata = np.unique(labels.ravel(), return_inverse=True)
             dealt = flat.copy()
-            dealt[free] = permuted_within(flat[free], strata[free], seed)
-        facts = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
+            if not free.any():
+                raise PatterningError("no free sample has a base weight: there is nothing to deal out")
+            dealt[free] = permuted_within(flat[free], strata[free], seed, q[free])
+        facts: dict[str, Any] = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
+        if within is None and np.ptp(q[free]) > 0:
+            facts["rescaled"] = float(dealt[free].sum() / flat[free].sum())
         return replace(self, rho=dealt.reshape(self.rho.shape), facts=facts)
+
+    def _labels(self, within: Any) -> NDArray[Any]:
+        """A label for each sample, from one for each row or for each token."""
+        labels, cells = np.asarray(within), self.rho.reshape(len(self), -1)
+        if labels.shape not in (self.rho.shape, (len(self),), (len(self), 1)):
+            raise PatterningError(
+                f"labels {labels.shape} for weights {self.rho.shape}: give one for each row, or for each token"
+            )
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise PatterningError("some labels are NaN or infinite: every sample needs one")
+        return np.broadcast_to(labels.reshape(len(self), -1), cells.shape)
 
     def summary(self) -> WeightSummary:
         """How hard the weights pull on the free samples: effective sample size, extremes, share at zero."""
@@ -204,11 +230,15 @@ class Weights:
 
         columns = {"id": self.ids, "rho": self.rho, "base_weight": self.base_weights, "free": self.free}
         table = pyarrow.table({name: list(value) if value.ndim == 2 else value for name, value in columns.items()})
-        about = {"format": FORMAT, "data": self.data, "facts": dict(self.facts)}
+        about = {"format": FORMAT, "data": self.data, "facts": strict_json(dict(self.facts))}
         table = table.replace_schema_metadata({"patterning": json.dumps(about)})
-        part = Path(path).with_name(f"{Path(path).name}.part")
-        pyarrow.parquet.write_table(table, part)
-        part.replace(path)
+        part = part_of(Path(path))
+        try:
+            pyarrow.parquet.write_table(table, part)
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise cannot_write(Path(path), error) from None
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> "Weights":
@@ -218,13 +248,24 @@ class Weights:
 
         try:
             table = pyarrow.parquet.read_table(path)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise PatterningError(f"{path} holds no weights: it cannot be read as parquet ({reason})") from None
+        try:
             about = json.loads((table.schema.metadata or {})[b"patterning"])
+            made, data, facts = about["format"], about["data"], about["facts"]
+        except (KeyError, TypeError, ValueError):
+            raise PatterningError(
+                f"{path} holds no weights of this package: it lacks the metadata that to_parquet writes; for a column "
+                "of your own use Weights.of_rows(column)"
+            ) from None
+        if made != FORMAT:
+            raise PatterningError(f"{path} holds weights of format {made}: this version reads format {FORMAT}")
+        try:
             columns = {name: np.array(table[name].to_pylist()) for name in ("id", "rho", "base_weight", "free")}
-        except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-            raise PatterningError(f"{path} holds no weights of this package: {error}") from None
-        return cls(
-            columns["rho"], columns["id"], columns["base_weight"], columns["free"], about["data"], about["facts"]
-        )
+        except (KeyError, ValueError) as error:
+            raise PatterningError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        return cls(columns["rho"], columns["id"], columns["base_weight"], columns["free"], data, facts)
 
 
 class WeightedRows(torch.utils.data.Sampler[int]):

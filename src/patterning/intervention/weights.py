@@ -45,7 +45,13 @@ def gaussian_scores(s: Floats, base_weights: Floats, free: Bools) -> Floats:
 
 def standardise(s: Floats, base_weights: Floats, free: Bools) -> Floats:
     """s with mean 0 and root mean square 1 under q over the free samples, 0 elsewhere."""
-    q = np.where(free, base_weights, 0.0) / base_weights[free].sum()
+    mass = base_weights[free].sum()
+    if not mass > 0:
+        raise PatterningError("no free sample has a base weight: nothing can move")
+    if not np.isfinite(s[free]).all():
+        raise PatterningError("the direction holds NaN or infinite entries")
+    q = np.where(free, base_weights, 0.0) / mass
+    s = np.where(free, s, 0.0)
     centred = np.where(free, s - (q * s).sum(), 0.0)
     size = np.sqrt((q * centred**2).sum())
     if not size > 0:
@@ -74,10 +80,12 @@ def make_weights(
         raise PatterningError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
     s, base_weights = as_floats("the direction", s, 1), _base_weights(base_weights, len(s))
     moving = as_mask("free", free, len(s))
-    if not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha)):
+    if isinstance(alpha, bool) or not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha)):
         raise PatterningError(f"alpha is {alpha!r}: it must be a finite number")
     if not np.isfinite(s[moving]).all():
         raise PatterningError("the direction holds NaN or infinite entries")
+    if not (base_weights[moving] > 0).any():
+        raise PatterningError("no free sample has a base weight: nothing can move")
     s = np.where(moving, s, 0.0)  # what is not known of frozen samples must not spread
     if policy.startswith("rank"):
         s = gaussian_scores(s, base_weights, moving)
@@ -115,6 +123,10 @@ def summarise(rho: Floats, base_weights: Floats, free: Bools | None = None) -> W
     """How hard the weights pull."""
     rho, base_weights = as_floats("the weights", rho, 1), _base_weights(base_weights, len(rho))
     moving = as_mask("free", free, len(rho))
+    if not np.isfinite(rho[moving]).all() or (rho[moving] < 0).any():
+        raise PatterningError("the weights are negative, NaN or infinite for some free samples")
+    if not (base_weights * rho)[moving].sum() > 0:
+        raise PatterningError("no free sample has any weight: there is no effective sample size")
     q, r = base_weights[moving] / base_weights[moving].sum(), rho[moving]
     return WeightSummary(
         effective_sample_size=float((q * r).sum() ** 2 / (q * r**2).sum()),

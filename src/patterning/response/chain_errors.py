@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from patterning.core.arrays import check_level
 from patterning.response.moderated import moderate
 
 Floats = NDArray[np.float64]
@@ -22,6 +23,7 @@ class Estimate:
 
     def half_width(self, level: float = 0.95) -> Floats:
         """`values` ± this (n,) is an interval for each entry: Student's t times the standard error."""
+        check_level(level)
         return student.ppf((1 + level) / 2, self.degrees_of_freedom) * self.standard_error
 
 
