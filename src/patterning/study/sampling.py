@@ -153,6 +153,7 @@ def sample_around(
     `loss_band`: the loss of a model that knows nothing; a chain past it has left the solution. Raises
     `PatterningError` where fewer than 2 chains are left around an anchor.
     """
+    subject = subject.for_sampling()
     kernels = _kernels(subject, pool, sampling, anchors, loss_band)
     jobs = {
         name: [

@@ -138,6 +138,10 @@ class Subject:
         """Data and model as samplers see them; needed for readings that sample."""
         raise PatterningError(f"the subject {self.name!r} has no flat task: its readings cannot sample")
 
+    def for_sampling(self) -> "Subject":
+        """The subject without what sampling does not depend on (how long it is trained, say): keys of chains."""
+        return self
+
     def observables(self) -> Mapping[str, FlatObservable]:
         """φ: parameters (r, P) → (r,), by name, for readings that sample."""
         return {}

@@ -119,11 +119,9 @@ class ParenthesesSubject(Subject):
         }  # fmt: skip
         return {name: _mean_loss(task, data, rows) for name, (data, rows) in sets.items()}
 
-    def with_training(self, **changes: float) -> "ParenthesesSubject":
-        """The same data under other training settings; measured at the steps that are left, and at the last."""
-        settings = replace(self.settings, **changes)
-        steps = sorted({step for step in self.measure_at if step < settings.steps} | {settings.steps})
-        return replace(self, settings=settings, measure_at=tuple(steps))
+    def for_sampling(self) -> "ParenthesesSubject":
+        """The data and the model alone."""
+        return replace(self, settings=TrainConfig(0), measure_at=())
 
     def train(self, rho: Rho, seeds: Sequence[int], keep: Sequence[int], scratch: Path) -> Runs:
         """Adam on the weighted loss (`training.weighted`), measured on the way; parameters are kept where asked."""
