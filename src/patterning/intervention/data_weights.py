@@ -203,6 +203,16 @@ class Weights:
             raise PatterningError("some labels are NaN or infinite: every sample needs one")
         return np.broadcast_to(labels.reshape(len(self), -1), cells.shape)
 
+    def extend(self, task: "Task", at: Any = None, *, force: bool = False) -> "Weights":
+        """ρ for the rows of `task` that were not probed, predicted from the model (`intervention.extend`).
+
+        `at`: the checkpoint that χ was measured at, a module or a row (None: the task's module). `facts["held_out_r2"]`
+        says how well probed rows are predicted that were left out; where that is nothing, `PatterningError`.
+        """
+        from patterning.intervention.extend import extend
+
+        return extend(self, task, at, force=force)
+
     def summary(self) -> WeightSummary:
         """How hard the weights pull on the free samples: effective sample size, extremes, share at zero."""
         place = self.base_weights > 0

@@ -52,7 +52,7 @@ def first_order_susceptibility(
         norm = float(gradient.double().norm())
         if not np.isfinite(norm) or norm == 0:
             raise PatterningError(f"observable {name!r} has a gradient of size {norm} at w*: nothing responds to it")
-        slope = _along(task, anchor, gradient / norm, step) * norm
+        slope = slopes_along(task, anchor, gradient / norm, step) * norm
         if not bool(slope.isfinite().all()):
             bad = int((~slope.isfinite()).nonzero()[0])
             raise PatterningError(f"the loss of sample {bad} has no finite slope at w*")
@@ -73,7 +73,7 @@ def _gradient(name: str, observable: DifferentiableObservable, anchor: Tensor) -
     return torch.autograd.grad(value.sum(), flat)[0]
 
 
-def _along(task: FlatTask, anchor: Tensor, direction: Tensor, step: float) -> Tensor:
+def slopes_along(task: FlatTask, anchor: Tensor, direction: Tensor, step: float) -> Tensor:
     """Slopes of all sample losses (n,) float64 along a direction (1, P) of length 1."""
     parts = torch.arange(len(task.base_weights), device=anchor.device).split(CHUNK)
     try:
