@@ -1,8 +1,9 @@
 """What a model and its loss can do, tried in seconds before anything is computed with them.
 
 Everything is tried on a few rows, at the module's own parameters and at others: the shape of the losses at two batch
-sizes, that they are finite, the same twice, the same alone and in company, that they depend on the parameters and have
-a gradient, and how many replicas `torch.func.vmap` can run at a time. A refusal names the reason and the remedy.
+sizes, that they are finite, the same twice, the same alone and in company, that they depend on the parameters that they
+are given and on no others, that they have the gradient of their values, and how many replicas `torch.func.vmap` can run
+at a time. A refusal names the reason and the remedy.
 """
 
 import time
@@ -13,14 +14,32 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patterning.core.answers import TOLERANCE, Triable, Trial, kept, reason_of, run_plain, same
+from patterning.core.answers import (
+    ROUNDING,
+    SHARE,
+    TRIMMED,
+    Triable,
+    Trial,
+    differing,
+    identical,
+    kept,
+    reason_of,
+    run_plain,
+    same,
+)
 from patterning.core.batch import as_batch, count_rows
 from patterning.core.errors import PatterningError
-from patterning.core.modules import attributes_of, changed_attributes, displaced, spread
+from patterning.core.modules import displaced, spread
+from patterning.core.outside import check_calls, check_reads, watched
+from patterning.core.state import changed_places, scratch_copy, state_of
 from patterning.core.trial_gradient import check_gradient
 
 MOST_ROWS = 64
 FEW_ROWS = 4
+GRADIENT_ROWS = 16
+"""Rows whose gradient is tried, where a pass is quick."""
+IGNORED_TRIES = 8
+"""Displaced parameters, every other one with its sign turned, at which a loss must be 0 to count as ignored."""
 QUICK = 0.05
 """Seconds for a forward pass over a few rows, up to which more are tried."""
 
@@ -31,49 +50,113 @@ def check_base_weights(weights: object, rows: int) -> Tensor:
         return torch.ones(rows)
     found = as_batch(weights)
     if not isinstance(found, Tensor) or found.shape != (rows,):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise PatterningError(f"base_weights must be {rows} numbers, one a row (got {shape})")
     found = found.cpu()
-    if not bool(torch.isfinite(found).all() and (found >= 0).all() and found.any()):
-        raise PatterningError(f"base_weights must be {rows} finite numbers >= 0, not all 0")
+    bad = ~found.isfinite() | (found < 0)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise PatterningError(
+            f"base_weights must be finite numbers >= 0, one for each of the {rows} rows: row {row} has "
+            f"{float(found[row]):.4g}"
+        )
+    if not bool(found.any()):
+        raise PatterningError("base_weights are all 0: a row counts as often as its weight says, so some must be > 0")
     return found
 
 
 def try_task(task: Triable, original: nn.Module) -> Trial:
     """Try a task whose module is a copy of `original`; raises `PatterningError` where it cannot serve."""
-    n, before = count_rows(task.data), attributes_of(task.module)
-    with _watched(original) as calls:
-        rows = _with_samples(task, _how_many(task, n), n)
-        losses, mask = run_plain(task, rows)
-    changing = changed_attributes(before, task.module)
-    for path, attribute in changing:
-        part, old = task.module.get_submodule(path), before.get((path, attribute), None)
-        if (path, attribute) in before:
-            part.__dict__[attribute] = old
-        else:
-            part.__dict__.pop(attribute, None)
-    task.trial = trial = Trial(masked=mask is not None, changing=changing)
-    if calls:
-        raise PatterningError(
-            "the loss calls the module it was written with: it must call the one that it is given, loss(module, batch)"
-        )
+    n = count_rows(task.data)
+    task.trial = Trial()
+    with watched(original) as calls:
+        task.trial = _first_call(task, spread(n, FEW_ROWS))
+    check_calls(calls)
+    rows = _with_samples(task, _how_many(task, n), n)
+    losses, mask = run_plain(task, rows)
+    task.trial = replace(task.trial, masked=mask is not None)
     _check_sizes(task, rows, losses)
-    _check_repeats(task, rows, losses, mask)
+    _check_same_twice(task, rows, losses, mask)
     _check_finite(rows, losses, mask)
-    check_gradient(task, rows[: max(FEW_ROWS, 1)])
-    _check_ignored(task, rows, losses, mask)
+    task.trial = replace(task.trial, slack=_slack(task, rows, losses[kept(losses, mask)]))
+    _check_company(task, rows, losses, mask)
+    some = _with_samples(task, rows[:: max(1, len(rows) // GRADIENT_ROWS)][:GRADIENT_ROWS], n)
+    check_reads(task, original, some)
+    notes = check_gradient(task, some, original)
+    check_ignored(task, rows, losses, mask)
     samples = losses.numel() // len(losses)
-    task.trial = replace(trial, samples_per_row=samples)
+    task.trial = replace(task.trial, samples_per_row=samples, notes=notes)
     return _vectorised(task, rows, torch.where(kept(losses, mask), losses, 0.0).flatten())
+
+
+def tried_losses(task: Triable, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows, and their losses at w* now, 0 where there is no sample."""
+    losses, mask = run_plain(task, rows)
+    return rows, torch.where(kept(losses, mask), losses, 0.0)
+
+
+def check_still_the_same(task: Triable, rows: Tensor, before: Tensor) -> None:
+    """The losses of `rows` at w* must be `before`, as they were when the task was made."""
+    _, after = tried_losses(task, rows)
+    off = (after - before).abs() - task.trial.slack - 10 * ROUNDING * before.abs()
+    if after.shape != before.shape or bool((off > 0).any()) or bool(after.isnan().any()):
+        raise PatterningError(
+            f"the loss of the same rows at w* was {float(before.mean()):.6g} when the task was made, and is "
+            f"{float(after.mean()):.6g} now: a call of it changes something outside of the module (a counter, a cache, "
+            "an average, or the data), so that its numbers depend on when it is called. What was computed with it is "
+            "no result: keep such state out of the loss"
+        )
+
+
+def _first_call(task: Triable, rows: Tensor) -> Trial:
+    """What a call changes in the module, on a scratch copy, and whether the loss differentiates by its inputs."""
+    scratch = scratch_copy(task.module)
+    before, frozen = state_of(scratch), _frozen(task.module)
+    try:
+        with torch.no_grad():
+            task.answer(rows, module=scratch)
+    except Exception as error:
+        if "does not require grad" not in str(error):
+            run_plain(task, rows)  # raises it as a sentence
+        task.trial = replace(task.trial, differentiates=True)
+        scratch = scratch_copy(task.module)
+        before = state_of(scratch)
+        run_plain(task, rows)
+        with torch.no_grad():
+            task.answer(rows, module=scratch)
+    if frozen != _frozen(task.module):
+        raise PatterningError("a call of the module changes its frozen parameters: what changes must be a buffer")
+    return replace(task.trial, changing=changed_places(before, scratch))
+
+
+def _frozen(module: nn.Module) -> list[tuple[int, float]]:
+    return [(p._version, float(p.detach().sum())) for p in module.parameters() if not p.requires_grad]
 
 
 def _how_many(task: Triable, n: int) -> Tensor:
     """Rows to try: more where a forward pass is quick."""
     few = spread(n, FEW_ROWS)
-    run_plain(task, few)
     begun = time.perf_counter()
     run_plain(task, few)
     return spread(n, MOST_ROWS) if time.perf_counter() - begun < QUICK else few
+
+
+def _slack(task: Triable, rows: Tensor, losses: Tensor) -> float:
+    """Nats by which losses may differ through rounding: a share of their mean, or what rounded parameters cost.
+
+    Losses much below the numbers that they come of (1 - 0.999999) are rounded by more than a share of themselves.
+    """
+    noise = 0.0
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        moved = {}
+        for name, value in task.named(task.own_row()[None]).items():
+            sign = torch.randint(2, value[0].shape, generator=rng, dtype=torch.float32).to(value) * 2 - 1
+            moved[name] = value[0] * (1 + torch.finfo(torch.float32).eps * sign)
+        again, mask = run_plain(task, rows, moved)
+        off = (again[kept(again, mask)] - losses).abs()
+        noise = max(noise, float(off.max())) if bool(off.isfinite().all()) else noise
+    return SHARE * float(losses.abs().mean()) + 8 * noise
 
 
 def _with_samples(task: Triable, rows: Tensor, n: int) -> Tensor:
@@ -101,24 +184,36 @@ def _check_sizes(task: Triable, rows: Tensor, losses: Tensor) -> None:
         )
     raise PatterningError(
         f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(again.shape)} for {len(other)}: "
-        "the number of samples in a row must not change from batch to batch. Pad all rows to one length, and return "
-        "(losses, mask)"
+        f"{TRIMMED}"
     )
 
 
-def _check_repeats(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """The same twice; and the same in other company, other order and alone."""
-    again, _ = run_plain(task, rows)
+def _check_same_twice(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
+    """The same again, up to the order in which a GPU adds."""
     real = kept(losses, mask)
-    if not same(again[real], losses[real]):
-        raise PatterningError(
-            "the loss is not the same twice at the same parameters: something is random. The module runs in evaluation "
-            "mode; a call such as F.dropout(x, p) needs training=self.training"
-        )
-    for order in (torch.arange(len(rows)).flip(0)[: (len(rows) + 1) // 2], torch.zeros(1, dtype=torch.int64)):
+    for _ in range(2):
+        again, _ = run_plain(task, rows)
+        if not identical(again[real], losses[real]):
+            raise PatterningError(
+                "the loss is not the same twice at the same parameters: something is random, or a call changes "
+                "something that the next one reads (a counter, a cache, the data). The module runs in evaluation "
+                "mode; a call such as F.dropout(x, p) needs training=self.training"
+            )
+
+
+def _check_company(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
+    """The same in other company, other order and alone."""
+    real, slack = kept(losses, mask), task.trial.slack
+    alone = [torch.tensor([i]) for i in sorted({0, len(rows) - 1, _emptiest(real)})]
+    for order in (torch.arange(len(rows)).flip(0)[: (len(rows) + 1) // 2], *alone):
         part, own = run_plain(task, rows[order])
         both = real[order]
-        bad = ~torch.isclose(part, losses[order], **TOLERANCE, equal_nan=True) & both
+        if part.shape != both.shape:
+            raise PatterningError(
+                f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(part.shape)} for row "
+                f"{int(rows[order[0]])} alone: {TRIMMED}"
+            )
+        bad = differing(part, losses[order], slack) & both
         if bool(bad.any()):
             place = bad.nonzero()[0]
             row = int(order[place[0]])
@@ -137,6 +232,11 @@ def _check_repeats(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | N
             raise PatterningError("the mask changes with the model's parameters: it must follow from the data alone")
 
 
+def _emptiest(real: Tensor) -> int:
+    """The row with the fewest samples."""
+    return int(real.reshape(len(real), -1).sum(1).argmin())
+
+
 def _check_finite(rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
     bad = ~losses.isfinite() & kept(losses, mask)
     if bool(bad.any()):
@@ -146,30 +246,34 @@ def _check_finite(rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
         raise PatterningError(f"the loss of {where} is NaN or infinite at these parameters")
 
 
-def _check_ignored(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """Losses of exactly 0 whatever the parameters are: padding that a loss ignored, and that must not be a sample."""
-    if losses.ndim == 1:
+def check_ignored(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
+    """Losses of exactly 0 whatever the parameters are: what a loss ignored, and that must not be a sample.
+
+    A mask of all ones says that they are samples indeed.
+    """
+    if mask is not None and bool((mask == 1).all()):
         return
     still = (losses == 0) & kept(losses, mask)
     own = task.named(task.own_row()[None])
-    for number in range(3):
+    for number in range(IGNORED_TRIES):
         if not bool(still.any()):
             return
-        parameters = {name: value[0] for name, value in displaced(own, number).items()}
+        parameters = {name: (-1) ** number * value[0] for name, value in displaced(own, number).items()}
         still &= run_plain(task, rows, parameters)[0] == 0
     if bool(still.any()):
-        row, position = (int(i) for i in still.nonzero()[0])
+        place = [int(i) for i in still.nonzero()[0]]
+        where = f"row {int(rows[place[0]])}" + (f", position {place[1]}" if len(place) > 1 else "")
         raise PatterningError(
-            f"the loss of {int(still.sum())} of {still.numel()} samples (first: row {int(rows[row])}, position "
-            f"{position}) is exactly 0 at any parameters, as ignore_index leaves it at padding. Return a pair (losses, "
-            "mask), with mask False where there is no sample (labels != -100, say); where these are samples, return "
+            f"the loss of {int(still.sum())} of {still.numel()} samples (first: {where}) is exactly 0 at any "
+            "parameters, as ignore_index leaves it at padding and at labels of -100. Return a pair (losses, mask), "
+            "with mask False where there is no sample (labels != -100, say); where these are samples, return "
             "(losses, torch.ones_like(losses))"
         )
 
 
 def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
     """What vmap can take: two replicas with rows of their own, with the same rows, or none."""
-    trial, flat, notes = task.trial, task.own_row().expand(2, -1), []
+    trial, flat, notes = task.trial, task.own_row().expand(2, -1), list[str]()
     levels: list[tuple[Literal["rows", "parameters"], Callable[[], Tensor]]] = [
         ("rows", lambda: rows.expand(2, -1).contiguous()),
         ("parameters", lambda: rows.expand(2, -1)),
@@ -179,8 +283,8 @@ def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
         try:
             with torch.no_grad():
                 together = task.sample_losses(flat, index())
-            if all(same(replica, losses) for replica in together):
-                return replace(trial, vectorise=level, notes=tuple(notes))
+            if all(same(replica, losses, trial.slack) for replica in together):
+                return replace(trial, vectorise=level, notes=(*trial.notes, *notes))
             reason = "the losses are other ones there"
         except PatterningError:
             raise
@@ -188,18 +292,4 @@ def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
             reason = reason_of(error)
         what = "on rows of their own" if level == "rows" else "on the same rows"
         notes.append(f"replicas {what} run one after the other, as torch.func.vmap cannot run them: {reason[:90]}")
-    return replace(trial, vectorise="none", notes=tuple(notes[-1:]))
-
-
-class _watched:  # noqa: N801
-    """Calls of a module while the context lasts: a list that holds one entry a call."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._calls = module, list[None]()
-
-    def __enter__(self) -> list[None]:
-        self._handle = self._module.register_forward_pre_hook(lambda *_: self._calls.append(None))
-        return self._calls
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+    return replace(trial, vectorise="none", notes=(*trial.notes, *notes[-1:]))
