@@ -20,6 +20,7 @@ ROUNDING = 1e-6
 HINTS = {
     "out of bounds": "class labels must be 0 to the number of classes - 1 (or the loss's ignore_index, with a mask)",
     "out of range": "token numbers must lie below the size of the vocabulary",
+    "to be Long": "class labels must be whole numbers: labels.long()",
     "scalar type Long": "class labels must be whole numbers: labels.long()",
     "for argument #1 'indices'": "token numbers must be whole numbers: tokens.long()",
     "must have the same dtype": "whole numbers are left as they are: use x.float() in the loss",
@@ -91,7 +92,9 @@ def losses_and_mask(answer: object, rows: int, samples_per_row: int = 0) -> tupl
             f"the loss returned {what}: it must return a tensor of losses, floating point numbers of shape (b,) or "
             "(b, t), or a pair (losses, mask)"
         )
-    if losses.layout != torch.strided or losses.ndim not in (1, 2) or len(losses) != rows or losses.numel() == 0:
+    if losses.layout != torch.strided:
+        raise PatterningError(f"the loss returned a {losses.layout} tensor: it must return an ordinary one, to_dense()")
+    if losses.ndim not in (1, 2) or len(losses) != rows or losses.numel() == 0:
         raise PatterningError(
             f"the loss gave shape {tuple(losses.shape)} for {rows} rows: it must return one loss a row, shape (b,), "
             "or one for each of the t samples a row holds, shape (b, t) (reduction='none')"

@@ -24,7 +24,7 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
         raise PatterningError(f"the model must be a torch.nn.Module (found {type(module).__name__})")
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for tensor in _tensors(part.__dict__, _DEPTH):
+        for tensor in tensors_in(part.__dict__, _DEPTH):
             if tensor.requires_grad and not tensor.is_leaf:  # deepcopy refuses these: results of a computation
                 # As a leaf: a loss that reads it, past the parameters that it was made of, is found by that.
                 memo[id(tensor)] = tensor.detach().clone().requires_grad_()
@@ -132,15 +132,16 @@ def _constructed_again(module: nn.Module) -> nn.Module:
     return fresh.float()
 
 
-def _tensors(what: object, depth: int) -> Iterator[Tensor]:
+def tensors_in(what: object, depth: int) -> Iterator[Tensor]:
+    """Every tensor in an object, and in the lists, tuples and mappings that it holds, `depth` levels down."""
     if isinstance(what, Tensor):
         yield what
     elif depth and isinstance(what, Mapping):
         for part in what.values():
-            yield from _tensors(part, depth - 1)
+            yield from tensors_in(part, depth - 1)
     elif depth and isinstance(what, list | tuple):
         for part in what:
-            yield from _tensors(part, depth - 1)
+            yield from tensors_in(part, depth - 1)
 
 
 def _first_line(error: Exception) -> str:

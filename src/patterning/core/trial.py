@@ -30,7 +30,7 @@ from patterning.core.answers import (
 from patterning.core.batch import as_batch, count_rows
 from patterning.core.errors import PatterningError
 from patterning.core.modules import displaced, spread
-from patterning.core.outside import check_calls, check_reads, watched
+from patterning.core.outside import check_calls, check_reads, check_views, watched
 from patterning.core.state import changed_places, scratch_copy, state_of
 from patterning.core.trial_gradient import check_gradient
 
@@ -48,7 +48,10 @@ def check_base_weights(weights: object, rows: int) -> Tensor:
     """Base weights (n,) as a tensor, 1 for each row where there are none; raises `PatterningError` for bad ones."""
     if weights is None:
         return torch.ones(rows)
-    found = as_batch(weights)
+    try:
+        found = as_batch(weights)
+    except PatterningError:
+        found = weights
     if not isinstance(found, Tensor) or found.shape != (rows,):
         shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise PatterningError(f"base_weights must be {rows} numbers, one a row (got {shape})")
@@ -72,6 +75,7 @@ def try_task(task: Triable, original: nn.Module) -> Trial:
     with watched(original) as calls:
         task.trial = _first_call(task, spread(n, FEW_ROWS))
     check_calls(calls)
+    check_views(original, task.trial.changing)
     rows = _with_samples(task, _how_many(task, n), n)
     losses, mask = run_plain(task, rows)
     task.trial = replace(task.trial, masked=mask is not None)
@@ -110,22 +114,27 @@ def check_still_the_same(task: Triable, rows: Tensor, before: Tensor) -> None:
 
 def _first_call(task: Triable, rows: Tensor) -> Trial:
     """What a call changes in the module, on a scratch copy, and whether the loss differentiates by its inputs."""
-    scratch = scratch_copy(task.module)
-    before, frozen = state_of(scratch), _frozen(task.module)
-    try:
-        with torch.no_grad():
-            task.answer(rows, module=scratch)
-    except Exception as error:
-        if "does not require grad" not in str(error):
-            run_plain(task, rows)  # raises it as a sentence
-        task.trial = replace(task.trial, differentiates=True)
+    own = {name: value[0] for name, value in task.named(task.own_row()[None]).items()}
+    given, frozen = {name: value.clone() for name, value in own.items()}, _frozen(task.module)
+    for differentiates in (False, True):
+        task.trial = replace(task.trial, differentiates=differentiates)
         scratch = scratch_copy(task.module)
         before = state_of(scratch)
-        run_plain(task, rows)
-        with torch.no_grad():
-            task.answer(rows, module=scratch)
-    if frozen != _frozen(task.module):
-        raise PatterningError("a call of the module changes its frozen parameters: what changes must be a buffer")
+        try:
+            with torch.no_grad():
+                task.answer(rows, given, module=scratch)
+            break
+        except Exception as error:
+            if differentiates or "does not require grad" not in str(error):
+                run_plain(task, rows, given)  # says it in a sentence
+                raise
+    changed = [name for name, value in own.items() if not torch.equal(value.nan_to_num(), given[name].nan_to_num())]
+    if changed or frozen != _frozen(task.module):
+        raise PatterningError(
+            f"a call of the module or its loss changes its parameters ({', '.join(changed[:3]) or 'frozen ones'}) in "
+            "place: what a call changes must be a buffer, and a constraint on a parameter belongs into forward "
+            "(self.weight.clamp(-1, 1))"
+        )
     return replace(task.trial, changing=changed_places(before, scratch))
 
 

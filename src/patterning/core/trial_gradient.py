@@ -64,9 +64,11 @@ def gradient(
     except PatterningError:
         raise
     except Exception as error:
+        remedy = "gradient checkpointing must be off"
+        if "second time" in str(error):
+            remedy = "a loss that calls torch.autograd.grad itself must do so with create_graph=True"
         raise PatterningError(
-            f"the loss has no gradient in the module's parameters: {reason_of(error)} (gradient checkpointing must be "
-            "off)"
+            f"the loss has no gradient in the module's parameters: {reason_of(error)[:160]} ({remedy})"
         ) from error
     return {name: slope for name, slope in zip(values, slopes, strict=True) if slope is not None}, met
 

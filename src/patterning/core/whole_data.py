@@ -47,6 +47,8 @@ def read_rows(task: Triable) -> tuple[Tensor | None, tuple[str, ...]]:
         if masks and all(bool((own == 1).all()) for own in masks):
             mask = torch.ones_like(losses)
         check_ignored(task, some, losses, mask)
+    if masks:  # a loss that trims its batch to the longest row does so for the shortest row alone
+        run_plain(task, torch.cat(masks).sum(1).argmin()[None])
     notes = ()
     if len(rows) < n:
         notes = (f"losses were looked at in {len(rows)} of {n} rows, evenly spread, for NaN and for bad labels",)

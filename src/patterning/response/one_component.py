@@ -115,7 +115,9 @@ def sample_component(work: Work) -> SampledResponse:
     if band is None:
         band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, probe.at_anchor)
     try:
-        response = _judged(_sample(work, free, probe, band), probe, band)
+        sampled = _sample(work, free, probe, band)
+        work.task.check_still_the_same()
+        response = _judged(sampled, probe, band)
         return replace(response, note="; ".join(filter(None, [work.component.note, response.note])))
     except _LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band)}") from None
