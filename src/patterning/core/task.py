@@ -21,7 +21,7 @@ from patterning.core.modules import copy_module, displaced, fresh_module, other_
 from patterning.core.outside import check_copy, check_module
 from patterning.core.samples import Samples, draws_of
 from patterning.core.state import keep_attributes
-from patterning.core.trial import check_base_weights, check_still_the_same, tried_losses, try_task
+from patterning.core.trial import FEW_ROWS, check_base_weights, check_still_the_same, tried_losses, try_task
 from patterning.core.whole_data import read_rows
 
 Call = Callable[..., Any]
@@ -85,7 +85,7 @@ class Task:
         self.base_weights = weights / weights.sum()
         self.ids = np.arange(n)
         self.draws = draws_of(self.base_weights)
-        self._tried = tried_losses(self, spread(n, KEY_ROWS))
+        self._tried = tried_losses(self, spread(n, FEW_ROWS))
 
     @property
     def num_parameters(self) -> int:

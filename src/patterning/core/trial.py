@@ -36,8 +36,8 @@ from patterning.core.trial_gradient import check_gradient
 
 MOST_ROWS = 64
 FEW_ROWS = 4
-GRADIENT_ROWS = 16
-"""Rows whose gradient is tried, where a pass is quick."""
+GRADIENT_ROWS, GRADIENT_CELLS = 16, 256
+"""Most rows, and samples in them, whose gradient is tried."""
 IGNORED_TRIES = 8
 """Displaced parameters, every other one with its sign turned, at which a loss must be 0 to count as ignored."""
 QUICK = 0.05
@@ -84,7 +84,8 @@ def try_task(task: Triable, original: nn.Module) -> Trial:
     _check_finite(rows, losses, mask)
     task.trial = replace(task.trial, slack=_slack(task, rows, losses[kept(losses, mask)]))
     _check_company(task, rows, losses, mask)
-    some = _with_samples(task, rows[:: max(1, len(rows) // GRADIENT_ROWS)][:GRADIENT_ROWS], n)
+    count = max(1, min(GRADIENT_ROWS, len(rows), GRADIENT_CELLS * len(losses) // losses.numel()))
+    some = _with_samples(task, rows[spread(len(rows), count)], n)
     check_reads(task, original, some)
     notes = check_gradient(task, some, original)
     check_ignored(task, rows, losses, mask)

@@ -9,7 +9,7 @@ from patterning.core.answers import Triable, kept, run_plain
 from patterning.core.batch import count_rows
 from patterning.core.errors import PatterningError
 from patterning.core.modules import spread
-from patterning.core.trial import MOST_ROWS, check_ignored
+from patterning.core.trial import FEW_ROWS, MOST_ROWS, QUICK, check_ignored
 
 CELLS_AT_ONCE = 4_096
 """Samples that are evaluated in one call."""
@@ -57,11 +57,15 @@ def read_rows(task: Triable) -> tuple[Tensor | None, tuple[str, ...]]:
 
 def _most_rows(task: Triable, at_once: int) -> int:
     """How many rows may be looked at: a power of two, so that small differences of speed change nothing."""
-    few = spread(count_rows(task.data), min(at_once, MOST_ROWS))
-    begun = time.perf_counter()
-    run_plain(task, few)
-    by_time = SECONDS / (time.perf_counter() - begun) * len(few)
-    return 1 << (int(max(min(by_time, MOST_CELLS / task.trial.samples_per_row), MOST_ROWS)).bit_length() - 1)
+    for count in (FEW_ROWS, MOST_ROWS):
+        few = spread(count_rows(task.data), min(at_once, count))
+        begun = time.perf_counter()
+        run_plain(task, few)
+        seconds = time.perf_counter() - begun
+        if seconds > QUICK:
+            break
+    by_time = SECONDS / seconds * len(few)
+    return 1 << (int(max(min(by_time, MOST_CELLS / task.trial.samples_per_row), FEW_ROWS)).bit_length() - 1)
 
 
 def _check_finite(rows: Tensor, losses: Tensor, real: Tensor) -> None:
