@@ -119,7 +119,19 @@ def _from_tensor(data: Tensor) -> Tensor:
             ("a tensor without values (meta)", "load it") if data.is_meta else ("a quantised tensor", "dequantize()")
         )
         raise PatterningError(f"the data holds {kind}: {remedy} first")
-    return data.detach().float() if data.is_floating_point() else data.detach()
+    return _as_float32(data.detach()) if data.is_floating_point() else data.detach()
+
+
+def _as_float32(values: Tensor) -> Tensor:
+    """Floating point numbers as float32; raises `PatterningError` for whole numbers that it cannot tell apart."""
+    single = values.float()
+    large = values.dtype == torch.float64 and bool((values.abs() >= 2**24).any())
+    if large and bool((values == values.round()).all()) and not torch.equal(single.double(), values):
+        raise PatterningError(
+            "the data holds whole numbers beyond 2^24 as floating point numbers, which float32 cannot tell apart: give "
+            "numbers that name something (tokens, rows) as int64"
+        )
+    return single
 
 
 def _holds_numbers(items: Sequence[Any]) -> bool:
@@ -146,6 +158,8 @@ def _from_numbers(items: Sequence[Any]) -> Tensor:
 def _from_numpy(array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise PatterningError(f"data must be numbers (found an array of {array.dtype})")
+    if array.dtype == np.float64:
+        return _as_float32(torch.from_numpy(np.array(array)))
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has little arithmetic for these

@@ -14,32 +14,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patterning.core.answers import (
-    ROUNDING,
-    SHARE,
-    TRIMMED,
-    Triable,
-    Trial,
-    differing,
-    identical,
-    kept,
-    reason_of,
-    run_plain,
-    same,
-)
+from patterning.core.answers import ROUNDING, Triable, Trial, kept, reason_of, run_plain, same
 from patterning.core.batch import as_batch, count_rows
 from patterning.core.errors import PatterningError
-from patterning.core.modules import displaced, spread
+from patterning.core.modules import spread
 from patterning.core.outside import check_calls, check_reads, check_views, watched
 from patterning.core.state import changed_places, scratch_copy, state_of
 from patterning.core.trial_gradient import check_gradient
+from patterning.core.trial_losses import (
+    check_company,
+    check_finite,
+    check_ignored,
+    check_same_twice,
+    check_sizes,
+    rounding,
+)
 
 MOST_ROWS = 64
 FEW_ROWS = 4
 GRADIENT_ROWS, GRADIENT_CELLS = 16, 256
 """Most rows, and samples in them, whose gradient is tried."""
-IGNORED_TRIES = 8
-"""Displaced parameters, every other one with its sign turned, at which a loss must be 0 to count as ignored."""
 QUICK = 0.05
 """Seconds for a forward pass over a few rows, up to which more are tried."""
 
@@ -78,16 +72,20 @@ def try_task(task: Triable, original: nn.Module) -> Trial:
     check_views(original, task.trial.changing)
     rows = _with_samples(task, _how_many(task, n), n)
     losses, mask = run_plain(task, rows)
+    if losses.dtype not in (torch.float32, torch.float64):
+        raise PatterningError(
+            f"the loss returned numbers of type {losses.dtype}: it must return float32, losses.float()"
+        )
     task.trial = replace(task.trial, masked=mask is not None)
-    _check_sizes(task, rows, losses)
-    _check_same_twice(task, rows, losses, mask)
-    _check_finite(rows, losses, mask)
-    task.trial = replace(task.trial, slack=_slack(task, rows, losses[kept(losses, mask)]))
-    _check_company(task, rows, losses, mask)
+    check_sizes(task, rows, losses)
+    check_same_twice(task, rows, losses, mask)
+    check_finite(rows, losses, mask)
+    task.trial = rounding(task, rows, losses[kept(losses, mask)])
+    check_company(task, rows, losses, mask)
     count = max(1, min(GRADIENT_ROWS, len(rows), GRADIENT_CELLS * len(losses) // losses.numel()))
     some = _with_samples(task, rows[spread(len(rows), count)], n)
     check_reads(task, original, some)
-    notes = check_gradient(task, some, original)
+    notes = (*task.trial.notes, *check_gradient(task, some, original))
     check_ignored(task, rows, losses, mask)
     samples = losses.numel() // len(losses)
     task.trial = replace(task.trial, samples_per_row=samples, notes=notes)
@@ -117,6 +115,7 @@ def _first_call(task: Triable, rows: Tensor) -> Trial:
     """What a call changes in the module, on a scratch copy, and whether the loss differentiates by its inputs."""
     own = {name: value[0] for name, value in task.named(task.own_row()[None]).items()}
     given, frozen = {name: value.clone() for name, value in own.items()}, _frozen(task.module)
+    switches = torch.get_default_dtype(), torch.get_num_threads()
     for differentiates in (False, True):
         task.trial = replace(task.trial, differentiates=differentiates)
         scratch = scratch_copy(task.module)
@@ -129,6 +128,13 @@ def _first_call(task: Triable, rows: Tensor) -> Trial:
             if differentiates or "does not require grad" not in str(error):
                 run_plain(task, rows, given)  # says it in a sentence
                 raise
+    if switches != (torch.get_default_dtype(), torch.get_num_threads()):
+        torch.set_default_dtype(switches[0])
+        torch.set_num_threads(switches[1])
+        raise PatterningError(
+            "a call of the module or its loss changes PyTorch's default number type or its threads, which all else "
+            "computes with: do that once, before the task is made"
+        )
     changed = [name for name, value in own.items() if not torch.equal(value.nan_to_num(), given[name].nan_to_num())]
     if changed or frozen != _frozen(task.module):
         raise PatterningError(
@@ -151,24 +157,6 @@ def _how_many(task: Triable, n: int) -> Tensor:
     return spread(n, MOST_ROWS) if time.perf_counter() - begun < QUICK else few
 
 
-def _slack(task: Triable, rows: Tensor, losses: Tensor) -> float:
-    """Nats by which losses may differ through rounding: a share of their mean, or what rounded parameters cost.
-
-    Losses much below the numbers that they come of (1 - 0.999999) are rounded by more than a share of themselves.
-    """
-    noise = 0.0
-    rng = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        moved = {}
-        for name, value in task.named(task.own_row()[None]).items():
-            sign = torch.randint(2, value[0].shape, generator=rng, dtype=torch.float32).to(value) * 2 - 1
-            moved[name] = value[0] * (1 + torch.finfo(torch.float32).eps * sign)
-        again, mask = run_plain(task, rows, moved)
-        off = (again[kept(again, mask)] - losses).abs()
-        noise = max(noise, float(off.max())) if bool(off.isfinite().all()) else noise
-    return SHARE * float(losses.abs().mean()) + 8 * noise
-
-
 def _with_samples(task: Triable, rows: Tensor, n: int) -> Tensor:
     """The rows, if they hold a sample; else as many of which one does. Raises where all the data is masked."""
     for part in (rows, *torch.arange(n).split(MOST_ROWS)):
@@ -178,107 +166,6 @@ def _with_samples(task: Triable, rows: Tensor, n: int) -> Tensor:
         if bool(kept(losses, mask).any()):
             return part
     raise PatterningError("every sample is masked: the data holds no sample")
-
-
-def _check_sizes(task: Triable, rows: Tensor, losses: Tensor) -> None:
-    """At another batch size the number of samples in a row must be the same."""
-    other = rows[: (len(rows) + 1) // 2] if len(rows) > 1 else rows.repeat(2)
-    again, _ = run_plain(task, other)
-    if losses.shape[1:] == again.shape[1:]:
-        return
-    if losses.shape[1] == len(rows) and again.shape[1] == len(other):
-        raise PatterningError(
-            f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(again.shape)} for "
-            f"{len(other)}: every row is compared with every other. Are outputs (b, 1) subtracted from targets (b,)? "
-            "Use outputs.squeeze(1)"
-        )
-    raise PatterningError(
-        f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(again.shape)} for {len(other)}: "
-        f"{TRIMMED}"
-    )
-
-
-def _check_same_twice(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """The same again, up to the order in which a GPU adds."""
-    real = kept(losses, mask)
-    for _ in range(2):
-        again, _ = run_plain(task, rows)
-        if not identical(again[real], losses[real]):
-            raise PatterningError(
-                "the loss is not the same twice at the same parameters: something is random, or a call changes "
-                "something that the next one reads (a counter, a cache, the data). The module runs in evaluation "
-                "mode; a call such as F.dropout(x, p) needs training=self.training"
-            )
-
-
-def _check_company(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """The same in other company, other order and alone."""
-    real, slack = kept(losses, mask), task.trial.slack
-    alone = [torch.tensor([i]) for i in sorted({0, len(rows) - 1, _emptiest(real)})]
-    for order in (torch.arange(len(rows)).flip(0)[: (len(rows) + 1) // 2], *alone):
-        part, own = run_plain(task, rows[order])
-        both = real[order]
-        if part.shape != both.shape:
-            raise PatterningError(
-                f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(part.shape)} for row "
-                f"{int(rows[order[0]])} alone: {TRIMMED}"
-            )
-        bad = differing(part, losses[order], slack) & both
-        if bool(bad.any()):
-            place = bad.nonzero()[0]
-            row = int(order[place[0]])
-            where = (row, *(int(i) for i in place[1:]))
-            raise PatterningError(
-                f"the loss of row {int(rows[row])} is {float(losses[where]):.4g} in one batch and "
-                f"{float(part[tuple(place)]):.4g} in another: it depends on the other rows of its batch. Are outputs "
-                "(b, 1) subtracted from targets (b,)? Does the loss use batch statistics?"
-            )
-        if mask is not None and own is not None and not torch.equal(mask[order].float(), own.float()):
-            raise PatterningError("the mask of a row depends on the other rows of its batch: it must not")
-    if mask is not None:
-        moved = {name: value[0] for name, value in displaced(task.named(task.own_row()[None]), 0).items()}
-        elsewhere = run_plain(task, rows, moved)[1]
-        if elsewhere is None or not torch.equal(mask.float(), elsewhere.float()):
-            raise PatterningError("the mask changes with the model's parameters: it must follow from the data alone")
-
-
-def _emptiest(real: Tensor) -> int:
-    """The row with the fewest samples."""
-    return int(real.reshape(len(real), -1).sum(1).argmin())
-
-
-def _check_finite(rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    bad = ~losses.isfinite() & kept(losses, mask)
-    if bool(bad.any()):
-        place = bad.nonzero()[0]
-        row = int(rows[place[0]])
-        where = f"sample {row}" if losses.ndim == 1 else f"row {row}, position {int(place[1])},"
-        raise PatterningError(f"the loss of {where} is NaN or infinite at these parameters")
-
-
-def check_ignored(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """Losses of exactly 0 whatever the parameters are: what a loss ignored, and that must not be a sample.
-
-    A mask of all ones says that they are samples indeed.
-    """
-    if mask is not None and bool((mask == 1).all()):
-        return
-    still = (losses == 0) & kept(losses, mask)
-    own = task.named(task.own_row()[None])
-    for number in range(IGNORED_TRIES):
-        if not bool(still.any()):
-            return
-        parameters = {name: (-1) ** number * value[0] for name, value in displaced(own, number).items()}
-        still &= run_plain(task, rows, parameters)[0] == 0
-    if bool(still.any()):
-        place = [int(i) for i in still.nonzero()[0]]
-        where = f"row {int(rows[place[0]])}" + (f", position {place[1]}" if len(place) > 1 else "")
-        raise PatterningError(
-            f"the loss of {int(still.sum())} of {still.numel()} samples (first: {where}) is exactly 0 at any "
-            "parameters, as ignore_index leaves it at padding and at labels of -100. Return a pair (losses, mask), "
-            "with mask False where there is no sample (labels != -100, say); where these are samples, return "
-            "(losses, torch.ones_like(losses))"
-        )
 
 
 def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:

@@ -9,7 +9,8 @@ from patterning.core.answers import Triable, kept, run_plain
 from patterning.core.batch import count_rows
 from patterning.core.errors import PatterningError
 from patterning.core.modules import spread
-from patterning.core.trial import FEW_ROWS, MOST_ROWS, QUICK, check_ignored
+from patterning.core.trial import FEW_ROWS, MOST_ROWS, QUICK
+from patterning.core.trial_losses import check_finite, check_ignored
 
 CELLS_AT_ONCE = 4_096
 """Samples that are evaluated in one call."""
@@ -38,10 +39,9 @@ def read_rows(task: Triable) -> tuple[Tensor | None, tuple[str, ...]]:
             if not bool(torch.isfinite(own).all()) or bool((own < 0).any()):
                 raise PatterningError("the mask (the second of the pair that the loss returns) must be finite and >= 0")
             masks.append(own.cpu())
-        real = kept(losses, mask)
-        _check_finite(part, losses, real)
+        check_finite(part, losses, mask)
         if sum(len(some) for some in zero) < MOST_ROWS:
-            zero.append(part[((losses == 0) & real).reshape(len(part), -1).any(1).cpu()])
+            zero.append(part[((losses == 0) & kept(losses, mask)).reshape(len(part), -1).any(1).cpu()])
     if len(some := torch.cat(zero)[:MOST_ROWS]):
         losses, mask = run_plain(task, some)
         if masks and all(bool((own == 1).all()) for own in masks):
@@ -66,13 +66,3 @@ def _most_rows(task: Triable, at_once: int) -> int:
             break
     by_time = SECONDS / seconds * len(few)
     return 1 << (int(max(min(by_time, MOST_CELLS / task.trial.samples_per_row), FEW_ROWS)).bit_length() - 1)
-
-
-def _check_finite(rows: Tensor, losses: Tensor, real: Tensor) -> None:
-    bad = (~losses.isfinite() & real).reshape(len(rows), -1)
-    if bool(bad.any()):
-        row, position = (int(i) for i in bad.nonzero()[0])
-        where = f"row {int(rows[row])}" + (f", position {position}," if losses.ndim == 2 else "")
-        raise PatterningError(
-            f"the loss of {where} is NaN or infinite at these parameters: leave it out, mend its data, or mask it"
-        )
