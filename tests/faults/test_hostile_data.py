@@ -54,7 +54,7 @@ def next_token(model, b):
         (lambda: Task(language_model(), next_token, TOKENS.float()), "token numbers must be whole numbers"),
         (lambda: linear((X.to_sparse(), Y)), r"a sparse_coo tensor.*to_dense\(\)"),
         (lambda: linear((X.to(torch.complex64), Y)), "view_as_real"),
-        (lambda: linear((x for x in X)), "found generator.*torch.stack"),
+        (lambda: linear(x for x in X), "found generator.*torch.stack"),
         (lambda: linear(DataLoader(TensorDataset(X, Y))), "found DataLoader.*one tensor"),
         (lambda: linear(TensorDataset(X, Y)), "found TensorDataset.*default_collate"),
         (lambda: linear((X, torch.arange(128, dtype=torch.float64) + 2**24)), "whole numbers beyond 2\\^24"),
