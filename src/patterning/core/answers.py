@@ -35,7 +35,8 @@ class Trial:
 
     `vectorise`: replicas can be run together on rows of their own ("rows"), on the same rows only ("parameters"), or
     not at all ("none"). `changing`: attributes and buffers that a forward pass changes. `differentiates`: the loss
-    takes derivatives itself. `slack`: nats by which a loss may differ through rounding. `notes`: sentences for the
+    takes derivatives itself. `slack`: nats by which a loss may differ through the order of sums; `rounding`: what
+    rounded parameters alone make of it. `notes`: sentences for the
     user. `samples_per_row` 0: not known yet.
     """
 
@@ -45,6 +46,7 @@ class Trial:
     changing: tuple[tuple[str, str], ...] = ()
     differentiates: bool = False
     slack: float = 0.0
+    rounding: float = 0.0
     notes: tuple[str, ...] = ()
 
 

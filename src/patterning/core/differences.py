@@ -23,7 +23,7 @@ from patterning.core.rng import Stream, generator
 
 TOO_FAR = 0.02
 """Share by which differences of the loss may miss its gradient."""
-STEPS = (5e-3, 1.5e-3)
+STEPS = (3e-3, 1e-3)
 """Of differences in float32, as shares of the parameters' size."""
 EXACT_STEPS = (1e-6, 1e-8)
 """In float64."""
@@ -88,6 +88,10 @@ class _Differences:
         self.seconds = time.perf_counter() - begun
         self._kept = kept(losses, mask)
         self._middle = losses[self._kept].double()
+        rounding = 1e-15 if exact else 3e-7
+        self._noise = rounding * float(self._middle.norm())
+        if not exact:
+            self._noise = max(self._noise, 2 * task.trial.rounding * math.sqrt(len(self._middle)))
 
     def missed(self, direction: Parameters, slope: float, typical: float) -> float | None:
         """What the loss changes by along `direction`, where that is surely not `slope`; None where it may be.
@@ -97,8 +101,7 @@ class _Differences:
         """
         steps = EXACT_STEPS if self._exact else STEPS
         sides = [(self._losses(direction, step), self._losses(direction, -step)) for step in steps]
-        rough = (1e-15 if self._exact else 1e-7) * float(self._middle.norm())
-        noise = max([rough, *(float((up - 2 * self._middle + down).norm()) for up, down in sides)])
+        noise = self._noise if not self._exact else max([self._noise, *(self._bend(up, down) for up, down in sides)])
         verdicts = []
         for step, (up, down) in zip(steps, sides, strict=True):
             ahead, behind = float((up - self._middle).sum()) / step, float((self._middle - down).sum()) / step
@@ -111,6 +114,10 @@ class _Differences:
                 verdicts.append((gap > TOO_FAR * scale + rounding, (ahead + behind) / 2))
         sure = len(verdicts) == len(steps) and all(bad for bad, _ in verdicts)
         return verdicts[-1][1] if sure else None
+
+    def _bend(self, up: Tensor, down: Tensor) -> float:
+        """What lies between the two sides: in float64, where curvature is small, the rounding of a part in float32."""
+        return float((up - 2 * self._middle + down).norm())
 
     def _losses(self, direction: Parameters, step: float) -> Tensor:
         moved = {**self._at, **{name: self._at[name] + step * part for name, part in direction.items()}}

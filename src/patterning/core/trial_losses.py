@@ -148,7 +148,7 @@ def rounding(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
     if noise > COARSE * span > 0:
         notes = (*notes, f"losses are rounded by up to {noise:.1g} nats: the module or the loss computes coarsely")
     scale = min(size, span) if span > 0 else size
-    return replace(task.trial, slack=SHARE * scale + 8 * noise, notes=notes)
+    return replace(task.trial, slack=SHARE * scale + 8 * noise, rounding=noise, notes=notes)
 
 
 def _mean_change(
