@@ -1,6 +1,6 @@
 """Rows of data as a user has them: tensors, arrays, and tuples, lists and dicts of these with one leading axis."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Number
 from typing import Any, cast
 
@@ -20,11 +20,11 @@ def as_batch(data: object) -> Batch:
     Raises `PatterningError` for what holds no numbers.
     """
     if isinstance(data, Tensor):
-        return data.detach().float() if data.is_floating_point() else data.detach()
+        return _from_tensor(data)
     if isinstance(data, np.ndarray):
         return _from_numpy(data)
     if isinstance(data, Mapping):
-        return {key: None if part is None else as_batch(part) for key, part in data.items()}
+        return {key: None if part is None else _entry(key, part) for key, part in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         items = cast("Sequence[Any]", data)
         if len(items) and _holds_numbers(items):
@@ -32,8 +32,14 @@ def as_batch(data: object) -> Batch:
         return _like(items, [None if part is None else as_batch(part) for part in items])
     if hasattr(data, "__array__"):  # a pandas column, say
         return _from_numpy(np.asarray(data))
+    hint = ""
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | Set):
+        hint = ": rows are read again and again, in any order, so put all of them into one tensor (torch.stack) first"
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
+        hint = ": put the items of a data set into tensors first, as torch.utils.data.default_collate(list(data)) does"
     raise PatterningError(
         f"data must be tensors, arrays or lists of numbers, or tuples, lists and dicts of them (found {_kind(data)})"
+        f"{hint}"
     )
 
 
@@ -60,10 +66,26 @@ def map_batch(function: Callable[[Tensor], Tensor], data: Batch) -> Batch:
 
 def count_rows(data: Batch) -> int:
     """Length of the leading axis, the same in every tensor; raises `PatterningError` where it is not, or is 0."""
-    sizes = sorted({len(values) if values.ndim else 0 for values in leaves(data)})
+    shapes = [tuple(values.shape) for values in leaves(data)]
+    sizes = sorted({shape[0] if shape else 0 for shape in shapes})
     if len(sizes) != 1 or not sizes[0]:
-        raise PatterningError(f"the data must be tensors with one leading axis of n > 0 rows (found lengths {sizes})")
+        kinds = ", ".join(str(shape) for shape in shapes[:6]) or "nothing"
+        raise PatterningError(
+            f"the data must be tensors with one leading axis of n > 0 rows (found shapes {kinds}): give each the same "
+            "number of rows, and what all rows share to the module or the loss"
+        )
     return sizes[0]
+
+
+def equal_batches(a: Batch, b: Batch) -> bool:
+    """Whether two batches hold the same numbers, in containers of the same shape."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return list(a) == list(b) and all(equal_batches(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(equal_batches(*pair) for pair in zip(a, b, strict=True))
+    return a is None and b is None
 
 
 def take_rows(data: Batch, rows: Tensor) -> Batch:
@@ -76,6 +98,40 @@ def _like(container: Any, parts: list[Any]) -> Any:
     if hasattr(container, "_fields"):
         return type(container)(*parts)
     return parts if isinstance(container, list) else tuple(parts)
+
+
+def _entry(key: object, part: object) -> Batch:
+    try:
+        return as_batch(part)
+    except PatterningError as error:
+        raise PatterningError(f"data[{key!r}]: {error}") from None
+
+
+def _from_tensor(data: Tensor) -> Tensor:
+    if data.is_nested or data.layout != torch.strided:
+        kind = "a nested tensor" if data.is_nested else f"a {str(data.layout).removeprefix('torch.')} tensor"
+        remedy = "to_padded_tensor(0) with a mask in the loss" if data.is_nested else "to_dense()"
+        raise PatterningError(f"the data holds {kind}, of which rows cannot be picked: use {remedy}")
+    if data.is_complex():
+        raise PatterningError(f"the data holds complex numbers ({data.dtype}): use torch.view_as_real(data)")
+    if data.is_quantized or data.is_meta:
+        kind, remedy = (
+            ("a tensor without values (meta)", "load it") if data.is_meta else ("a quantised tensor", "dequantize()")
+        )
+        raise PatterningError(f"the data holds {kind}: {remedy} first")
+    return _as_float32(data.detach()) if data.is_floating_point() else data.detach()
+
+
+def _as_float32(values: Tensor) -> Tensor:
+    """Floating point numbers as float32; raises `PatterningError` for whole numbers that it cannot tell apart."""
+    single = values.float()
+    large = values.dtype == torch.float64 and bool((values.abs() >= 2**24).any())
+    if large and bool((values == values.round()).all()) and not torch.equal(single.double(), values):
+        raise PatterningError(
+            "the data holds whole numbers beyond 2^24 as floating point numbers, which float32 cannot tell apart: give "
+            "numbers that name something (tokens, rows) as int64"
+        )
+    return single
 
 
 def _holds_numbers(items: Sequence[Any]) -> bool:
@@ -102,6 +158,8 @@ def _from_numbers(items: Sequence[Any]) -> Tensor:
 def _from_numpy(array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise PatterningError(f"data must be numbers (found an array of {array.dtype})")
+    if array.dtype == np.float64:
+        return _as_float32(torch.from_numpy(np.array(array)))
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has little arithmetic for these

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning.core.errors import PatterningError
-from patterning.core.modules import keep_attributes
+from patterning.core.state import keep_attributes
 from patterning.core.task import Task
 
 ModuleFunction = Callable[[nn.Module], Tensor]

@@ -1,7 +1,6 @@
-"""Handling a user's module: copies, fresh ones, tied parameters, and attributes that a forward pass changes."""
+"""Handling a user's module: copies, fresh ones, and tied parameters."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
 
-_MISSING = object()
 _DEPTH = 3
 """How deep lists, tuples and dicts of an attribute are searched for tensors."""
 
@@ -26,9 +24,10 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
         raise PatterningError(f"the model must be a torch.nn.Module (found {type(module).__name__})")
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for tensor in _tensors(part.__dict__, _DEPTH):
+        for tensor in tensors_in(part.__dict__, _DEPTH):
             if tensor.requires_grad and not tensor.is_leaf:  # deepcopy refuses these: results of a computation
-                memo[id(tensor)] = tensor.detach().clone()
+                # As a leaf: a loss that reads it, past the parameters that it was made of, is found by that.
+                memo[id(tensor)] = tensor.detach().clone().requires_grad_()
     try:
         copy = deepcopy(module, memo)
         if not convert:
@@ -36,12 +35,13 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
         numbers = [*copy.parameters(), *copy.buffers()]
         if any(value.is_floating_point() and value.dtype != torch.float32 for value in numbers):
             copy = copy.float()
+        copy.eval()  # its own eval() may return nothing
     except Exception as error:
         raise PatterningError(
             f"the module cannot be copied or converted to float32 ({type(error).__name__}: {_first_line(error)}): "
             "remove what its modules hold besides parameters and buffers, or give it in float32"
         ) from error
-    return copy.eval()
+    return copy
 
 
 def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -60,42 +60,6 @@ def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
         if len(names) > 1:
             found[listed[key]] = others
     return found
-
-
-@contextmanager
-def keep_attributes(module: nn.Module, changing: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Attributes (name of the submodule, name of the attribute) are afterwards what they were before.
-
-    A forward pass may leave tensors of its own behind (`self.last = x`), which are of no use outside of it.
-    """
-    parts = [(part, attribute) for path, attribute in changing if (part := _submodule(module, path)) is not None]
-    before = [part.__dict__.get(attribute, _MISSING) for part, attribute in parts]
-    try:
-        yield
-    finally:
-        for (part, attribute), value in zip(parts, before, strict=True):
-            if value is _MISSING:
-                part.__dict__.pop(attribute, None)
-            else:
-                part.__dict__[attribute] = value
-
-
-def attributes_of(module: nn.Module) -> dict[tuple[str, str], object]:
-    """Every attribute of every submodule that is no parameter, buffer, submodule or hook: what it is now."""
-    standard = vars(nn.Module())
-    return {
-        (path, key): value
-        for path, part in module.named_modules()
-        for key, value in vars(part).items()
-        if key not in standard
-    }
-
-
-def changed_attributes(before: Mapping[tuple[str, str], object], module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Those that are other objects now than `before`."""
-    after = attributes_of(module)
-    keys = [*before, *(key for key in after if key not in before)]
-    return tuple(key for key in keys if before.get(key, _MISSING) is not after.get(key, _MISSING))
 
 
 def fresh_module(
@@ -168,22 +132,16 @@ def _constructed_again(module: nn.Module) -> nn.Module:
     return fresh.float()
 
 
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:  # a copy whose parts stand elsewhere
-        return None
-
-
-def _tensors(what: object, depth: int) -> Iterator[Tensor]:
+def tensors_in(what: object, depth: int) -> Iterator[Tensor]:
+    """Every tensor in an object, and in the lists, tuples and mappings that it holds, `depth` levels down."""
     if isinstance(what, Tensor):
         yield what
     elif depth and isinstance(what, Mapping):
         for part in what.values():
-            yield from _tensors(part, depth - 1)
+            yield from tensors_in(part, depth - 1)
     elif depth and isinstance(what, list | tuple):
         for part in what:
-            yield from _tensors(part, depth - 1)
+            yield from tensors_in(part, depth - 1)
 
 
 def _first_line(error: Exception) -> str:

@@ -118,7 +118,9 @@ def sample_component(work: Work) -> SampledResponse:
         losses = probe.at_anchor if everything else None  # a few rows may have another loss than the minibatches
         band = find_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, losses)
     try:
-        response = _judged(_sample(work, free, probe, band.loss), probe, band)
+        sampled = _sample(work, free, probe, band.loss)
+        work.task.check_still_the_same()
+        response = _judged(sampled, probe, band)
     except _LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
     note = "; ".join(filter(None, [work.component.note, response.note]))

@@ -212,7 +212,7 @@ def sample_response(
     NaN or passes `loss_band` (by default the loss of a model that knows nothing, `posterior.band`; none for a task
     without a module), or when an observable or a sample's loss is not finite at a draw. `watched` samples,
     evenly spaced, are diagnosed. Raises `PatterningError` for settings that leave no error bar, an observable of the
-    wrong shape, an undefined value at w*, or fewer than 2 chains left.
+    wrong shape, an undefined value at w*, fewer than 2 chains left, or a loss that is another one afterwards.
     """
     if chains.chains < 2:
         raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
@@ -223,6 +223,8 @@ def sample_response(
         task, anchor, observables, kernel, chains, batches=batches, loss_band=band.loss, watched=watched
     )
     weights = Readout.of(task).weights
+    if isinstance(task, Task):
+        task.check_still_the_same()
     try:
         found = summarise(draws, tuple(observables), weights, kernel.n_beta)
     except PatterningError as error:
