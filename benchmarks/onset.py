@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from patterning.experiments.induction.text import most_to_copy
+from patterning.tasks.text.source import most_to_copy
 from patterning.models.language import LanguageConfig, LanguageModel
 from patterning.tasks.induction import measure_structure, onset, repeated_random
 from patterning.tasks.text import mixed_rows, sample_corpus

@@ -70,7 +70,8 @@ class Direction:
     `wanted`: the change that was asked for, by row (0: held). `predicted`: what every row is expected to do for each
     unit of strength, from chains that did not take part in choosing s (cross-fitted). `theta` (k,): s is Σ θ_k χ_k, up
     to a constant. `singular_values` and `noise_floor` are of the rows of χ; what lies under the floor was cut.
-    `name`, `what` and `facts`: of a reading of a study, in words and plain values.
+    `name`, `what` and `facts`: of a reading of a study, in words and plain values. `opposite`: the direction of the
+    opposite wish, where that is not -s (something else is held).
     """
 
     s: Floats
@@ -86,9 +87,12 @@ class Direction:
     name: str = ""
     what: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    opposite: "Direction | None" = None
 
     def reversed(self) -> "Direction":
-        """The opposite wish: -s."""
+        """The opposite wish: -s, or `opposite`."""
+        if self.opposite is not None:
+            return self.opposite
         expected = {name: Change(-c.value, -c.high, -c.low) for name, c in self.predicted.items()}
         wanted = {name: -value for name, value in self.wanted.items()}
         theta = {name: -value for name, value in self.theta.items()}

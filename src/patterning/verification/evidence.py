@@ -1,5 +1,6 @@
 """What retraining showed: the outcomes of every arm by seed, paired effects, and verdicts; as a table and as a page."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class Evidence:
                 if self.yes_or_no[name]:
                     row["low"], row["high"] = share_interval(int(values.sum()), len(values))
                 else:
-                    row["standard_error"] = float(values.std(ddof=1) / np.sqrt(len(values)))
+                    known = len(values) > 1
+                    row["standard_error"] = float(values.std(ddof=1) / np.sqrt(len(values))) if known else math.nan
                 row["values"] = values.tolist()
                 for key, effects in (("against_unweighted", arm.effects), ("against_permuted", arm.beyond)):
                     row[key] = asdict(effects[name]) if name in effects else None
