@@ -1,5 +1,6 @@
 """Sections on χ of a model's components: reliability, modes, what they answer to, text coloured by it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,10 +101,10 @@ def _means(reading: Mapping[str, Any]) -> list[Markup]:
     drawings = []
     for key, what in (("mode", "score of the mode"), ("heads", "χ of the heads")):
         groups = {**reading["by_domain"][key], **reading["by_class"][key]}
+        known = {name: one for name, one in groups.items() if math.isfinite(one["standard_error"])}
         rows = [
-            Difference(name, one["mean"], one["mean"] - 2 * one["standard_error"], one["mean"] + 2 * one["standard_error"])
-            for name, one in groups.items()
-            if one["count"] > 1 and one["standard_error"] == one["standard_error"]
+            Difference(name, one["mean"], *(one["mean"] + side * 2 * one["standard_error"] for side in (-1, 1)))
+            for name, one in known.items()
         ]
         if rows:
             drawings.append(forest(rows, f"{what}, {reading['stage']} (step {reading['step']})"))

@@ -10,6 +10,7 @@ from patterning.report.charts import COLOURS, GREY, Curve, Difference, Strip, cu
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
 from patterning.study.conduct import provenance_line
+from patterning.verification.evidence import mean_of
 from patterning.verification.page import RULE
 
 Results = Mapping[str, Any]
@@ -65,9 +66,8 @@ def outcome_table(results: Results) -> Table:
 
 def cells_of(row: Mapping[str, Any]) -> list[str]:
     """A row of the evidence as text."""
-    error = f"[{row['low']:.3g}, {row['high']:.3g}]" if "low" in row else f"± {row['standard_error']:.2g}"
     return [
-        row["arm"], row["measure"], f"{row['mean']:.3g} {error}", _interval(row["against_unweighted"]),
+        row["arm"], row["measure"], mean_of(row), _interval(row["against_unweighted"]),
         _interval(row["against_permuted"]), row["finding"] or "",
     ]  # fmt: skip
 

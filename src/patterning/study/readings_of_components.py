@@ -195,8 +195,8 @@ TARGETS = {"mode": _mode, "full": _full, "other-mode": _other_mode}
 class OfComponents:
     """A direction from χ of the components at `stage`, predicted on every token.
 
-    `what`: "mode" is the score of the structure's mode, "full" the full χ† for its heads, "other-mode" the largest other
-    mode. Refused where `mode` is not one mode by its two signs, where nothing of χ is above its noise, or where the
+    `what`: "mode" is the score of the structure's mode, "full" the full χ† for its heads, "other-mode" the largest
+    other mode. Refused where `mode` is not one mode by its two signs, where nothing of χ is above its noise, or where the
     predictor's R² on rows held out is under `min_r2`. `random`: seeds of random functions of the same activations
     (`random_functions`).
     """
@@ -244,9 +244,7 @@ class OfComponents:
                 targets[key] = error
         scores = np.stack([_gaussian(one.s) for one in targets.values() if isinstance(one, _Target)], axis=1)
         subject = token_subject(bench)
-        return targets, predict_all(
-            subject, bench.pool, read.anchor, read.probes.rows, scores, self.random, self.stage
-        )
+        return targets, predict_all(subject, bench.pool, read.anchor, read.probes.rows, scores, self.random, self.stage)
 
 
 def _gaussian(s: Floats) -> Floats:

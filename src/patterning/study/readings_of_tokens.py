@@ -184,9 +184,7 @@ class FirstOrder:
         return np.stack(scores).reshape(2, *slopes.shape[1:]).astype(np.float32), facts
 
 
-def describe_runs(
-    by_run: NDArray[np.float32], readings: Sequence[Mapping[str, Any]], raised: str
-) -> dict[str, Any]:
+def describe_runs(by_run: NDArray[np.float32], readings: Sequence[Mapping[str, Any]], raised: str) -> dict[str, Any]:
     """How reliable χ is at a checkpoint, and how far the runs' scores (r, …) agree: for tables."""
     flat = [s.astype(np.float64).ravel() for s in by_run]
     pairs = [rank_correlation(a, b) for a, b in combinations(flat, 2)]

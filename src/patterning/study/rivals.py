@@ -60,8 +60,8 @@ def random_directions(lead: Lead) -> Rivals:
     return {"random direction": Rival(by_seed=tuple(drawn), kind="control")}
 
 
-def random_functions(lead: Lead, functions: Sequence[NDArray[np.floating]]) -> Rivals:
-    """Along random `functions` of the samples (of a model's activations, say), one a seed: much the harder control."""
+def random_functions(lead: Lead, functions: NDArray[np.floating]) -> Rivals:
+    """Along random `functions` (seeds, …) of the samples (of activations, say): much the harder control."""
     drawn = [lead.along(s) for s in functions]
     return {"random function of activations": Rival(by_seed=tuple(drawn), kind="control")}
 
@@ -83,7 +83,7 @@ def by_label(lead: Lead, name: str, label: Bools) -> Rivals:
     found = {}
     for way, word in words:
         if (lead.name, way) in lead.bench.chosen:
-            own = lead.rho(way)
+            own = np.asarray(lead.rho(way), dtype=np.float64)
             flat = labelled_like(own.ravel(), label.ravel(), word)
             found[f"{name} → {word}"] = Rival(flat.reshape(own.shape), way=way)
     return found

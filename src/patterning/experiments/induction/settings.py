@@ -46,7 +46,7 @@ class InductionConfig(StudySettings):
     reading: ComponentSampling
     controls: tuple[Control, ...] = get_args(Control)
     bands: int = Field(default=10, ge=1)
-    loss_limit: dict[Way, PositiveFloat] = {"down": 0.05, "up": 0.05}
+    loss_limit: dict[Way, PositiveFloat] = Field(default={"down": 0.05, "up": 0.05})
     show: tuple[Stage, ...] = get_args(Stage)
     domain_seeds: int = Field(default=1, ge=1)
     domain_changes: tuple[Literal["remove", "double"], ...] = Field(default=("remove", "double"), min_length=1)

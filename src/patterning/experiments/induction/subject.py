@@ -36,9 +36,7 @@ GAP, OTHER = "repeated gap", "loss on other tokens"
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a structure counts as there. The gap is measured on `repeated_rows` random blocks, and χ of it read on
-    `read_on` other ones.
-    """
+    """When a structure counts as there; the random blocks the gap is measured on, and those χ of it is `read_on`."""
 
     previous_token: float = 0.3
     prefix_matching: float = 0.3
@@ -139,7 +137,7 @@ class InductionSubject(TokenSubject):
         return stratified(domains if among is None else domains[among], count)
 
     def structure(self, rows: Ints, half: int) -> Mapping[str, Sequence[Part]]:
-        """The repeated-random gap on blocks of its own, and the loss on training tokens that are no induction tokens."""
+        """The gap on random blocks of its own, and the loss on training tokens that are no induction tokens."""
         blocks = repeated_random(
             self.language.vocabulary, self.language.context, self.thresholds.read_on, self.source.seed + OTHER_BLOCKS
         )
@@ -169,9 +167,7 @@ class InductionSubject(TokenSubject):
 
     def _train(self, rho: Rho, seed: int, keep: Sequence[int], scratch: Path) -> Runs:
         text, own = self.text_data, self.thresholds
-        blocks = repeated_random(
-            self.language.vocabulary, self.language.context, own.repeated_rows, self.source.seed
-        )
+        blocks = repeated_random(self.language.vocabulary, self.language.context, own.repeated_rows, self.source.seed)
         measure = partial(
             measure_structure, test_tokens=torch.from_numpy(text.test.tokens), classes=text.test_classes,
             repeated=blocks,
