@@ -196,8 +196,8 @@ class OfComponents:
     """A direction from χ of the components at `stage`, predicted on every token.
 
     `what`: "mode" is the score of the structure's mode, "full" the full χ† for its heads, "other-mode" the largest
-    other mode. Refused where `mode` is not one mode by its two signs, where nothing of χ is above its noise, or where the
-    predictor's R² on rows held out is under `min_r2`. `random`: seeds of random functions of the same activations
+    other mode. Refused where `mode` is not one mode by its two signs, where nothing of χ is above its noise, or where
+    the predictor's R² on rows held out is under `min_r2`. `random`: seeds of random functions of the same activations
     (`random_functions`).
     """
 
@@ -220,6 +220,7 @@ class OfComponents:
         if not problem and not r2 >= self.min_r2:
             problem = f"the predictor's held-out R² is {r2:.2f}, under min_r2 {self.min_r2:g}"
         notes = [f"predicted on all tokens, held-out R² {r2:.2f}", *([f"forced: {problem}"] if problem else [])]
+        notes += pilots_of(bench)[0].stages.notes
         direction = bench.direction(
             name, f"{target.what}, read {self.stage}", on_all.predicted[place].astype(np.float64),
             refused=problem or None, wanted=self.wanted, r2=r2, stage=self.stage, notes=notes, **target.facts,

@@ -110,6 +110,10 @@ class FirstOrder:
         readings = [dict(read[key].facts) for keys in places for key in keys]
         less, more = by_run.mean(axis=1).astype(np.float64)
         facts = describe_runs(by_run[1], readings, self.raised)
+        used = {pilot.seed for pilot in self.pilots(bench)}
+        left_out = [str(pilot.seed) for pilot in pilots_of(bench) if pilot.seed not in used]
+        if left_out:
+            facts["notes"].append(f"left out, as the structure did not form: seeds {', '.join(left_out)}")
         refused = None
         if not facts["reliability"] >= bench.min_reliability:
             refused = f"χ of {self.raised} has reliability {facts['reliability']:.2f} over halves of its data"

@@ -23,14 +23,17 @@ def change_of(mine: Floats, other: Floats) -> Results:
 
 
 def in_percent(runs: Mapping[str, Runs], measures: Sequence[str], baselines: Mapping[str, str]) -> list[Results]:
-    """By arm: change of each measure in percent of the same seed's run of its baseline (arm → arm)."""
+    """By arm: change of each measure in percent of the same seed's run of its baseline (arm → arm).
+
+    None where a baseline is not positive.
+    """
     rows = []
     for arm, other in baselines.items():
         row: Results = {"arm": arm, "against": other}
         for measure in measures:
             mine, base = runs[arm].measures[measure], runs[other].measures[measure]
-            share = 100 * (mine / base[: len(mine)] - 1)
-            row[measure] = change_of(share, np.zeros_like(share))
+            base = base[: len(mine)]
+            row[measure] = change_of(100 * (mine / base), np.full_like(base, 100.0)) if (base > 0).all() else None
         rows.append(row)
     return rows
 

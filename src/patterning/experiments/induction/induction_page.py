@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from patterning.report.charts import COLOURS, GREY, Difference, Strip, forest, strips
 from patterning.report.page import Row, Section, Table
 from patterning.study.components_page import component_sections
@@ -31,32 +33,34 @@ def sections(results: Results) -> list[Section]:
     ]
 
 
-def _onsets(results: Results) -> Any:
-    rows = [row for row in results["rows"] if row["measure"] == "onset"]
-    base = rows[0]["values"]
-    return strips([
-        Strip(row["arm"], row["values"], base[: len(row["values"])] if row is not rows[0] else [], _colour(i, row))
-        for i, row in enumerate(rows)
-    ], "onset, step")  # fmt: skip
+def _onsets(results: Results) -> Markup:
+    rows, colours = [row for row in results["rows"] if row["measure"] == "onset"], _colours(results)
+    drawn = [Strip(row["arm"], row["values"], rows[0]["values"][: len(row["values"])] if i else [],
+                   colours.get(row["arm"], GREY)) for i, row in enumerate(rows)]  # fmt: skip
+    return strips(drawn, "onset, step")
 
 
-def _shifts(results: Results) -> Any:
-    kinds = {arm["name"]: arm for arm in results["arms"]}
+def _shifts(results: Results) -> Markup:
+    base, colours = results["arms"][0]["name"], _colours(results)
+    known = [(one["arm"], one["onset"]) for one in results["percent"] if one["against"] == base and one["onset"]]
     rows = [
-        Difference(one["arm"], change["difference"], change["low"], change["high"], _colour(i, kinds[one["arm"]]))
-        for i, one in enumerate(results["percent"])
-        if one["against"] == results["arms"][0]["name"] and (change := one["onset"])["low"] is not None
+        Difference(arm, change["difference"], change["low"], change["high"], colours.get(arm, GREY))
+        for arm, change in known
+        if change["low"] is not None
     ]
-    return forest(rows, "shift of the onset, % of the unweighted run's") if rows else ""
+    return forest(rows, "shift of the onset, % of the unweighted run's") if rows else Markup()
 
 
-def _colour(place: int, arm: Mapping[str, Any]) -> str:
-    return COLOURS[place % len(COLOURS)] if arm["kind"] == "arm" else GREY
+def _colours(results: Results) -> dict[str, str]:
+    asked = [arm["name"] for arm in results["arms"] if arm["kind"] == "arm"]
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(asked)}
 
 
-def _interval(change: Mapping[str, Any], form: str) -> str:
+def _interval(change: Mapping[str, Any] | None, form: str) -> str:
+    if change is None:
+        return "not defined"
     if change["low"] is None:
-        return f"{change['difference']:{form}} ({change['pairs']} seeds)"
+        return f"{change['difference']:{form}} ({change['pairs']} seed{'s' * (change['pairs'] > 1)})"
     return f"{change['difference']:{form}} [{change['low']:{form}}, {change['high']:{form}}]"
 
 

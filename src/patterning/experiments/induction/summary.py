@@ -1,6 +1,7 @@
 """What the induction page shows besides the evidence: percentages, χ of the components, χ by domain, the text."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,10 @@ def _directions(used: Mapping[str, Any], bench: Bench) -> dict[str, Floats]:
     """Row means (n,) of every direction that stands."""
     found = {}
     for name, reading in used.items():
-        try:
+        with suppress(PatterningError):
             direction = reading.read(name, bench).direction  # what was read is kept
-        except PatterningError:
-            continue
-        if not direction.refused:
-            found[name] = direction.s.reshape(bench.subject.base_weights.shape).mean(axis=1)
+            if not direction.refused:
+                found[name] = direction.s.reshape(bench.subject.base_weights.shape).mean(axis=1)
     return found
 
 
@@ -62,7 +61,11 @@ def _components(config: InductionConfig, used: Mapping[str, Any], bench: Bench) 
     if not stages and not {"other-mode", "random-smooth"} & set(config.controls):
         return []
     order = [stage for stage in ("before", "between", "after") if stage in stages | set(config.show)]
-    return [describe_components(bench, read_components(bench, config.reading, stage), stage) for stage in order]
+    found = []
+    for stage in order:
+        with suppress(PatterningError):  # its chains gave nothing: directions made from it say so
+            found.append(describe_components(bench, read_components(bench, config.reading, stage), stage))
+    return found
 
 
 def _likeness(directions: Mapping[str, Floats], subject: InductionSubject) -> list[Results]:
