@@ -81,6 +81,7 @@ class Direction:
     chains it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
     of the rows of χ; what lies under the floor was cut.
     `name`, `what` and `facts`: of a reading of a study, in words and plain values.
+    `opposite`: the direction of the opposite wish, where that is not -s (something else is held).
     """
 
     s: Floats
@@ -97,9 +98,12 @@ class Direction:
     name: str = ""
     what: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    opposite: "Direction | None" = None
 
     def reversed(self) -> "Direction":
-        """The opposite wish: -s."""
+        """The opposite wish: -s, or `opposite`."""
+        if self.opposite is not None:
+            return self.opposite
         expected = {name: Change(-c.value, -c.high, -c.low) for name, c in self.predicted.items()}
         wanted = {name: -value for name, value in self.wanted.items()}
         theta = {name: -value for name, value in self.theta.items()}

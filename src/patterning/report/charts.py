@@ -86,7 +86,7 @@ class Axis:
 
 def strips(groups: Sequence[Strip], title: str, *, limits: tuple[float, float] | None = None) -> Markup:
     """Outcomes by arm, one row an arm: the same seeds unweighted (small, grey) joined to theirs, and the mean (bar)."""
-    left, width, step, top = 230, 520, 30, 26
+    left, width, step, top = 260, 520, 30, 26
     every = [value for group in groups for value in (*group.values, *group.base)]
     axis = Axis.over(every, include=limits or ())
     height = top + step * len(groups)

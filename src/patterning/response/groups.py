@@ -9,6 +9,7 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 def cluster_samples(profiles: Floats, count: int, seed: int = 0) -> NDArray[np.int64]:
@@ -35,3 +36,18 @@ def group_means(values: Floats, groups: NDArray[np.int64], base_weights: Floats)
         raise PatterningError(f"{sizes} do not fit")
     mass = np.bincount(groups, base_weights)
     return (np.bincount(groups, base_weights * values) / np.where(mass > 0, mass, 1.0))[groups]
+
+
+def clustered_mean(values: Floats, label: Bools, rows: NDArray[np.int64]) -> dict[str, float]:
+    """Mean of `values` (n,) where `label`, and its standard error with the samples of a row as one unit; their count.
+
+    The ratio estimator's linearised error (Cochran 1977, §6): rows hold different numbers of labelled samples.
+    """
+    count = int(label.sum())
+    if not count:
+        return {"mean": float("nan"), "standard_error": float("nan"), "count": 0}
+    mean = float(values[label].mean())
+    influence = np.bincount(rows, np.where(label, values - mean, 0.0) / count)
+    units = int((np.bincount(rows, label) > 0).sum())
+    error = float(np.sqrt((influence**2).sum() * units / (units - 1))) if units > 1 else float("nan")
+    return {"mean": mean, "standard_error": error, "count": count}

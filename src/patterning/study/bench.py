@@ -13,6 +13,7 @@ from patterning.intervention.data_weights import Weights
 from patterning.intervention.direction import Direction
 from patterning.intervention.weights import standardise
 from patterning.study.seeds import Seeds
+from patterning.study.settings import Strength, Way
 from patterning.study.subject import Parameters, Rho, Runs, Subject
 from patterning.study.training import Planned, train_all
 
@@ -50,7 +51,8 @@ class Kind:
 class Bench:
     """The subject and its pilots: `pilots` by the name of their settings ("" are the subject's own).
 
-    `min_reliability`: a row of χ under it is refused, unless `force`.
+    `min_reliability`: a row of χ under it is refused, unless `force`. `chosen`: the strength of each direction and way,
+    once it is chosen.
     """
 
     subject: Subject
@@ -59,6 +61,7 @@ class Bench:
     pilots: Mapping[str, Runs]
     min_reliability: float = 0.5
     force: bool = False
+    chosen: Mapping[tuple[str, Way], Strength] = field(default_factory=dict)
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def train(self, plan: Mapping[str, Planned], stage: str) -> dict[str, Runs]:

@@ -10,6 +10,7 @@ from patterning.report.charts import COLOURS, GREY, Curve, Difference, Strip, cu
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
 from patterning.study.conduct import provenance_line
+from patterning.verification.evidence import mean_of
 from patterning.verification.page import RULE
 
 Results = Mapping[str, Any]
@@ -65,9 +66,8 @@ def outcome_table(results: Results) -> Table:
 
 def cells_of(row: Mapping[str, Any]) -> list[str]:
     """A row of the evidence as text."""
-    error = f"[{row['low']:.3g}, {row['high']:.3g}]" if "low" in row else f"± {row['standard_error']:.2g}"
     return [
-        row["arm"], row["measure"], f"{row['mean']:.3g} {error}", _interval(row["against_unweighted"]),
+        row["arm"], row["measure"], mean_of(row), _interval(row["against_unweighted"]),
         _interval(row["against_permuted"]), row["finding"] or "",
     ]  # fmt: skip
 
@@ -108,8 +108,8 @@ def _forest(results: Results, measure: str) -> Markup:
 
 
 def _along_training(results: Results) -> list[Section]:
-    """Mean curves of the first outcome by arm, where runs were measured along the way."""
-    measure = results["subject"]["outcomes"][0]["measure"]
+    """Mean curves by arm of the first outcome that runs were measured for along the way."""
+    measure = _curve_of(results, results["arms"][0]["curves"])
     colours, lines = _colours(results), []
     for arm in results["arms"]:
         own = arm["curves"].get(measure)
@@ -126,6 +126,12 @@ def _along_training(results: Results) -> list[Section]:
     named = [(line.label, line.colour) for line in lines if line.width > 1]
     drawing = curves(lines, "training step", measure, log_x=True)
     return [Section("Along training, means over seeds", "Permuted controls are dashed.", html=[drawing, legend(named)])]
+
+
+def _curve_of(results: Results, curves: Mapping[str, Any]) -> str:
+    """The first outcome that there is a curve of; an outcome may be known at the end alone."""
+    names = [one["measure"] for one in results["subject"]["outcomes"]]
+    return next((name for name in names if name in curves), names[0])
 
 
 def _foretold(results: Results) -> list[Section]:
@@ -200,8 +206,9 @@ def _strengths(results: Results) -> list[Section]:
 
 def _pilots(results: Results) -> list[Section]:
     """Curves of every unweighted pilot run: whether runs switch between solutions, and back."""
-    measure, sections = results["subject"]["outcomes"][0]["measure"], []
+    sections = []
     for name, pilots in results["pilots"].items():
+        measure = _curve_of(results, pilots["curves"])
         own = pilots["curves"].get(measure)
         if own and len(pilots["steps"]) > 1:
             lines = [

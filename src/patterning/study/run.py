@@ -5,7 +5,7 @@ seeds → evidence. What a killed run finished is found again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def run_study(
 
 def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, progress: Progress | None) -> Results:
     """Every stage, and what comes of it as plain values."""
+    study = placed(study, run.path)
     subject, seeds = study.subject, config.seed_ranges
     if unknown := [name for name in config.directions if name not in study.readings]:
         raise PatterningError(f"unknown directions {', '.join(unknown)}: there are {', '.join(study.readings)}")
@@ -81,6 +82,7 @@ def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, pr
         found, refused = read_all(config, study, bench)
         directions = {name: one.direction for name, one in found.items()}
         tried, chosen = choose_strengths(config, bench, directions)
+        bench.chosen = chosen
         rivals = study.rivals(bench, directions) if study.rivals else {}
         arms = plan_arms(config, bench, directions, chosen, rivals)
         forecasts = {name: one.forecast for name, one in found.items() if one.forecast is not None}
@@ -101,6 +103,12 @@ def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, pr
         "foretold": expected.results(arms, runs, subject),
         **more,
     }
+
+
+def placed(study: Study, folder: Path) -> Study:
+    """The study with what its subjects need laid out in the run folder."""
+    settings = {name: subject.placed(folder) for name, subject in study.settings.items()}
+    return replace(study, subject=study.subject.placed(folder), settings=settings)
 
 
 def train_pilots(study: Study, pool: Workers, seeds: range) -> dict[str, Runs]:

@@ -1,6 +1,6 @@
 """How strongly to weight along each direction: chosen on tuning seeds, which serve no claim."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,19 +79,22 @@ def choose_strengths(
         size = summarise(own.rho.ravel(), own.base_weights.ravel(), own.free.ravel()).effective_sample_size
         tried.append(Tried(name, way, strength, float(change.mean()), error, guard, keeps, size))
     for name in open_ones:
-        chosen |= _choose(config, name, [row for row in tried if row.direction == name])
+        rows = [row for row in tried if row.direction == name]
+        chosen |= _choose(config, name, rows, lambda row: subject.guard_score(row.guard, float(base[guarded].mean())))
     marked = [Tried(**{**vars(row), "chosen": chosen[row.direction, row.way] == row.strength}) for row in tried]
     return marked, chosen
 
 
-def _choose(config: StudySettings, name: str, rows: Sequence[Tried]) -> dict[tuple[str, Way], Strength]:
+def _choose(
+    config: StudySettings, name: str, rows: Sequence[Tried], guard_score: Callable[[Tried], float]
+) -> dict[tuple[str, Way], Strength]:
     candidates = config.candidates(name)
 
     def worth(strength: Strength, ways: tuple[Way, ...]) -> tuple[bool, float]:
         own = [row for row in rows if row.strength == strength and row.way in ways]
         if all(row.keeps for row in own):
             return True, sum(SIGN[row.way] * row.change for row in own)
-        return False, min(row.guard for row in own)
+        return False, min(guard_score(row) for row in own)
 
     together: list[tuple[Way, ...]] = [config.ways] if config.together else [(way,) for way in config.ways]
     return {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +132,16 @@ class Subject:
         """Whether weights that ask for `way` ("up" or "down") leave the guarded measure alone enough."""
         del way, guard, unweighted
         return True
+
+    def guard_score(self, guard: float, unweighted: float) -> float:
+        """How well the guarded measure was left alone, the higher the better; its own value, unless stated."""
+        del unweighted
+        return guard
+
+    def placed(self, folder: Path) -> Self:
+        """With what it needs laid out in the run's `folder` (a corpus, say), before anything else; nothing here."""
+        del folder
+        return self
 
     @property
     def flat(self) -> FlatTask:

@@ -64,7 +64,8 @@ class Evidence:
                 if self.yes_or_no[name]:
                     row["low"], row["high"] = share_interval(int(values.sum()), len(values))
                 else:
-                    row["standard_error"] = float(values.std(ddof=1) / np.sqrt(len(values)))
+                    spread = values.std(ddof=1) if len(values) > 1 else None
+                    row["standard_error"] = None if spread is None else float(spread / np.sqrt(len(values)))
                 row["values"] = values.tolist()
                 for key, effects in (("against_unweighted", arm.effects), ("against_permuted", arm.beyond)):
                     row[key] = asdict(effects[name]) if name in effects else None
@@ -93,9 +94,7 @@ class Evidence:
             [
                 row["arm"],
                 row["measure"],
-                f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
-                if "low" in row
-                else f"{row['mean']:.4g} ± {row['standard_error']:.2g}",
+                mean_of(row, 4),
                 _interval(row["against_unweighted"]),
                 _interval(row["against_permuted"]),
                 row["finding"] or "",
@@ -123,6 +122,14 @@ class Evidence:
         if name is not None and name not in self.measures:
             raise PatterningError(f"there is no measure {name!r}: there are {', '.join(self.measures)}")
         return self.measures[0] if name is None else name
+
+
+def mean_of(row: Mapping[str, Any], digits: int = 3) -> str:
+    """The mean of a row of the table with its error, as text; of a single run, the mean alone."""
+    if "low" in row:
+        return f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    error = row["standard_error"]
+    return f"{row['mean']:.{digits}g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def _interval(effect: Mapping[str, Any] | None) -> str:
