@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
+from patterning.core.rows import RowSource, is_row_source
 
 Batch = Any
-"""A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None."""
+"""A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None.
+
+A task's data may be a `RowSource` instead, of which rows are taken a few at a time."""
 
 
-def as_batch(data: object) -> Batch:
+def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind of data
     """`data` with its leaves as tensors: arrays and lists of numbers are converted, floating point numbers to float32.
 
     Raises `PatterningError` for what holds no numbers.
@@ -32,11 +35,11 @@ def as_batch(data: object) -> Batch:
         return _like(items, [None if part is None else as_batch(part) for part in items])
     if hasattr(data, "__array__"):  # a pandas column, say
         return _from_numpy(np.asarray(data))
+    if isinstance(data, RowSource) or is_row_source(data):
+        return data if isinstance(data, RowSource) else RowSource(data)
     hint = ""
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Set):
         hint = ": rows are read again and again, in any order, so put all of them into one tensor (torch.stack) first"
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
-        hint = ": put the items of a data set into tensors first, as torch.utils.data.default_collate(list(data)) does"
     raise PatterningError(
         f"data must be tensors, arrays or lists of numbers, or tuples, lists and dicts of them (found {_kind(data)})"
         f"{hint}"
@@ -44,8 +47,8 @@ def as_batch(data: object) -> Batch:
 
 
 def leaves(data: Batch) -> list[Tensor]:
-    """Every tensor in `data`, in a fixed order."""
-    if data is None:
+    """Every tensor in `data`, in a fixed order; none of a data set that is read by row number."""
+    if data is None or isinstance(data, RowSource):
         return []
     if isinstance(data, Tensor):
         return [data]
@@ -66,6 +69,8 @@ def map_batch(function: Callable[[Tensor], Tensor], data: Batch) -> Batch:
 
 def count_rows(data: Batch) -> int:
     """Length of the leading axis, the same in every tensor; raises `PatterningError` where it is not, or is 0."""
+    if isinstance(data, RowSource):
+        return len(data)
     shapes = [tuple(values.shape) for values in leaves(data)]
     sizes = sorted({shape[0] if shape else 0 for shape in shapes})
     if len(sizes) != 1 or not sizes[0]:
@@ -90,6 +95,8 @@ def equal_batches(a: Batch, b: Batch) -> bool:
 
 def take_rows(data: Batch, rows: Tensor) -> Batch:
     """Rows of every tensor in `data`: each (n, ...) becomes (*rows.shape, ...)."""
+    if isinstance(data, RowSource):
+        return data.take(rows)
     return map_batch(lambda values: values[rows.to(values.device)], data)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.code import PACKAGE, code_version
+from patterning.core.rows import RowSource
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range)
 _LIBRARIES = tuple(
@@ -71,6 +72,7 @@ class _Walk:
         return [
             (Tensor, self._tensor),
             (np.ndarray, self._array),
+            (RowSource, lambda value: _hash("rows", value.fingerprint)),
             (np.generic, lambda value: _hash("number", str(value.dtype), repr(value.item()))),
             ((torch.dtype, torch.device, torch.Size, Enum, Path), lambda value: _hash("plain", repr(value))),
             (nn.Module, self._module),

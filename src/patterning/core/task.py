@@ -19,6 +19,7 @@ from patterning.core.errors import PatterningError
 from patterning.core.identity import digest
 from patterning.core.modules import copy_module, displaced, fresh_module, other_names, spread
 from patterning.core.outside import check_copy, check_module
+from patterning.core.rows import RowSource
 from patterning.core.samples import Samples, draws_of
 from patterning.core.state import keep_attributes
 from patterning.core.trial import FEW_ROWS, check_base_weights, check_still_the_same, tried_losses, try_task
@@ -76,6 +77,9 @@ class Task:
         self.trial = try_task(self, module)
         self.samples_per_row = self.trial.samples_per_row
         self.sample_weights, more = read_rows(self)
+        text = self.data.left_out if isinstance(self.data, RowSource) else ()
+        if text:
+            more = (*more, f"{', '.join(text)} of the data set is text, which the loss is not given")
         self.trial = replace(self.trial, notes=(*self.trial.notes, *more))
         """(n, t) float32, the weight of each sample of a row, 0 where there is none; None: all alike."""
         count = torch.ones(n) if self.sample_weights is None else self.sample_weights.double().sum(1).cpu()
