@@ -10,22 +10,23 @@ from patterning.report.charts import COLOURS, GREY, Curve, Difference, Strip, cu
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
 from patterning.study.conduct import provenance_line
+from patterning.study.shares_page import share_sections
 from patterning.verification.page import RULE
 
 Results = Mapping[str, Any]
+MANY = 12
+"""More groups than these are in a table that is folded."""
 HEAD = ("weights", "", "mean", "against unweighted", "against its permuted weights", "finding")
 
 
-def study_page(results: Results, own: Sequence[Section] = ()) -> str:
-    """One self-contained page. `own`: the experiment's sections, which come after the first figure."""
+def study_page(results: Results, own: Sequence[Section] = (), drawings: Mapping[str, Markup] | None = None) -> str:
+    """One self-contained page. `own`: the experiment's sections, which come after the first figures.
+
+    `drawings`: what the runs of each arm look like, by its name, where the outcomes are yes or no.
+    """
     main = results["subject"]["outcomes"][0]
     sections = [
-        Section(
-            f"{main['measure']} after training, by seed",
-            f"High is {main['up']}, low is {main['down']}. Each dot is one training run; joined to it, small and grey, "
-            "the run of the same seed without weights. The bar is the mean.",
-            html=[_strips(results, main)],
-        ),
+        *(share_sections(results, drawings or {}) if main["yes_or_no"] else _by_seed(results, main)),
         *own,
         Section(
             "Change of the outcome",
@@ -55,6 +56,15 @@ def study_page(results: Results, own: Sequence[Section] = ()) -> str:
         provenance=f"{provenance_line(results)}. {RULE}",
         config=yaml.safe_dump(results["config"], sort_keys=False),
     )
+
+
+def _by_seed(results: Results, main: Mapping[str, Any]) -> list[Section]:
+    """The outcome of every run."""
+    words = (
+        f"High is {main['up']}, low is {main['down']}. Each dot is one training run; joined to it, small and grey, "
+        "the run of the same seed without weights. The bar is the mean."
+    )
+    return [Section(f"{main['measure']} after training, by seed", words, html=[_strips(results, main)])]
 
 
 def outcome_table(results: Results) -> Table:
@@ -131,6 +141,8 @@ def _along_training(results: Results) -> list[Section]:
 def _foretold(results: Results) -> list[Section]:
     sections = []
     for one in results["foretold"]:
+        if one["of_shares"]:
+            continue  # beside the shares
         colours = _colours(results)
         dots = [
             Point(
@@ -159,7 +171,8 @@ def _by_group(results: Results) -> Table:
              *(f"{arm['weight_by_group'][name]:.2f}" for arm in arms)])
         for name in names
     ] if arms else []  # fmt: skip
-    return Table(("mean weight by group", "share of the data", *(arm["name"] for arm in arms)), rows)
+    folded = "mean weight by group" if len(names) > MANY else ""
+    return Table(("mean weight by group", "share of the data", *(arm["name"] for arm in arms)), rows, folded)
 
 
 def _extremes(results: Results) -> list[Table]:
