@@ -19,20 +19,22 @@ MANY = 12
 HEAD = ("weights", "", "mean", "against unweighted", "against its permuted weights", "finding")
 
 
-def study_page(results: Results, own: Sequence[Section] = (), drawings: Mapping[str, Markup] | None = None) -> str:
+def study_page(
+    results: Results, own: Sequence[Section] = (), drawings: Mapping[str, Markup] | None = None, legend: str = ""
+) -> str:
     """One self-contained page. `own`: the experiment's sections, which come after the first figures.
 
-    `drawings`: what the runs of each arm look like, by its name, where the outcomes are yes or no.
+    `drawings`: what the runs of each arm look like, by its name, where the outcomes are yes or no, with their `legend`.
     """
     main = results["subject"]["outcomes"][0]
     sections = [
-        *(share_sections(results, drawings or {}) if main["yes_or_no"] else _by_seed(results, main)),
+        *(share_sections(results, drawings or {}, legend) if main["yes_or_no"] else _by_seed(results, main)),
         *own,
         Section(
             "Change of the outcome",
             "Paired by seed, with 95 % intervals. An arm must differ from unweighted and from its own weights dealt to "
             "other samples (permuted): uneven weights alone change training as well.",
-            html=[_forest(results, main["measure"])],
+            html=[_forest(results, measure) for measure in _asked(results)],
             tables=[outcome_table(results)],
         ),
         *_along_training(results),
@@ -52,10 +54,20 @@ def study_page(results: Results, own: Sequence[Section] = (), drawings: Mapping[
         subtitle=f"{results['subject']['samples']} samples; seeds {_seeds(results)}",
         headline=results["findings"],
         warnings=[f"{one['name']} was refused: {one['refused']}" for one in results["directions"] if one["refused"]],
-        sections=[section for section in sections if section.html or section.tables or section.figures],
+        sections=[section for section in sections if section in own or _has_content(section)],
         provenance=f"{provenance_line(results)}. {RULE}",
         config=yaml.safe_dump(results["config"], sort_keys=False),
     )
+
+
+def _has_content(section: Section) -> bool:
+    return bool(section.html or section.figures or any(table.rows for table in section.tables))
+
+
+def _asked(results: Results) -> list[str]:
+    """The outcomes that some arm was asked to move."""
+    wanted = {measure for arm in results["arms"] for measure in arm["wanted"]}
+    return [one["measure"] for one in results["subject"]["outcomes"] if one["measure"] in wanted]
 
 
 def _by_seed(results: Results, main: Mapping[str, Any]) -> list[Section]:

@@ -38,8 +38,8 @@ class Study:
     `readings` by name, the leading one first. `keep`: steps at which the pilots' parameters are kept; `settings`:
     other settings that pilots are trained with as well (name → subject). `rivals`: arms to compare with, made once the
     arms' weights are known. `more`: further results ("notes" among them are shown with the table). `sections`: the
-    experiment's own part of the page; `drawings`: what the runs of each arm look like, shown beside their shares;
-    `figure`: a picture that is written as `figure.svg`.
+    experiment's own part of the page; `drawings`: what the runs of each arm look like, shown beside their shares,
+    with their `legend`; `figure`: a picture that is written as `figure.svg`.
     """
 
     subject: Subject
@@ -50,6 +50,7 @@ class Study:
     more: Callable[[Bench, Mapping[str, Runs]], Results] | None = None
     sections: Callable[[Results], Sequence[Section]] | None = None
     drawings: Callable[[Results], Mapping[str, Markup]] | None = None
+    legend: str = ""
     figure: Callable[[Results], Markup] | None = None
 
 
@@ -131,7 +132,9 @@ def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[st
         else:
             found[name] = one
     if not found:
-        why = "; ".join(f"{row['name']}: {row['refused']}" for row in refused)
+        reasons = dict.fromkeys(row["refused"] for row in refused)  # readings that share samples fail alike
+        names = {why: ", ".join(row["name"] for row in refused if row["refused"] == why) for why in reasons}
+        why = "; ".join(f"{name}: {why}" for why, name in names.items())
         raise PatterningError(f"no reading gives a direction ({why}); --force uses unreliable ones all the same")
     return found, refused
 
@@ -176,7 +179,7 @@ def write_page(run: RunFolder, results: Results, study: Study) -> None:
 
     own = study.sections(results) if study.sections else ()
     drawings = study.drawings(results) if study.drawings else {}
-    write_whole(run.path / "report.html", study_page(results, own, drawings).encode())
+    write_whole(run.path / "report.html", study_page(results, own, drawings, study.legend).encode())
     if study.figure:
         write_whole(run.path / "figure.svg", study.figure(results).encode())
 

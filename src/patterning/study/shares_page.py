@@ -24,21 +24,18 @@ def share_table(results: Results) -> Table:
     return Table(("weights", *(f"{measure} [95 %]" for measure in measures), "predicted"), lines)
 
 
-def share_sections(results: Results, drawings: Mapping[str, Markup]) -> list[Section]:
+def share_sections(results: Results, drawings: Mapping[str, Markup], legend: str) -> list[Section]:
     """The unweighted and the asked arms; predicted against realised; every other arm."""
     first = [arm for arm in results["arms"] if arm["kind"] in ("base", "arm")]
     rest = [arm for arm in results["arms"] if arm["kind"] not in ("base", "arm")]
-    legend = (
-        "Bars: shares of all runs with 95 % intervals; diamond: predicted before training; dotted: unweighted. "
-        "The same place in two galleries is the same seed: same start, same noise, other weights."
-    )
+    bars = "Bars: shares of all runs with 95 % intervals; diamond: predicted before training; dotted: unweighted."
     predicted = (
         "Each dot is a set of weights and an outcome, with 95 % intervals: of shares over runs, of predictions over "
-        "what they were made from. Discs: the first outcome; squares: the others. Hollow: weights that no reading made. "
-        "Where shares of unweighted pilot runs calibrated the prediction, the unweighted row is no test of it."
+        "what they were made from. Discs: the first outcome; squares: the others; hollow: weights that no reading "
+        "made. Where shares of unweighted pilot runs calibrated the prediction, the unweighted row is no test of it."
     )
     return [
-        Section("What training ends in", legend, html=[_beside(results, first, drawings)]),
+        Section("What training ends in", f"{legend} {bars}".strip(), html=[_beside(results, first, drawings)]),
         Section("Predicted against realised", predicted, html=_scatter(results), tables=[share_table(results)]),
         Section(
             "Permuted weights, and weights to compare with",
@@ -96,16 +93,16 @@ def _scatter(results: Results) -> list[Markup]:
     return [scatter(dots, "predicted share", "realised share", "predicted against realised shares")]
 
 
-def chain_text(config: Mapping[str, Any]) -> str:
-    """How the chains of a table of free energies were made, and what their step size does."""
+def chain_text(config: Mapping[str, Any], stiffest: float) -> str:
+    """How the chains of a table of free energies were made; `stiffest`: the largest curvature of the loss."""
     own = config["sampling"]
-    widening = own["step_size"] * (2.0 * config["n_beta"] + own["localization"]) / 4
+    widening = own["step_size"] * (stiffest * config["n_beta"] + own["localization"]) / 4
     return (
         f"{own['chains']} chains of {own['steps']} SGLD steps around each solution, nβ {config['n_beta']:g}, γ "
-        f"{own['localization']:g}, ε {own['step_size']:g}, exact gradients. Where the loss has the curvature 2, the step "
-        f"size widens the variance by {100 * widening / (1 - widening):.0f} %, in flatter directions by less. A descent "
-        f"without noise every {10 * own['steps_between_draws']} steps tells which solution a chain is at; one that was "
-        "elsewhere even once is left out, by name. λ̂ = nβ (E[L] - L(w*)) depends on nβ, γ and ε."
+        f"{own['localization']:g}, ε {own['step_size']:g}, exact gradients. Where the loss curves by {stiffest:g}, the "
+        f"step size widens the variance by {100 * widening / (1 - widening):.0f} %, in flatter directions by less. A "
+        f"descent without noise every {10 * own['steps_between_draws']} steps tells which solution a chain is at; one "
+        "that was elsewhere even once is left out, by name. λ̂ = nβ (E[L] - L(w*)) depends on nβ, γ and ε."
     )
 
 

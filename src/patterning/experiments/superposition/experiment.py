@@ -14,7 +14,7 @@ from pydantic import Field
 
 from patterning.core.arrays import Floats
 from patterning.core.settings import Frozen
-from patterning.experiments.superposition.page import drawings, figure, sections
+from patterning.experiments.superposition.page import LEGEND, drawings, figure, sections
 from patterning.experiments.superposition.subject import SuperpositionSubject
 from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
@@ -65,6 +65,7 @@ def study(config: SuperpositionConfig) -> Study:
         more=lambda bench, runs: more(config, bench, runs),
         sections=sections,
         drawings=drawings,
+        legend=LEGEND,
         figure=figure,
     )
 

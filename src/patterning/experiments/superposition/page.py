@@ -16,6 +16,12 @@ from patterning.verification.proportions import paired_share_difference
 
 Results = Mapping[str, Any]
 
+LEGEND = (
+    "Each drawing is one run: the six columns of W as points in the plane, live ones joined, dead ones hollow. The "
+    "same place in two galleries is the same seed: same start, same noise, other weights. Blue outline: the first "
+    "shape that was asked for; orange: the others; grey: a shape that was not."
+)
+
 
 def drawings(results: Results) -> dict[str, Markup]:
     """A gallery for each arm, half as large for those that are only compared with."""
@@ -62,11 +68,13 @@ def sections(results: Results) -> list[Section]:
     ]
     relative = "Relative weight ρ of each group: feature (rows) by quarter of μ (columns); 1 is unweighted."
     return [
-        Section("How to read the polygons, and the experiment in words", _method(results)),
+        Section("The experiment in words", _method(results)),
         Section("Plain heuristics", _heuristics(results)),
         Section("The weights", relative, html=[shapes.tiles(weights)]),
         Section("What the gap is made of", GAP, html=[shapes.tiles(parts)], tables=[_cosines(told)]),
-        Section("The chains around the seven solutions", chain_text(config), tables=[chain_table(results)]),
+        Section(
+            "The chains around the seven solutions", chain_text(config, stiffest=2.0), tables=[chain_table(results)]
+        ),
     ]
 
 
@@ -87,13 +95,12 @@ def _method(results: Results) -> str:
     config, counts = results["config"], results["pilot_counts"]
     train, pilots = config["train"], config["pilots"]
     return (
-        "Each drawing is one run: the six columns of W as points in the plane, live ones joined, dead ones hollow. "
         "f(x) = ReLU(WᵀWx + b) with W 2 × 6 reconstructs x = μ e_i, one of six features at a time, μ uniform on [0, "
         "1]. The loss is |f(x) - x|², taken exactly. Samples are 24 groups: feature by quarter of μ. A feature is live "
         "when its column of W is longer than 0.6; features count from 1, and pentagon-3 has a dead third one. Training "
         f"is noisy (SGLD at nβ {config['n_beta']:g}, prior N(0, 1), learning rate {train['learning_rate']:g}, start "
-        f"N(0, {train['init_scale']:g}²), {train['steps']} steps, then {train['quiet_steps']} without noise), so that runs "
-        "move between solutions. Weights are ρ = 1 + α s with max |s| = 1. Shares are predicted by share(B) ∝ "
+        f"N(0, {train['init_scale']:g}²), {train['steps']} steps, then {train['quiet_steps']} without noise), so that "
+        "runs move between solutions. Weights are ρ = 1 + α s with max |s| = 1. Shares are predicted by share(B) ∝ "
         "exp(-F_B), where weights change F_B by nβ Σ q (ρ - 1) E_B[ℓ], the mean over chains around solution B. One "
         "number is not sampled: how much more volume the hexagon has than a pentagon. It is calibrated on "
         f"{pilots} unweighted pilot runs with other seeds ({counts[0]} hexagons, {sum(counts[1:])} pentagons, "
@@ -106,7 +113,7 @@ def _heuristics(results: Results) -> str:
     rows, sentences = rows_of(results), []
     for arm in results["arms"]:
         name = arm["facts"].get("ask")
-        if name:
+        if name and (f"{name}, asked", name) in rows:
             row, asked = rows[arm["name"], name], rows[f"{name}, asked", name]
             less = vars(paired_share_difference(np.array(asked["values"]) > 0, np.array(row["values"]) > 0))
             sentences.append(
