@@ -62,7 +62,7 @@ def _lead(obtained: list[bool]) -> str:
 def forecast_sentence(results: Results) -> list[str]:
     """Forecast against realised shares over the unweighted, the asked and the permuted arms; none without forecasts."""
     names = _names(results)
-    told = [one for one in results["foretold"] if one["of_shares"]]
+    told = [one for one in results["foretold"] if one.get("of_shares")]
     if not told:
         return []
     fits = [one["agreement"] for one in told]

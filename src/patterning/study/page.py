@@ -153,7 +153,7 @@ def _along_training(results: Results) -> list[Section]:
 def _foretold(results: Results) -> list[Section]:
     sections = []
     for one in results["foretold"]:
-        if one["of_shares"]:
+        if one.get("of_shares"):
             continue  # beside the shares
         colours = _colours(results)
         dots = [

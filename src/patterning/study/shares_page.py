@@ -57,7 +57,7 @@ def _measures(results: Results) -> list[str]:
 
 def _told(results: Results) -> dict[tuple[str, str], Sequence[float]]:
     """Predicted share, low, high, by arm and measure."""
-    shares = [one for one in results["foretold"] if one["of_shares"]]
+    shares = [one for one in results["foretold"] if one.get("of_shares")]
     return {(arm["name"], one["measure"]): arm["expected"] for one in shares for arm in one["arms"]}
 
 

@@ -110,19 +110,23 @@ def _method(results: Results) -> str:
 
 def _heuristics(results: Results) -> str:
     """What whoever knows the model would have done, beside the gap."""
-    rows, sentences = rows_of(results), []
+    rows, sentences, enough = rows_of(results), [], True
     for arm in results["arms"]:
         name = arm["facts"].get("ask")
         if name and (f"{name}, asked", name) in rows:
             row, asked = rows[arm["name"], name], rows[f"{name}, asked", name]
             less = vars(paired_share_difference(np.array(asked["values"]) > 0, np.array(row["values"]) > 0))
+            enough = enough and row["against_unweighted"]["low"] > 0
+            plain, share = arm["name"].removeprefix("heuristic: "), interval(row["mean"], row["low"], row["high"])
             sentences.append(
-                f"{arm['name']} gives the {long_name(name)} in {interval(row['mean'], row['low'], row['high'])} % of "
-                f"the runs, from which the gap differs by {points(less)} points."
+                f"Plain weights ({plain}) give the {long_name(name)} in {share} % of the runs, from which the gap "
+                f"differs by {points(less)} points."
             )
+    if enough and sentences:
+        sentences.append("So whoever knows the model needs no gap for these asks.")
     rest = (
-        "Two tests take the heuristic out of the gap: each feature's frequency held fixed, and what is orthogonal to "
-        "the ramp, both ways. The gap finds such data without being told of the model."
+        "The gap finds such data without being told of the model. Two tests take the heuristic out of it: each "
+        "feature's frequency held fixed, and what is orthogonal to the ramp, both ways."
     )
     return " ".join([*sentences, rest])
 
