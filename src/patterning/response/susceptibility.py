@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from patterning.core.arrays import as_mask, check_level
 from patterning.core.errors import PatterningError
@@ -47,7 +48,7 @@ class Susceptibility:
     def half_width(self, level: float = 0.95) -> Floats:
         """χ ± this (k, n) is an interval for each entry: Student's t times the standard error."""
         check_level(level)
-        return float(stdtrit(self.degrees_of_freedom, (1 + level) / 2)) * self.standard_error
+        return float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
 
     def half_difference(self) -> Floats:
         """An error sample of χ (k, n): half the difference of the two independent halves; the `noise` of `solve`."""
@@ -116,8 +117,6 @@ def susceptibility(
 
 def rank_correlation(a: Floats, b: Floats) -> float:
     """Spearman's ρ; NaN where one side is constant."""
-    from scipy.stats import rankdata  # half a second, which a worker that ranks nothing is spared
-
     x, y = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
     norm = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / norm) if norm > 0 else float("nan")

@@ -7,7 +7,6 @@ shares at ρ = 1, in which solutions that are alike by symmetry share.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,15 @@ from pydantic import Field, model_validator
 
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
-from patterning.core.jobs import Job
 from patterning.core.settings import Frozen
-from patterning.core.store import Arrays
-from patterning.posterior.around import CHECK_EVERY, Around, Landscape, Schedule, judge_chains, sample_around
+from patterning.posterior.around import CHECK_EVERY, Around, Schedule, judge_chains
 from patterning.posterior.sgld import SGLD
 from patterning.response.solutions import gap_direction, gap_parts, predict_shares, prediction_intervals
 from patterning.response.solutions import symmetric_shares as shares_of
 from patterning.response.susceptibility import rank_correlation, step_up
 from patterning.study.bench import Bench, Found
-from patterning.study.subject import Ints, Rho, Runs, Subject
+from patterning.study.solution_chains import SolutionChains, SolvedSubject
+from patterning.study.subject import Ints, Rho
 
 
 class ChainSettings(Frozen):
@@ -43,49 +41,6 @@ class ChainSettings(Frozen):
         if (self.steps - self.burn_in) // self.steps_between_draws < 2 * CHECK_EVERY:
             raise ValueError(f"sampling.steps must leave at least {2 * CHECK_EVERY} draws after burn_in")
         return self
-
-
-class SolvedSubject(Subject):
-    """A subject whose solutions are all known: it must have `n_beta`, `classes`, `landscape`, `minima`, `end_states`.
-
-    `classes`: places of solutions that are alike by symmetry.
-    """
-
-    n_beta: float
-    classes: tuple[Ints, ...]
-
-    @property
-    def landscape(self) -> Landscape:
-        """Gradient, losses and solutions, unweighted."""
-        raise NotImplementedError
-
-    def minima(self) -> Floats:
-        """The minimum at each solution, (B, P)."""
-        raise NotImplementedError
-
-    def end_states(self, runs: Runs) -> Ints:
-        """The solution that each run ended in, (r,); B for none of them."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SolutionChains(Job):
-    """The numbered `chains` around every solution: `minima` (B, P), `losses`, `states` (`posterior.around`)."""
-
-    subject: SolvedSubject
-    kernel: SGLD
-    schedule: Schedule
-    seed: int
-    chains: tuple[int, ...]
-
-    def run(self, scratch: Path) -> Arrays:
-        """Sample; chains take seconds, a killed job is run again whole."""
-        del scratch
-        minima = self.subject.minima()
-        losses, states = sample_around(
-            self.subject.landscape, minima, self.kernel, self.schedule, self.seed, self.chains
-        )
-        return {"minima": minima, "losses": losses, "states": states}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from patterning.core.rng import Stream, generator
 from patterning.posterior.around import Landscape
 from patterning.posterior.langevin import descend, walk
 from patterning.posterior.sgld import SGLD
-from patterning.study.free_energies import SolvedSubject
+from patterning.study.solution_chains import SolvedSubject
 from patterning.study.subject import Ints, Outcome, Rho, Runs
 from patterning.tasks import superposition as toy
 
