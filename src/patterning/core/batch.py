@@ -1,15 +1,14 @@
 """Rows of data as a user has them: tensors, arrays, and tuples, lists and dicts of these with one leading axis."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from numbers import Number
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
 from patterning.core.rows import RowSource, is_row_source
+from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds_numbers
 
 Batch = Any
 """A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None.
@@ -23,18 +22,18 @@ def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind
     Raises `PatterningError` for what holds no numbers.
     """
     if isinstance(data, Tensor):
-        return _from_tensor(data)
+        return from_tensor(data)
     if isinstance(data, np.ndarray):
-        return _from_numpy(data)
+        return from_numpy(data)
     if isinstance(data, Mapping):
         return {key: None if part is None else _entry(key, part) for key, part in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         items = cast("Sequence[Any]", data)
-        if len(items) and _holds_numbers(items):
-            return _from_numbers(items)
+        if len(items) and holds_numbers(items):
+            return from_numbers(items)
         return _like(items, [None if part is None else as_batch(part) for part in items])
     if hasattr(data, "__array__"):  # a pandas column, say
-        return _from_numpy(np.asarray(data))
+        return from_numpy(np.asarray(data))
     if isinstance(data, RowSource) or is_row_source(data):
         return data if isinstance(data, RowSource) else RowSource(data)
     hint = ""
@@ -112,66 +111,6 @@ def _entry(key: object, part: object) -> Batch:
         return as_batch(part)
     except PatterningError as error:
         raise PatterningError(f"data[{key!r}]: {error}") from None
-
-
-def _from_tensor(data: Tensor) -> Tensor:
-    if data.is_nested or data.layout != torch.strided:
-        kind = "a nested tensor" if data.is_nested else f"a {str(data.layout).removeprefix('torch.')} tensor"
-        remedy = "to_padded_tensor(0) with a mask in the loss" if data.is_nested else "to_dense()"
-        raise PatterningError(f"the data holds {kind}, of which rows cannot be picked: use {remedy}")
-    if data.is_complex():
-        raise PatterningError(f"the data holds complex numbers ({data.dtype}): use torch.view_as_real(data)")
-    if data.is_quantized or data.is_meta:
-        kind, remedy = (
-            ("a tensor without values (meta)", "load it") if data.is_meta else ("a quantised tensor", "dequantize()")
-        )
-        raise PatterningError(f"the data holds {kind}: {remedy} first")
-    return _as_float32(data.detach()) if data.is_floating_point() else data.detach()
-
-
-def _as_float32(values: Tensor) -> Tensor:
-    """Floating point numbers as float32; raises `PatterningError` for whole numbers that it cannot tell apart."""
-    single = values.float()
-    large = values.dtype == torch.float64 and bool((values.abs() >= 2**24).any())
-    if large and bool((values == values.round()).all()) and not torch.equal(single.double(), values):
-        raise PatterningError(
-            "the data holds whole numbers beyond 2^24 as floating point numbers, which float32 cannot tell apart: give "
-            "numbers that name something (tokens, rows) as int64"
-        )
-    return single
-
-
-def _holds_numbers(items: Sequence[Any]) -> bool:
-    """Whether a sequence is an array in Python's clothes: numbers, or a list of lists of numbers.
-
-    A tuple of lists is a container of arrays.
-    """
-    first = items[0]
-    if isinstance(items, list) and isinstance(first, list | tuple):
-        return len(first) > 0 and _holds_numbers(first)
-    return isinstance(first, Number)
-
-
-def _from_numbers(items: Sequence[Any]) -> Tensor:
-    try:
-        return _from_numpy(np.array(items))
-    except ValueError as error:  # rows of unequal length
-        raise PatterningError(
-            f"a list of numbers is no array ({error}): pad rows of unequal length to one length, and let the loss "
-            "return a pair (losses, mask) with mask False at the padding"
-        ) from None
-
-
-def _from_numpy(array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "biuf":
-        raise PatterningError(f"data must be numbers (found an array of {array.dtype})")
-    if array.dtype == np.float64:
-        return _as_float32(torch.from_numpy(np.array(array)))
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has little arithmetic for these
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(array)) if array.flags.writeable else torch.tensor(array)
 
 
 def _kind(what: object) -> str:

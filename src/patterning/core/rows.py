@@ -1,7 +1,7 @@
 """Rows of a data set that is read by number, a few at a time, so that it need not fit in memory."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
+from patterning.core.tensors import from_numbers, from_numpy, from_tensor
 
 AT_ONCE = 1024
 """Rows that are read at a time where all are gone through."""
@@ -49,11 +50,9 @@ class RowSource:
         known = getattr(self.source, "_fingerprint", None)
         if isinstance(known, str):
             return f"{known}-{len(self)}"
-        from patterning.core.batch import leaves
-
         total = hashlib.sha256()
         for part in torch.arange(len(self)).split(AT_ONCE):
-            for values in leaves(self.take(part)):
+            for values in _tensors(self.take(part)):
                 total.update(f"{values.dtype}{tuple(values.shape)}".encode())
                 total.update(values.contiguous().numpy().tobytes())
         return total.hexdigest()[:16]
@@ -99,14 +98,20 @@ def _is_numeric(value: object) -> bool:
     return True
 
 
-def _as_tensor(value: Any) -> Tensor:
-    from patterning.core.batch import as_batch
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    else:
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)
 
-    if isinstance(value, bool | int | float | np.generic):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        return as_batch(value.reshape(1))[0]
-    result = as_batch(value)
-    if not isinstance(result, Tensor):
-        raise PatterningError(f"an item of the data set holds {type(value).__name__}: it must be numbers")
-    return result
+
+def _as_tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return from_tensor(value)
+    if isinstance(value, bool | int | float | np.generic | np.ndarray):
+        array = np.asarray(value)
+        return from_numpy(array.reshape(1))[0] if array.ndim == 0 else from_numpy(array)
+    if isinstance(value, Sequence) and len(value) and not isinstance(value, str | bytes):
+        return from_numbers(list(value))
+    raise PatterningError(f"an item of the data set holds {type(value).__name__}: it must be numbers")

@@ -9,7 +9,7 @@ data, so that other or reordered data is refused and not weighted wrongly.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Bools, Floats, as_floats, as_mask
-from patterning.core.errors import PatterningError, check_whole
-from patterning.core.rng import Stream, generator
+from patterning.core.errors import PatterningError
 from patterning.core.store import cannot_write, part_of, strict_json
+from patterning.intervention.loading import Attached, WeightedRows
 from patterning.intervention.permute import permuted, permuted_within
 from patterning.intervention.weights import WeightSummary, summarise
 
@@ -164,11 +164,11 @@ class Weights:
         kept = mask.to(losses)
         return torch.where(kept > 0, weighted * kept, 0.0).sum() / kept.sum().clamp(min=1e-12)
 
-    def sampler(self, seed: int, rows: int | None = None) -> "WeightedRows":
+    def sampler(self, seed: int, rows: int | None = None) -> WeightedRows:
         """For a `DataLoader`: row numbers drawn in proportion to q ρ, so that a plain loss follows L_ρ."""
         if self.per_token:
             raise PatterningError("tokens of a row are not drawn apart: use .loss(...), or .by_row().sampler(seed)")
-        return WeightedRows(self, seed, rows)
+        return WeightedRows(self.base_weights * self.rho, seed, rows)
 
     def permuted(self, seed: int, within: Any = None) -> "Weights":
         """The same weights dealt to other free samples: the control of these. `within`: a label for each sample.
@@ -211,7 +211,14 @@ class Weights:
         """
         from patterning.intervention.extend import extend
 
-        return extend(self, task, at, force=force)
+        self.check(task)
+        anchor = task.own_row() if at is None else at.detach() if isinstance(at, Tensor) else task.flatten(at)
+        known = (self.free & (self.base_weights > 0)).ravel()
+        if known.sum() == (self.base_weights > 0).sum():
+            return self
+        found = extend(self.rho.ravel(), self.base_weights.ravel(), known, task, anchor, force=force)
+        facts = {**self.facts, "held_out_r2": found.held_out_r2, "probed_rows": found.probed}
+        return replace(self, rho=found.rho.reshape(self.rho.shape), free=self.base_weights > 0, facts=facts)
 
     def summary(self) -> WeightSummary:
         """How hard the weights pull on the free samples: effective sample size, extremes, share at zero."""
@@ -231,7 +238,7 @@ class Weights:
             return dataset.add_column("weight", list(values))
         if hasattr(dataset, "assign"):
             return dataset.assign(weight=list(values) if self.per_token else values)
-        return _Attached(dataset, torch.from_numpy(values))
+        return Attached(dataset, torch.from_numpy(values))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""
@@ -276,41 +283,3 @@ class Weights:
         except (KeyError, ValueError) as error:
             raise PatterningError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
         return cls(columns["rho"], columns["id"], columns["base_weight"], columns["free"], data, facts)
-
-
-class WeightedRows(torch.utils.data.Sampler[int]):
-    """Row numbers for a `DataLoader`, drawn with replacement in proportion to q ρ; a new order in each epoch.
-
-    One uniform number in each of `rows` equal slices of [0, 1) picks the rows (unbiased, with less variance than
-    independent draws), which are then shuffled. A function of the seed and of how often it was gone through.
-    """
-
-    def __init__(self, weights: Weights, seed: int, rows: int | None = None) -> None:
-        check_whole("seed", seed, 0)
-        self._cumulative = np.cumsum(weights.base_weights * weights.rho)
-        self._seed, self._rows, self._epoch = seed, len(weights) if rows is None else rows, 0
-        check_whole("rows", self._rows, 1)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __iter__(self) -> Iterator[int]:
-        rng = generator(self._seed, Stream.EPOCH, step=self._epoch)
-        self._epoch += 1
-        points = (np.arange(self._rows) + rng.random(self._rows)) / self._rows * self._cumulative[-1]
-        picked = np.minimum(np.searchsorted(self._cumulative, points, side="right"), len(self._cumulative) - 1)
-        return iter(rng.permutation(picked).tolist())
-
-
-class _Attached(torch.utils.data.Dataset[Any]):
-    """A map-style data set with the weight of each item."""
-
-    def __init__(self, dataset: Any, weights: Tensor) -> None:
-        self._dataset, self._weights = dataset, weights
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-    def __getitem__(self, row: int) -> Any:
-        item, weight = self._dataset[row], self._weights[row]
-        return {**item, "weight": weight} if isinstance(item, Mapping) else (item, weight)

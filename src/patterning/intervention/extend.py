@@ -13,21 +13,17 @@ probed rows that v and the fit have not seen.
 """
 
 import warnings
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError, PatterningWarning
 from patterning.core.flat import evaluate
 from patterning.core.task import Task
 from patterning.intervention.weights import gaussian_scores
-
-if TYPE_CHECKING:
-    from patterning.intervention.data_weights import Weights
 
 FOLDS = 4
 LEAST_R2 = 0.05
@@ -36,24 +32,25 @@ POOR_R2 = 0.3
 BATCH = 64
 
 
-def extend(weights: "Weights", task: Task, at: nn.Module | Tensor | None = None, *, force: bool = False) -> "Weights":
-    """`weights` with ρ for every row of `task` that they leave at 1 because it was not probed.
+@dataclass(frozen=True)
+class Extended:
+    """ρ of every sample, `rho` (n·t,); `held_out_r2` of the prediction on probed rows left out; `probed` rows."""
 
-    `at`: the checkpoint that χ was measured at (None: the task's module). Probed samples keep their ρ. The result's
-    `facts` hold `held_out_r2`, the share of the variance of rank scores that is predicted on rows left out in turn.
-    Raises `PatterningError` for other data, for fewer than 8 probed rows, and where the prediction is worth nothing
-    (unless `force`).
+    rho: Floats
+    held_out_r2: float
+    probed: int
+
+
+def extend(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *, force: bool = False) -> Extended:
+    """ρ (n·t,) for samples with base weight `q` that are not `known`, from those that are, around `anchor` w* (P,).
+
+    Known samples keep their ρ. Raises `PatterningError` for fewer than 8 rows of known samples, and where the
+    prediction is worth nothing (unless `force`).
     """
-    weights.check(task)
-    anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at.detach()
-    rho, q = weights.rho.ravel(), weights.base_weights.ravel()
-    known = (weights.free & (weights.base_weights > 0)).ravel()
-    per_row = weights.rho.shape[1] if weights.per_token else 1
+    per_row = len(q) // len(task.base_weights)
     rows = np.flatnonzero(known.reshape(-1, per_row).any(axis=1))
     if len(rows) < 2 * FOLDS:
         raise PatterningError(f"{len(rows)} rows have weights of their own: {2 * FOLDS} are needed to predict others")
-    if not (~known & (q > 0)).any():
-        return weights
     scores = gaussian_scores(rho, q, known)
     losses = _losses(task, anchor, per_row)
     r2 = _held_out(task, anchor, scores, losses, q, known, rows, per_row)
@@ -73,10 +70,7 @@ def extend(weights: "Weights", task: Task, at: nn.Module | Tensor | None = None,
     features = _features(task, anchor, scores, losses, q, known, per_row)
     predicted = features @ _fit(features[known], scores[known], q[known])
     whole = np.where(known, rho, _by_rank(predicted, predicted[known], rho[known]))
-    free = q > 0
-    facts = {**weights.facts, "held_out_r2": r2, "probed_rows": len(rows)}
-    shape = weights.rho.shape
-    return replace(weights, rho=np.where(free, whole, 1.0).reshape(shape), free=free.reshape(shape), facts=facts)
+    return Extended(np.where(q > 0, whole, 1.0), r2, len(rows))
 
 
 def _losses(task: Task, anchor: Tensor, per_row: int) -> Floats:

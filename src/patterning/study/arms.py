@@ -1,7 +1,7 @@
 """The arms of a study: every set of weights that is trained on the claim's seeds, and what each is compared with."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patterning.intervention.data_weights import Weights
@@ -13,6 +13,8 @@ from patterning.study.subject import Rho
 from patterning.study.training import Planned, unweighted
 
 UNWEIGHTED = "unweighted"
+ASKED = ", asked"
+"""Follows the name of an arm whose direction is called as the measure that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,20 @@ class Rival:
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """An arm to be trained. `wanted`: the sign of the change asked for, by measure; `control`: its permuted arm."""
+    """An arm to be trained. `wanted`: the sign of the change asked for, by measure; `controls`: its permuted arms."""
 
     name: str
     kind: str
     planned: Planned
     shown: Rho | None
-    control: str | None = None
+    controls: tuple[str, ...] = ()
     wanted: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def permuted_name(arm: str) -> str:
     """The name of an arm's permuted control."""
-    return f"{arm}, permuted"
+    return f"{arm.removesuffix(ASKED)}, permuted"
 
 
 def plan_arms(
@@ -56,7 +58,7 @@ def plan_arms(
     chosen: Chosen,
     rivals: Mapping[str, Rival],
 ) -> list[PlannedArm]:
-    """Unweighted; each direction each way, with its permuted weights, dealt anew for each seed; the rivals."""
+    """Unweighted; each direction each way, with its permuted weights; the rivals."""
     subject, claims = bench.subject, bench.seeds.claims
     side = claims[: config.side_seeds or len(claims)]
     plain = unweighted(subject)
@@ -68,15 +70,14 @@ def plan_arms(
             weights = weigh(bench, direction, way, chosen[name, way])
             label = arm_name(bench, name, way, direction)
             has_control = config.permuted is None or name in config.permuted
-            control = permuted_name(label) if has_control else None
             wanted = {measure: SIGN[way] * sign for measure, sign in direction.wanted.items()}
             facts = {"strength": str(chosen[name, way]), "effective_sample_size": _size(weights)}
-            arms.append(
-                PlannedArm(label, "arm", Planned.alike(weights.rho, seeds), weights.rho, control, wanted, facts)
-            )
-            if control is not None:
-                dealt = [_dealt(bench, weights, seed) for seed in seeds]
-                arms.append(PlannedArm(control, "control", Planned(dealt, seeds), None, facts=facts))
+            dealt = sum(arm.kind == "control" for arm in arms)
+            controls = permuted_arms(config, bench, weights, label, seeds, dealt) if has_control else []
+            names = tuple(arm.name for arm in controls)
+            planned = Planned.alike(weights.rho, seeds)
+            arms.append(PlannedArm(label, "arm", planned, weights.rho, names, wanted, facts))
+            arms += [replace(arm, facts=facts) for arm in controls]
     for name, rival in rivals.items():
         own = claims[: rival.seeds] if rival.seeds else side
         rhos = list(rival.by_seed[: len(own)]) if rival.by_seed else [rival.rho] * len(own)
@@ -87,11 +88,30 @@ def plan_arms(
     return arms
 
 
+def permuted_arms(
+    config: StudySettings, bench: Bench, weights: Weights, label: str, seeds: Sequence[int], dealt: int
+) -> list[PlannedArm]:
+    """The same weights on other samples: dealt anew for each seed, or in `permuted_draws` that each serve all seeds.
+
+    `dealt`: controls that there are already, so that every draw has a seed of its own.
+    """
+    name = permuted_name(label)
+    if not config.permuted_draws:
+        return [PlannedArm(name, "control", Planned([_dealt(bench, weights, seed) for seed in seeds], seeds), None)]
+    rhos = [_dealt(bench, weights, dealt + draw) for draw in range(config.permuted_draws)]
+    return [
+        PlannedArm(f"{name}, draw {draw + 1}", "control", Planned.alike(rho, seeds), rho)
+        for draw, rho in enumerate(rhos)
+    ]
+
+
 def arm_name(bench: Bench, direction: str, way: Way, asked: Direction) -> str:
     """For tables: the direction, and what it asks for in the outcome's words."""
     measure = next(iter(asked.wanted))
     outcome = next(one for one in bench.subject.outcomes if one.measure == measure)
     sign = SIGN[way] * asked.wanted[measure]
+    if sign > 0 and direction == measure:
+        return f"{direction}{ASKED}"
     return f"{direction} → {outcome.up if sign > 0 else outcome.down}"
 
 

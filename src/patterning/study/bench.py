@@ -125,16 +125,26 @@ class Forecast(Protocol):
     """What a reading expects of any weights, before training."""
 
     def __call__(self, weights: Sequence[Rho]) -> Floats:
-        """Expected change (arms, 3) of the outcome up: value, low and high, in units of the reading."""
+        """Expected change (arms, 3) of the outcome up, or share of runs: value, low and high."""
         ...
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a reading gives: a direction (its `refused` says why it is not used), and a forecast where it has one."""
+    """What a reading gives: a direction (its `refused` says why it is not used), and a forecast where it has one.
+
+    The forecast is of the measure that the direction asks for: a change in units of the reading, or, `of_shares`, the
+    share of runs for which a yes-or-no measure is true.
+    """
 
     direction: Direction
     forecast: Forecast | None = None
+    of_shares: bool = False
+
+    @property
+    def measure(self) -> str:
+        """What it is about."""
+        return next(iter(self.direction.wanted))
 
 
 class Reading(Protocol):

@@ -1,7 +1,7 @@
 """What the arms came to: evidence by the one rule, a table of plain values, and forecasts beside what happened."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,12 @@ from patterning.core.arrays import Floats
 from patterning.core.rng import Stream, generator
 from patterning.response.susceptibility import rank_correlation
 from patterning.study.arms import UNWEIGHTED, PlannedArm
-from patterning.study.bench import Bench, Forecast
+from patterning.study.bench import Bench, Found
+from patterning.study.forecasts import ForecastJob
 from patterning.study.subject import Runs, Subject
 from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
+from patterning.verification.proportions import compare_shares
 
 EXTREMES = 8
 """Samples of most and of least weight that a table names."""
@@ -27,7 +29,7 @@ def evidence_of(subject: Subject, arms: Sequence[PlannedArm], runs: Mapping[str,
     outcomes = [
         ArmRuns(
             arm.name, arm.kind if arm.kind in ("base", "arm", "control") else "extra",
-            {name: runs[arm.name].measures[name] for name in ranges}, arm.control, arm.wanted,
+            {name: runs[arm.name].measures[name] for name in ranges}, _closest_control(arm, runs), arm.wanted,
             {"kind": arm.kind, **arm.facts},
         )
         for arm in arms
@@ -35,11 +37,19 @@ def evidence_of(subject: Subject, arms: Sequence[PlannedArm], runs: Mapping[str,
     return assemble(outcomes, ranges, seeds)
 
 
+def _closest_control(arm: PlannedArm, runs: Mapping[str, Runs]) -> str | None:
+    """Of several permuted draws, the one that comes closest to what was asked: an arm must differ from each of them."""
+    if len(arm.controls) < 2:
+        return next(iter(arm.controls), None)
+    measure, sign = next(iter(arm.wanted.items()))
+    return max(arm.controls, key=lambda name: sign * runs[name].measures[measure].mean())
+
+
 def table_of(bench: Bench, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[dict[str, Any]]:
     """Every arm: its weights by group and its extreme samples, and its curves."""
     return [
         {
-            "name": arm.name, "kind": arm.kind, "wanted": dict(arm.wanted), "control": arm.control,
+            "name": arm.name, "kind": arm.kind, "wanted": dict(arm.wanted), "controls": list(arm.controls),
             "facts": dict(arm.facts), "seeds": list(arm.planned.seeds), "weight_by_group": _by_group(bench, arm),
             "extremes": _extremes(bench.subject, arm), "curves": _curves(bench.subject, runs[arm.name]),
         }
@@ -80,40 +90,60 @@ class Expectations:
     """What readings expected of each arm, before training: name of the reading → (arms, 3) value, low, high."""
 
     values: Mapping[str, Floats]
+    found: Mapping[str, Found]
 
-    def results(self, arms: Sequence[PlannedArm], runs: Mapping[str, Runs], subject: Subject) -> list[dict[str, Any]]:
-        """Beside what happened: rank correlation over the arms and slope, with intervals over seeds."""
-        measure = subject.outcomes[0].measure
-        values = [runs[arm.name].measures[measure] for arm in arms]
-        return [_compared(name, expected, arms, values) for name, expected in self.values.items()]
+    def results(self, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[dict[str, Any]]:
+        """Beside what happened, with intervals over seeds: of shares Pearson's r, else rank correlation and slope."""
+        results = []
+        for name, expected in self.values.items():
+            one = self.found[name]
+            values = [runs[arm.name].measures[one.measure] for arm in arms]
+            told = {"reading": name, "measure": one.measure, "of_shares": one.of_shares}
+            results.append(told | (_shares if one.of_shares else _compared)(expected, arms, values))
+        return results
 
 
-def foretold(bench: Bench, forecasts: Mapping[str, Forecast], arms: Sequence[PlannedArm]) -> Expectations:
-    """What each reading with a forecast expects of every arm. An arm of other weights for each seed has their mean."""
+def foretold(bench: Bench, found: Mapping[str, Found], arms: Sequence[PlannedArm]) -> Expectations:
+    """What each reading with a forecast expects of every arm. An arm of other weights for each seed has their mean.
+
+    It is computed as a job, so that its file is older than those of the arms.
+    """
 
     def mean(arm: PlannedArm) -> Floats:
         unlike = {id(rho): rho for rho in arm.planned.weights}
         return np.mean([np.asarray(rho, dtype=np.float64) for rho in unlike.values()], axis=0)
 
-    del bench
-    weights = [mean(arm) for arm in arms] if forecasts else []
-    return Expectations({name: forecast(weights) for name, forecast in forecasts.items()})
+    forecasts = {name: one.forecast for name, one in found.items() if one.forecast is not None}
+    if not forecasts:
+        return Expectations({}, found)
+    job = ForecastJob(forecasts, [mean(arm) for arm in arms], label="forecasts")
+    return Expectations(bench.pool.compute([job], "forecasting every arm")[0], found)
+
+
+def _told(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> list[dict[str, Any]]:
+    return [
+        {"name": arm.name, "kind": arm.kind, "expected": row.tolist(), "mean": float(own.mean())}
+        for arm, row, own in zip(arms, expected, values, strict=True)
+    ]
+
+
+def _shares(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> dict[str, Any]:
+    """Pearson's r and errors, over the arms that the study made itself: unweighted, asked and permuted."""
+    own = [i for i, arm in enumerate(arms) if arm.kind in ("base", "arm", "control")]
+    pairs = min(len(values[i]) for i in own)
+    hits = np.stack([values[i][:pairs] > 0.5 for i in own])
+    agreement = {"arms": len(own), "pairs": pairs, **asdict(compare_shares(expected[own, 0], hits))}
+    return {"arms": _told(expected, arms, values), "agreement": agreement}
 
 
 def _compared(
-    name: str, expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats], resamples: int = 2000
+    expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats], resamples: int = 2000
 ) -> dict[str, Any]:
     """Over arms: Spearman's correlation and the least-squares slope, resampled over the seeds that all arms have."""
     pairs = min(len(own) for own in values)
     table = np.stack([own[:pairs] for own in values])  # (arms, seeds)
     predicted = expected[:, 0]
-    result: dict[str, Any] = {
-        "reading": name,
-        "arms": [
-            {"name": arm.name, "kind": arm.kind, "expected": row.tolist(), "mean": float(own.mean())}
-            for arm, row, own in zip(arms, expected, values, strict=True)
-        ],
-    }
+    result: dict[str, Any] = {"arms": _told(expected, arms, values)}
     if len(arms) < 4 or not np.ptp(predicted) > 0:
         return result
     rng = generator(0, Stream.BOOTSTRAP)

@@ -10,29 +10,32 @@ from patterning.report.charts import COLOURS, GREY, Curve, Difference, Strip, cu
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
 from patterning.study.conduct import provenance_line
+from patterning.study.shares_page import share_sections
 from patterning.verification.evidence import mean_of
 from patterning.verification.page import RULE
 
 Results = Mapping[str, Any]
+MANY = 12
+"""More groups than these are in a table that is folded."""
 HEAD = ("weights", "", "mean", "against unweighted", "against its permuted weights", "finding")
 
 
-def study_page(results: Results, own: Sequence[Section] = ()) -> str:
-    """One self-contained page. `own`: the experiment's sections, which come after the first figure."""
+def study_page(
+    results: Results, own: Sequence[Section] = (), drawings: Mapping[str, Markup] | None = None, legend: str = ""
+) -> str:
+    """One self-contained page. `own`: the experiment's sections, which come after the first figures.
+
+    `drawings`: what the runs of each arm look like, by its name, where the outcomes are yes or no, with their `legend`.
+    """
     main = results["subject"]["outcomes"][0]
     sections = [
-        Section(
-            f"{main['measure']} after training, by seed",
-            f"High is {main['up']}, low is {main['down']}. Each dot is one training run; joined to it, small and grey, "
-            "the run of the same seed without weights. The bar is the mean.",
-            html=[_strips(results, main)],
-        ),
+        *(share_sections(results, drawings or {}, legend) if main["yes_or_no"] else _by_seed(results, main)),
         *own,
         Section(
             "Change of the outcome",
             "Paired by seed, with 95 % intervals. An arm must differ from unweighted and from its own weights dealt to "
             "other samples (permuted): uneven weights alone change training as well.",
-            html=[_forest(results, main["measure"])],
+            html=[_forest(results, measure) for measure in _asked(results)],
             tables=[outcome_table(results)],
         ),
         *_along_training(results),
@@ -52,10 +55,29 @@ def study_page(results: Results, own: Sequence[Section] = ()) -> str:
         subtitle=f"{results['subject']['samples']} samples; seeds {_seeds(results)}",
         headline=results["findings"],
         warnings=[f"{one['name']} was refused: {one['refused']}" for one in results["directions"] if one["refused"]],
-        sections=[section for section in sections if section.html or section.tables or section.figures],
+        sections=[section for section in sections if section in own or _has_content(section)],
         provenance=f"{provenance_line(results)}. {RULE}",
         config=yaml.safe_dump(results["config"], sort_keys=False),
     )
+
+
+def _has_content(section: Section) -> bool:
+    return bool(section.html or section.figures or any(table.rows for table in section.tables))
+
+
+def _asked(results: Results) -> list[str]:
+    """The outcomes that some arm was asked to move."""
+    wanted = {measure for arm in results["arms"] for measure in arm["wanted"]}
+    return [one["measure"] for one in results["subject"]["outcomes"] if one["measure"] in wanted]
+
+
+def _by_seed(results: Results, main: Mapping[str, Any]) -> list[Section]:
+    """The outcome of every run."""
+    words = (
+        f"High is {main['up']}, low is {main['down']}. Each dot is one training run; joined to it, small and grey, "
+        "the run of the same seed without weights. The bar is the mean."
+    )
+    return [Section(f"{main['measure']} after training, by seed", words, html=[_strips(results, main)])]
 
 
 def outcome_table(results: Results) -> Table:
@@ -137,6 +159,8 @@ def _curve_of(results: Results, curves: Mapping[str, Any]) -> str:
 def _foretold(results: Results) -> list[Section]:
     sections = []
     for one in results["foretold"]:
+        if one.get("of_shares"):
+            continue  # beside the shares
         colours = _colours(results)
         dots = [
             Point(
@@ -165,7 +189,8 @@ def _by_group(results: Results) -> Table:
              *(f"{arm['weight_by_group'][name]:.2f}" for arm in arms)])
         for name in names
     ] if arms else []  # fmt: skip
-    return Table(("mean weight by group", "share of the data", *(arm["name"] for arm in arms)), rows)
+    folded = "mean weight by group" if len(names) > MANY else ""
+    return Table(("mean weight by group", "share of the data", *(arm["name"] for arm in arms)), rows, folded)
 
 
 def _extremes(results: Results) -> list[Table]:

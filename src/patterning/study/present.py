@@ -16,13 +16,30 @@ from patterning.core.store import RunFolder
 from patterning.study.page import cells_of
 from patterning.study.run import Results, read_results, run_study, write_page
 from patterning.study.settings import StudySettings
+from patterning.study.shares_page import share_table
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
-    """The outcomes of every arm and its guarded measure, and what was found."""
-    for one in results["directions"]:
-        if one["refused"]:
-            console.print(f"note: {one['name']} was refused: {one['refused']}", style="yellow", highlight=False)
+    """The outcomes of every arm and its guarded measure, and what was found. Yes-or-no outcomes have a column each."""
+    notes = [f"{one['name']} was refused: {one['refused']}" for one in results["directions"] if one["refused"]]
+    for note in [*notes, *results.get("notes", [])]:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    console.print(_shares(results) if results["subject"]["outcomes"][0]["yes_or_no"] else _evidence(results))
+    for line in results["findings"]:
+        console.print(line, highlight=False)
+
+
+def _shares(results: Mapping[str, Any]) -> Table:
+    seeds, shown = len(results["arms"][0]["seeds"]), share_table(results)
+    table = Table(title=f"{results['experiment']}, preset {results['config']['preset']}: shares of {seeds} runs, %")
+    for i, head in enumerate(shown.head):
+        table.add_column(head, justify="right" if i else "left", no_wrap=True)
+    for row in shown.rows:
+        table.add_row(*row.cells, style="bold" if row.kind else "")
+    return table
+
+
+def _evidence(results: Mapping[str, Any]) -> Table:
     names = [*(one["measure"] for one in results["subject"]["outcomes"]), results["subject"]["guarded"]]
     arms = results["arms"]
     table = Table(title=f"{results['experiment']}: {len(arms[0]['seeds'])} paired seeds")
@@ -31,9 +48,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     for row in results["rows"]:
         if row["measure"] in names:
             table.add_row(*cells_of(row), style="bold" if row["finding"] else "")
-    console.print(table)
-    for line in results["findings"]:
-        console.print(line, highlight=False)
+    return table
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from patterning.core.errors import PatterningError
 from patterning.core.store import RunFolder
@@ -19,6 +20,7 @@ from patterning.report.page import Section
 from patterning.study.arms import UNWEIGHTED, PlannedArm, Rival, plan_arms
 from patterning.study.bench import Bench, Found, Reading
 from patterning.study.conduct import conduct, keeping_results, read_json_results
+from patterning.study.findings import share_findings
 from patterning.study.outcomes import evidence_of, foretold, table_of
 from patterning.study.settings import StudySettings
 from patterning.study.strength import choose_strengths
@@ -35,7 +37,9 @@ class Study:
 
     `readings` by name, the leading one first. `keep`: steps at which the pilots' parameters are kept; `settings`:
     other settings that pilots are trained with as well (name → subject). `rivals`: arms to compare with, made once the
-    arms' weights are known. `more`: further results. `sections`: the experiment's own part of the page.
+    arms' weights are known. `more`: further results ("notes" among them are shown with the table). `sections`: the
+    experiment's own part of the page; `drawings`: what the runs of each arm look like, shown beside their shares,
+    with their `legend`; `figure`: a picture that is written as `figure.svg`.
     """
 
     subject: Subject
@@ -45,6 +49,9 @@ class Study:
     rivals: Callable[[Bench, Mapping[str, Direction]], Mapping[str, Rival]] | None = None
     more: Callable[[Bench, Mapping[str, Runs]], Results] | None = None
     sections: Callable[[Results], Sequence[Section]] | None = None
+    drawings: Callable[[Results], Mapping[str, Markup]] | None = None
+    legend: str = ""
+    figure: Callable[[Results], Markup] | None = None
 
 
 def run_study(
@@ -85,24 +92,23 @@ def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, pr
         bench.chosen = chosen
         rivals = study.rivals(bench, directions) if study.rivals else {}
         arms = plan_arms(config, bench, directions, chosen, rivals)
-        forecasts = {name: one.forecast for name, one in found.items() if one.forecast is not None}
-        expected = foretold(bench, forecasts, arms)  # before anything is trained
+        expected = foretold(bench, found, arms)  # before anything is trained
         runs = bench.train({arm.name: arm.planned for arm in arms}, "retraining every arm")
         more = study.more(bench, runs) if study.more else {}
     evidence = evidence_of(subject, arms, runs, seeds.claims)
-    return {
+    results = {
         "experiment": config.model_dump()["experiment"],
         "config": config.model_dump(mode="json"),
         "subject": describe(subject),
         "pilots": {name or "pilots": described_runs(subject, part, seeds.pilots) for name, part in pilots.items()},
         "directions": [told(one.direction) for one in found.values()] + refused,
         "strengths": [asdict(row) | {"strength": str(row.strength)} for row in tried],
-        "findings": evidence.sentences(),
         "rows": evidence.rows(),
         "arms": table_of(bench, arms, runs),
-        "foretold": expected.results(arms, runs, subject),
+        "foretold": expected.results(arms, runs),
         **more,
     }
+    return results | {"findings": share_findings(results) if subject.outcomes[0].yes_or_no else evidence.sentences()}
 
 
 def placed(study: Study, folder: Path) -> Study:
@@ -134,7 +140,9 @@ def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[st
         else:
             found[name] = one
     if not found:
-        why = "; ".join(f"{row['name']}: {row['refused']}" for row in refused)
+        reasons = dict.fromkeys(row["refused"] for row in refused)  # readings that share samples fail alike
+        names = {why: ", ".join(row["name"] for row in refused if row["refused"] == why) for why in reasons}
+        why = "; ".join(f"{name}: {why}" for why, name in names.items())
         raise PatterningError(f"no reading gives a direction ({why}); --force uses unreliable ones all the same")
     return found, refused
 
@@ -178,7 +186,10 @@ def write_page(run: RunFolder, results: Results, study: Study) -> None:
     from patterning.study.page import study_page
 
     own = study.sections(results) if study.sections else ()
-    write_whole(run.path / "report.html", study_page(results, own).encode())
+    drawings = study.drawings(results) if study.drawings else {}
+    write_whole(run.path / "report.html", study_page(results, own, drawings, study.legend).encode())
+    if study.figure:
+        write_whole(run.path / "figure.svg", study.figure(results).encode())
 
 
 __all__ = ["UNWEIGHTED", "PlannedArm", "Study", "read_results", "run_study", "write_page"]

@@ -22,6 +22,12 @@ class Strength(Frozen):
         """For tables."""
         return f"{self.policy} {self.alpha:g}"
 
+    @model_validator(mode="after")
+    def _positive(self) -> "Strength":
+        if self.policy == "linear" and self.alpha >= 1:
+            raise ValueError("alpha must be below 1 for linear weights, so that they stay positive")
+        return self
+
 
 class StudySettings(Settings):
     """What every study has. An experiment's configuration adds the sizes of its data, model and training.
@@ -30,7 +36,9 @@ class StudySettings(Settings):
     is made. `directions`: which of the experiment's readings are used, the leading one first. `ways`: asked up, down
     or both. `strengths`: candidates, tried on `tuning` seeds where there is more than one (`strengths_of`: of single
     directions); `together`: one strength for both ways. `permuted`: directions that get a permuted control (all,
-    unless named). `side_seeds`: seeds of arms other than the leading direction's, its controls and the unweighted one.
+    unless named). `permuted_draws`: 0 deals its weights anew for each seed; otherwise there are so many controls, each
+    dealt once for all its seeds. `side_seeds`: seeds of arms other than the leading direction's, its controls and the
+    unweighted one.
     """
 
     seeds: int = Field(ge=3)
@@ -47,12 +55,15 @@ class StudySettings(Settings):
     strengths_of: dict[str, tuple[Strength, ...]] = Field(default={})
     together: bool = True
     permuted: tuple[str, ...] | None = None
+    permuted_draws: int = Field(default=0, ge=0)
     side_seeds: int | None = Field(default=None, ge=1)
     min_reliability: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _seeds_apart(self) -> "StudySettings":
         _ = self.seed_ranges
+        if len(set(self.directions)) < len(self.directions):
+            raise ValueError("directions must differ: one is named twice")
         if self.side_seeds is not None and self.side_seeds > self.seeds:
             raise ValueError("side_seeds must be at most seeds: unweighted runs are their pairs")
         return self

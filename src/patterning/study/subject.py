@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from patterning.core.flat import FlatTask
 from patterning.core.identity import digest
 from patterning.core.samples import Samples
 from patterning.core.store import Arrays
-from patterning.intervention.direction import Data
+
+if TYPE_CHECKING:
+    from patterning.intervention.direction import Data
 
 Ints = NDArray[np.int64]
 Rho = NDArray[np.floating]
@@ -182,8 +184,10 @@ class Subject:
         )
 
     @property
-    def data(self) -> Data:
+    def data(self) -> "Data":
         """What weights must know of the data."""
+        from patterning.intervention.direction import Data  # it loads scipy.stats, which jobs can do without
+
         q = self.base_weights
         table = q if q.ndim == 2 else q[:, None]
         return Data(len(q), table.shape[1], np.arange(len(q)), self.fingerprint, table)
