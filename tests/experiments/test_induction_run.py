@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "whole"
     run_induction(load_config(TINY, "tiny"), folder)
     return folder
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "patterning.cli", *arguments], capture_output=True, text=True, check=False
-    )
 
 
 def test_results_hold_every_arm_paired(finished: Path) -> None:
@@ -101,7 +96,9 @@ def test_page_is_self_contained_and_made_from_the_results_alone(
     assert names.sub("", (finished / "report.html").read_text()) == names.sub("", page)
 
 
-def test_a_run_killed_in_between_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_between_ends_with_the_same_numbers(
+    finished: Path, tmp_path: Path, in_process: Callable
+) -> None:
     """Of every stage, with the first direction's arms only: half of the time."""
     folder, file = tmp_path / "killed", tmp_path / "some.yaml"
     some = load_config(TINY | {"directions": ["structure"], "controls": ["permuted"]}, "tiny")
@@ -121,7 +118,7 @@ def test_a_run_killed_in_between_ends_with_the_same_numbers(finished: Path, tmp_
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "results.json").exists()
-    answer = command(*arguments)
+    answer = in_process(*arguments)
     assert answer.returncode == 0, answer.stderr
     again, whole = numbers(folder), numbers(finished)
     for key in ("text", "pilot", "readings"):

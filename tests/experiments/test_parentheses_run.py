@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ TOY = {
         "batch_size": 64,
         "pilot_steps": 50,
     },
-    "early": {"steps": [20]},
+    "early": {"steps": [20], "burn_in": 4, "draws": 8, "runs": 2},
     "sweep": {"seeds": 1, "policies": ["rank"], "alphas": [1.0]},
     "directions": ["gap", "ood", "runs", "early-first-order", "retraining"],
     "retraining": {"seeds_per_split": 1, "step": 0.5},
@@ -63,12 +64,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "patterning.cli", *arguments], capture_output=True, text=True, check=False, **options
-    )
-
-
 def test_results_hold_every_arm_with_intervals(finished: Path) -> None:
     results = numbers(finished)
     arms = {arm["name"]: arm for arm in results["arms"]}
@@ -90,7 +85,9 @@ def test_page_is_self_contained(finished: Path) -> None:
     assert "<link" not in page
 
 
-def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(
+    finished: Path, tmp_path: Path, in_process: Callable
+) -> None:
     folder, config = tmp_path / "killed", finished / "config.yaml"
     done = -1
     for _ in range(3):
@@ -123,37 +120,37 @@ def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(finished: Pa
         done = len(list(units.glob("*.safetensors")))
         assert not (folder / "results.json").exists()
     assert done >= 3
-    answer = command("run", "--config", str(config), "--out", str(folder), "--workers", "2")
+    answer = in_process("run", "--config", str(config), "--out", str(folder), "--workers", "2")
     assert answer.returncode == 0, answer.stderr
     assert numbers(folder) == numbers(finished)
     assert not list((folder / "units").glob("*.part"))
 
 
-def test_report_renders_again_from_the_results(finished: Path) -> None:
+def test_report_renders_again_from_the_results(finished: Path, in_process: Callable) -> None:
     page = (finished / "report.html").read_text()
     (finished / "report.html").unlink()
-    assert command("report", str(finished)).returncode == 0
+    assert in_process("report", str(finished)).returncode == 0
     again = (finished / "report.html").read_text()
     figures = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")  # plotly names its elements at random
     assert figures.sub("", again) == figures.sub("", page)
 
 
-def test_json_is_all_that_is_printed(finished: Path) -> None:
+def test_json_is_all_that_is_printed(finished: Path, in_process: Callable) -> None:
     again = ["run", "--config", str(finished / "config.yaml"), "--out", str(finished), "--workers", "1"]
     for arguments in (["report", str(finished)], again):
-        answer = command(*arguments, "--json")
+        answer = in_process(*arguments, "--json")
         assert answer.returncode == 0, answer.stderr
         assert json.loads(answer.stdout) == strict_json(json.loads((finished / "results.json").read_text()))
         assert answer.stderr == ""
 
 
-def test_a_folder_in_use_is_left_alone(finished: Path) -> None:
+def test_a_folder_in_use_is_left_alone(finished: Path, in_process: Callable) -> None:
     with RunFolder(finished).lock():
         for arguments in (
             ["report", str(finished)],
             ["run", "--config", str(finished / "config.yaml"), "--out", str(finished)],
         ):
-            answer = command(*arguments)
+            answer = in_process(*arguments)
             assert answer.returncode == 2
             assert f"is in use by process {os.getpid()}" in answer.stderr
             assert len(answer.stderr.strip().splitlines()) == 1
@@ -194,8 +191,11 @@ def test_results_that_were_changed_are_not_shown(finished: Path, tmp_path: Path)
         (["run", "parentheses", "--wrong-flag"], "No such option"),
     ],
 )
-def test_bad_commands_get_one_sentence_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
-    answer = command(*arguments, cwd=tmp_path)
+def test_bad_commands_get_one_sentence_and_exit_code_2(
+    arguments: list[str], says: str, tmp_path: Path, in_process: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = in_process(*arguments)
     assert answer.returncode == 2
     assert says in answer.stderr
     assert "Traceback" not in answer.stderr
