@@ -118,7 +118,7 @@ def test_a_run_killed_in_between_ends_with_the_same_numbers(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "results.json").exists()
-    answer = in_process(*arguments)
+    answer = in_process(*arguments[:-1], "1")
     assert answer.returncode == 0, answer.stderr
     again, whole = numbers(folder), numbers(finished)
     for key in ("text", "pilot", "readings"):

@@ -155,11 +155,11 @@ def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(
     finished: Path, tmp_path: Path, in_process: Callable
 ) -> None:
     folder, config = tmp_path / "killed", finished / "config.yaml"
-    arguments = ["run", "--config", str(config), "--out", str(folder), "--workers", "2"]
+    arguments = ["run", "--config", str(config), "--out", str(folder), "--workers"]
     units, done = folder / "units", -1
-    for _ in range(2):
+    for workers in ("2", "1"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "patterning.cli", *arguments],
+            [sys.executable, "-m", "patterning.cli", *arguments, workers],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 60
@@ -173,7 +173,7 @@ def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(
         done = len(list(units.glob("*.safetensors")))
         assert not (folder / "results.json").exists()
     assert done >= 2
-    answer = in_process(*arguments)
+    answer = in_process(*arguments, "1")
     assert answer.returncode == 0, answer.stderr
     assert numbers(folder) == numbers(finished)
     assert not list(units.glob("*.part"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.posterior.diagnostics import diagnose
 from patterning.report.page import Row, Section, Table, render_page
@@ -41,7 +41,7 @@ def component_table(tree: "xarray.DataTree") -> list[dict[str, Any]]:
     """
     data = tree["susceptibility"].to_dataset().load()
     chi, error = _rows(data, "chi"), _rows(data, "standard_error")
-    width = student.ppf(0.975, data["degrees_of_freedom"].values)[:, None] * error
+    width = stdtrit(data["degrees_of_freedom"].values, 0.975)[:, None] * error
     n_beta, own = float(data.attrs["n_beta"]), data.sel(observable=COMPONENT_LOSS)
     spread = rows_with_spread(tree)
     table = []
