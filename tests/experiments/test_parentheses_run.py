@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
     answer = in_process(*arguments, "1")
     assert answer.returncode == 0, answer.stderr
     again, whole = numbers(folder), numbers(finished)
+    for arm in (*again["arms"], *whole["arms"]):
+        del arm["simultaneous"]  # an interval that depends on how many arms there are
     named = {arm["name"]: arm for arm in whole["arms"]}
     names = [arm["name"] for arm in again["arms"]]
     assert {"unweighted", "oracle-nested", "oracle-equal_count", "gap-nested", "gap-equal_count"} == set(names)
@@ -140,16 +143,30 @@ def test_json_is_all_that_is_printed(finished: Path, in_process: Callable) -> No
         assert answer.stderr == ""
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from patterning.core.store import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_folder_in_use_is_left_alone(finished: Path, in_process: Callable) -> None:
-    with RunFolder(finished).lock():
+    line = [sys.executable, "-c", HOLD, str(finished)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         for arguments in (
             ["report", str(finished)],
             ["run", "--config", str(finished / "config.yaml"), "--out", str(finished)],
         ):
             answer = in_process(*arguments)
             assert answer.returncode == 2
-            assert f"is in use by process {os.getpid()}" in answer.stderr
+            assert f"is in use by process {holder.pid}" in answer.stderr
             assert len(answer.stderr.strip().splitlines()) == 1
+        assert holder.poll() is None  # left by closing its standard input
 
 
 def test_a_page_that_fails_costs_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,18 +236,28 @@ def test_configuration_errors_name_the_field() -> None:
         load_config(TOY | {"extra": 1}, "toy")
 
 
-def test_unreliable_chi_is_refused_with_the_numbers(tmp_path: Path) -> None:
+def resumed(finished: Path, folder: Path, config: ParenthesesConfig, *, without: str = "nothing") -> None:
+    """Run into a folder that holds the finished run's units, but for those whose name begins with `without`."""
+    (folder / "units").mkdir()
+    for unit in (finished / "units").iterdir():
+        if not unit.name.startswith(without):
+            shutil.copy(unit, folder / "units")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    run_parentheses(config, folder)
+
+
+def test_unreliable_chi_is_refused_with_the_numbers(finished: Path, tmp_path: Path) -> None:
     config = load_config(TOY | {"force": False, "min_reliability": 1.0}, "toy")
     with pytest.raises(PatterningError, match=r"too unreliable to invert.*llc around nested: -?\d"):
-        run_parentheses(config, tmp_path / "run")
+        resumed(finished, tmp_path, config)
 
 
-def test_diverged_chains_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverged_chains_are_refused_by_name(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patterning.experiments.parentheses import units
 
     monkeypatch.setattr(units, "LOSS_BAND", 0.0)  # every chain is past a band of zero
     with pytest.raises(PatterningError, match=r"diverged \(chain 0: mean minibatch loss"):
-        run_parentheses(load_config(TOY, "toy"), tmp_path / "run")
+        resumed(finished, tmp_path, load_config(TOY, "toy"), without="chain")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, finished: Path) -> None:
