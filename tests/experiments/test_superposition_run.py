@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,6 @@ def numbers(folder: Path) -> dict:
     results = json.loads((folder / "results.json").read_text())
     results.pop("provenance")
     return results
-
-
-def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "patterning.cli", *arguments], capture_output=True, text=True, check=False, **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +141,8 @@ def test_page_opens_with_polygons_and_needs_nothing_else(finished: Path) -> None
     assert (finished / "figure.svg").read_text().startswith("<svg")
 
 
-def test_table_ends_with_two_sentences_and_is_the_same_twice(finished: Path) -> None:
-    answers = [command("report", str(finished)) for _ in range(2)]
+def test_table_ends_with_two_sentences_and_is_the_same_twice(finished: Path, in_process: Callable) -> None:
+    answers = [in_process("report", str(finished)) for _ in range(2)]
     assert answers[0].returncode == 0, answers[0].stderr
     assert answers[0].stdout == answers[1].stdout
     lines = answers[0].stdout.split("┘\n")[1].strip().replace("\n", " ")
@@ -158,13 +153,15 @@ def test_table_ends_with_two_sentences_and_is_the_same_twice(finished: Path) -> 
         assert sentence in page.replace("&#39;", "'")
 
 
-def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(
+    finished: Path, tmp_path: Path, in_process: Callable
+) -> None:
     folder, config = tmp_path / "killed", finished / "config.yaml"
-    arguments = ["run", "--config", str(config), "--out", str(folder), "--workers", "2"]
+    arguments = ["run", "--config", str(config), "--out", str(folder), "--workers"]
     units, done = folder / "units", -1
-    for _ in range(2):
+    for workers in ("2", "1"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "patterning.cli", *arguments],
+            [sys.executable, "-m", "patterning.cli", *arguments, workers],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 60
@@ -178,7 +175,7 @@ def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(finished: Pa
         done = len(list(units.glob("*.safetensors")))
         assert not (folder / "results.json").exists()
     assert done >= 2
-    answer = command(*arguments)
+    answer = in_process(*arguments, "1")
     assert answer.returncode == 0, answer.stderr
     assert numbers(folder) == numbers(finished)
     assert not list(units.glob("*.part"))
@@ -223,14 +220,17 @@ def test_what_cannot_be_trusted_is_refused(change: dict, says: str, tmp_path: Pa
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_bad_commands_get_one_sentence(tmp_path: Path, finished: Path) -> None:
+def test_bad_commands_get_one_sentence(
+    tmp_path: Path, finished: Path, in_process: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(yaml.safe_load((finished / "config.yaml").read_text()) | {"seeds": 11}))
     for arguments, says in (
         (["run", "superposition", "--preset", "huge"], "unknown preset 'huge'"),
         (["run", "--config", str(other), "--out", str(finished)], "another configuration"),
     ):
-        answer = command(*arguments, cwd=tmp_path)
+        answer = in_process(*arguments)
         assert answer.returncode == 2
         assert says in answer.stderr
         assert len(answer.stderr.strip().splitlines()) == 1

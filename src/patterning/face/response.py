@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats, check_level
 from patterning.core.errors import PatterningError, check_whole
@@ -110,7 +110,7 @@ class Response:
         """χ ± this (k, n) is an interval for each entry."""
         check_level(level)
         freedom = np.array([float(self.data["degrees_of_freedom"][c]) for c, _ in self._places])
-        return student.ppf((1 + level) / 2, freedom)[:, None] * self.standard_error
+        return stdtrit(freedom, (1 + level) / 2)[:, None] * self.standard_error
 
     def index(self, name: str | tuple[str, str]) -> int:
         """Where a row is; raises `PatterningError` for a name that is none."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats
 from patterning.face.rows import shown_rows
@@ -45,7 +45,7 @@ def component_table(tree: "xarray.DataTree") -> list[dict[str, Any]]:
     n_beta, table = float(data.attrs["n_beta"]), []
     for row, spread in zip(shown_rows(data), rows_with_spread(tree), strict=True):
         chi, error, trace = row.of(data, "chi"), row.of(data, "standard_error"), row.trace(tree)
-        width = float(student.ppf(0.975, data["degrees_of_freedom"].values[row.c])) * error
+        width = float(stdtrit(data["degrees_of_freedom"].values[row.c], 0.975)) * error
         known = bool(error.any())  # a first look has no Monte Carlo error
         is_loss = row.observable == COMPONENT_LOSS and trace.size > 0
         mean, mean_error = (diagnose(trace).mean, diagnose(trace).standard_error) if is_loss else (np.nan, np.nan)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.task import Task
 from patterning.face.examples import Decode, Example
@@ -31,7 +31,7 @@ class RowView:
         n = data.sizes["sample"]
         self.row, self.task, self.decode = row, task, decode
         self.chi, error = row.of(data, "chi"), row.of(data, "standard_error")
-        self.width = float(student.ppf(0.975, data["degrees_of_freedom"].values[row.c])) * error
+        self.width = float(stdtrit(data["degrees_of_freedom"].values[row.c], 0.975)) * error
         self.places = Places(
             data["row"].values if "row" in data.coords else np.arange(n),
             data["position"].values if "position" in data.coords else np.zeros(n, dtype=np.int64),

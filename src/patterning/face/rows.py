@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats, check_level
 from patterning.response.sample import COMPONENT_LOSS
@@ -51,7 +51,7 @@ class RowMeans:
     def half_width(self, level: float = 0.95) -> Floats:
         """χ ± this (k, m) is an interval for each entry."""
         check_level(level)
-        return float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
+        return float(stdtrit(self.degrees_of_freedom, (1 + level) / 2)) * self.standard_error
 
 
 def shown_rows(data: "xarray.Dataset") -> list[ChiRow]:

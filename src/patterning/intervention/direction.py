@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import Bools, Floats, as_mask
 from patterning.core.errors import PatterningError
@@ -290,7 +290,7 @@ def _changes(
     values = [(chain * q) @ carried(fold.s) for fold in folds for chain in fold.response]
     table = np.stack(values)  # (chains, k)
     mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
-    width = float(student.ppf(0.975, max(len(table) - 1, 1))) * error
+    width = float(stdtrit(max(len(table) - 1, 1), 0.975)) * error
     return {name: Change(float(m), float(m - w), float(m + w)) for name, m, w in zip(names, mean, width, strict=True)}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from patterning.core.arrays import check_level
@@ -109,7 +109,7 @@ def check_llc(
     others = sorted({gamma / 10, 10 * gamma} if localizations is None else set(localizations) - {gamma}, reverse=True)
     kernels = [kernel, *([replace(kernel, step_size=kernel.step_size / 2)] if half_step else [])]
     kernels += [with_localization(kernel, other, most_pull) for other in others]
-    z = float(norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     rows: list[LLCRow] = []
     sentences: list[Verdict] = []
     slopes: dict[str, Slope] = {}

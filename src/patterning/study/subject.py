@@ -186,7 +186,7 @@ class Subject:
     @property
     def data(self) -> "Data":
         """What weights must know of the data."""
-        from patterning.intervention.direction import Data  # it loads scipy.stats, which jobs can do without
+        from patterning.intervention.direction import Data
 
         q = self.base_weights
         table = q if q.ndim == 2 else q[:, None]
