@@ -62,7 +62,8 @@ def _by_group(bench: Bench, arm: PlannedArm) -> dict[str, float] | None:
     if arm.shown is None or not subject.groups:
         return None
     q, rho = subject.base_weights.ravel(), np.asarray(arm.shown, dtype=np.float64).ravel()
-    return {name: float((q * rho)[mask.ravel()].sum() / q[mask.ravel()].sum()) for name, mask in subject.groups.items()}
+    members = {name: mask.ravel() for name, mask in subject.groups.items() if q[mask.ravel()].any()}
+    return {name: float((q * rho)[own].sum() / q[own].sum()) for name, own in members.items()}
 
 
 def _extremes(subject: Subject, arm: PlannedArm) -> dict[str, list[dict[str, Any]]] | None:

@@ -158,7 +158,7 @@ def told(direction: Direction) -> Results:
 def describe(subject: Subject) -> Results:
     """What the page says of the subject."""
     q = subject.base_weights
-    groups = {name: float(q.ravel()[mask.ravel()].sum()) for name, mask in subject.groups.items()}
+    groups = {name: float(q.ravel()[mask.ravel()].sum()) for name, mask in subject.groups.items() if mask.any()}
     outcomes = [asdict(outcome) for outcome in subject.outcomes]
     return {"name": subject.name, "samples": int(q.size), "outcomes": outcomes, "guarded": subject.guarded,
             "group_shares": groups}  # fmt: skip
