@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(VENV)/bin/patterning run superposition
 
 test: lint
-	$(PYTHON) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

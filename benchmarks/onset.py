@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from patterning.experiments.induction.text import most_to_copy
 from patterning.models.language import LanguageConfig, LanguageModel
 from patterning.tasks.induction import measure_structure, onset, repeated_random
 from patterning.tasks.text import mixed_rows, sample_corpus
+from patterning.tasks.text.source import most_to_copy
 from patterning.training.language import LanguageTraining, multiplies_bfloat16, train_language
 
 DEFAULTS = {  # the nano setting

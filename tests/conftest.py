@@ -1,8 +1,39 @@
-"""One torch thread, and hypothesis examples that are the same on every machine. Seeds are stated in each test."""
+"""One thread for each process, and hypothesis examples that are the same on every machine.
 
+Seeds are stated in each test.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy is imported: its threads wait in a loop that costs a core
+
+import sys
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("patterning", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("patterning")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CompletedProcess]:
+    """`patterning …` in this process, which saves the seconds that a process takes to import torch."""
+    from patterning.cli import main
+
+    def run(*arguments: str) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["patterning", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        try:
+            status = main() or 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return CompletedProcess(arguments, status, out, err)
+
+    return run

@@ -3,18 +3,34 @@
 import runpy
 from pathlib import Path
 
+import patterning as pt
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_digits_reweighted_for_the_eights(capsys):
-    main = runpy.run_path(str(EXAMPLES / "digits.py"))["main"]
-    result = main(pairs=4, steps=300, chains=4, draws=60)
-    assert result["reliability"] > 0.7
-    assert result["predicted"] < 0
-    on_eights = {arm: effect for (arm, name), effect in result["effects"].items() if name == "8s"}
-    assert on_eights["weights ρ"].high < 0  # less loss, as predicted
-    assert on_eights["weights ρ"].difference < 0.5 * result["predicted"]
-    assert on_eights["weights ρ"].difference < on_eights["permuted within digit"].difference
-    assert abs(on_eights["permuted"].difference) < 0.5 * abs(on_eights["weights ρ"].difference)
-    assert result["by_digit"].argmax() == 8
-    assert "reliability" in capsys.readouterr().out
+    check = runpy.run_path(str(EXAMPLES / "digits.py"))["main"](pairs=6, steps=300, chains=4, draws=20)
+    arms = {arm.name: arm for arm in check.arms}
+    asked = arms["fewer errors on 8s"].effects["8s"]
+    within, anywhere = (arms[name].effects["8s"] for name in ("permuted within digit", "fewer errors on 8s, permuted"))
+    assert asked.high < 0
+    assert check.steers("fewer errors on 8s", "8s")
+    assert asked.difference < within.difference < 0  # most of it is "more 8s", not all
+    assert abs(anywhere.difference) < 0.5 * abs(asked.difference)
+    printed = capsys.readouterr().out
+    assert "reliability" in printed
+    assert "steers" in printed
+
+
+def test_a_loop_of_your_own_is_thirty_lines(capsys):
+    source = (EXAMPLES / "own_loop.py").read_text()
+    check = runpy.run_path(str(EXAMPLES / "own_loop.py"))["main"](seeds=6)
+    assert check.steers("first half", "slope")
+    assert len([line for line in source.partition("import patterning as pt\n")[2].splitlines() if line.strip()]) <= 30
+    assert "steers" in capsys.readouterr().out
+
+
+def test_every_name_of_the_face_is_there():
+    for name in pt.__all__:
+        assert getattr(pt, name) is not None, name
+        assert name in dir(pt)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Task": ("core.task", "Task"),
-    "PatterningError": ("errors", "PatterningError"),
-    "PatterningWarning": ("errors", "PatterningWarning"),
+    "PatterningError": ("core.errors", "PatterningError"),
+    "PatterningWarning": ("core.errors", "PatterningWarning"),
     "measure": ("face.measure", "measure"),
     "Response": ("face.response", "Response"),
     "load": ("face.response", "load"),

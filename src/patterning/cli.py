@@ -78,8 +78,8 @@ def report(
 ) -> None:
     """Render the table and page of a run or a response again, from what is stored."""
     from patterning.core.store import RunFolder, open_run
-    from patterning.experiments.common import keeping_results
     from patterning.experiments.registry import experiment_of
+    from patterning.study.conduct import keeping_results
 
     is_response = any((folder / name).exists() for name in ("chi.zarr", "units"))
     if is_response and not (folder / "config.yaml").exists():
@@ -115,7 +115,8 @@ DryRun = Annotated[bool, typer.Option(help="Say what it would cost, and stop.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")]
 
 
-@app.command()
+@app.command(name="measure")
+@app.command(name="response", hidden=True)
 def response(
     task: Task,
     n_beta: NBeta,
@@ -123,6 +124,9 @@ def response(
     step_size: StepSize,
     out: Out,
     components: Components = "",
+    observables: Annotated[
+        str | None, typer.Option(help="FILE.py:NAME, a dict of names and functions of the module; none: losses.")
+    ] = None,
     chains: Chains = 4,
     draws: Draws = 20,
     burn_in: BurnIn = 40,
@@ -145,8 +149,10 @@ def response(
     from patterning.console.response import Request
 
     request = Request(
-        task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
-        probes, estimator, reliability, rounds, seed, phi, antithetic,
+        task=task, components=components, n_beta=n_beta, localization=localization, step_size=step_size, chains=chains,
+        draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, probes=probes,
+        estimator=estimator, reliability=reliability, rounds=rounds, seed=seed, phi=phi, antithetic=antithetic,
+        observables=observables,
     )  # fmt: skip
     _answer(request, out, workers, dry_run, json)
 
@@ -178,8 +184,9 @@ def llc(
     from patterning.console.response import Request
 
     request = Request(
-        task, components, n_beta, localization, step_size, chains, draws, burn_in, steps_between_draws, batch_size,
-        probes, "covariance", None, 1, seed, check=check,
+        task=task, components=components, n_beta=n_beta, localization=localization, step_size=step_size, chains=chains,
+        draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, probes=probes,
+        estimator="covariance", reliability=None, rounds=1, seed=seed, check=check,
     )  # fmt: skip
     _answer(request, out, workers, dry_run, json)
 
@@ -191,6 +198,60 @@ def _answer(request: Any, out: Path, workers: int, dry_run: bool, json: bool) ->
     with _output.reserved(json):
         results = dry(request) if dry_run else sample_to(request, out, _workers(workers), _output.progress())
     _output.show(results, print_costs if dry_run else print_results, json, None if dry_run else out)
+
+
+@app.command()
+def invert(
+    folder: Annotated[Path, typer.Argument(help="The folder of a measured χ, or its chi.zarr.")],
+    task: Annotated[str, typer.Option(help="FILE.py:NAME of the task that χ was measured on.")],
+    want: Annotated[list[str], typer.Option(help='ROW=SIGN: which row of χ shall rise or fall ("8s=-1"). Repeatable.')],
+    out: Annotated[Path, typer.Option(help="Where the weights go, as parquet.")],
+    hold: Annotated[list[str] | None, typer.Option(help="A row of χ to hold. Repeatable.")] = None,
+    strength: Annotated[float, typer.Option(help="How strongly to weight: ρ = 1 + strength · s.")] = 0.25,
+    policy: Annotated[str, typer.Option(help="clip, tilt, rank, rank-tilt or linear.")] = "clip",
+    cap: Annotated[float | None, typer.Option(help="No weight above this.")] = None,
+    min_ess: Annotated[float | None, typer.Option(help="Least effective sample size, a share.")] = None,
+    per: Annotated[str, typer.Option(help="sample (a weight for each token, say) or row.")] = "sample",
+    force: Annotated[bool, typer.Option(help="Take a direction that was refused.")] = False,
+    json: Json = False,
+) -> None:
+    """Weights on the data for a wanted change of the rows of a measured χ."""
+    from patterning.console.invert import Wish, invert_to, print_wish
+
+    wish = Wish(folder, task, want, hold or (), strength, policy, cap, min_ess, per, force)
+    with _output.reserved(json):
+        results = invert_to(wish, out)
+    _output.show(results, print_wish, json, None)
+
+
+@app.command()
+def verify(
+    train: Annotated[str, typer.Argument(help="FILE.py:NAME of train(weights, seed).")],
+    measures: Annotated[str, typer.Option(help="FILE.py:NAME, a dict of names and functions of what train returns.")],
+    arm: Annotated[list[str], typer.Option(help="NAME=WEIGHTS.parquet. Repeatable.")],
+    out: Out,
+    seeds: Annotated[str, typer.Option(help='"0-7" or "3,5,8"; 6 or more are evidence.')] = "0-7",
+    workers: Jobs = 0,
+    json: Json = False,
+) -> None:
+    """Prove weights by retraining: paired seeds, unweighted and permuted controls. OUT/report.html."""
+    from patterning.console.invert import Claim, print_claim, verify_to
+
+    with _output.reserved(json):
+        results = verify_to(Claim(train, measures, arm, seeds), out, _workers(workers), _output.progress())
+    _output.show(results, print_claim, json, out)
+
+
+@app.command()
+def doctor(
+    task: Annotated[str | None, typer.Argument(help="FILE.py:NAME of a task to try.")] = None, json: Json = False
+) -> None:
+    """What is installed, which devices there are, and whether a task's losses are the same alone and in company."""
+    from patterning.console.doctor import examine, print_examination
+
+    with _output.reserved(json):
+        results = examine(task)
+    _output.show(results, print_examination, json, None)
 
 
 @data.command()

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from patterning.cli import main
 from patterning.response.store import open_response
 
 FILE = """
@@ -23,6 +23,11 @@ def task():
     torch.manual_seed(0)
     tokens = torch.randint(7, (12, 6))
     return Task(LanguageModel(LanguageConfig(7, 6, 2, 2, 8)), next_token_losses, tokens)
+
+def one_layer():
+    torch.manual_seed(0)
+    tokens = torch.randint(7, (12, 6))
+    return Task(LanguageModel(LanguageConfig(7, 6, 1, 2, 8)), next_token_losses, tokens)
 
 def number():
     return 3
@@ -37,20 +42,14 @@ def where(tmp_path: Path) -> str:
     return f"{tmp_path / 'mine.py'}:task"
 
 
-def command(*arguments: str, start: bool = False):
-    line = [sys.executable, "-m", "patterning.cli", *arguments]
-    if start:
-        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    return subprocess.run(line, capture_output=True, text=True, check=False)
-
-
-def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Path) -> None:
+def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Path, in_process: Callable) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
-    answer = command("response", where, *SETTINGS, "--out", str(first), "--workers", "1", "--probes", "5")
+    line = ["response", where.replace(":task", ":one_layer"), *SETTINGS, "--probes", "5"]
+    answer = in_process(*line, "--out", str(first), "--workers", "1")
     assert answer.returncode == 0, answer.stderr
-    assert "l1h0" in answer.stdout
+    assert "l0h1" in answer.stdout
     tree = open_response(first / "chi.zarr")["susceptibility"]
-    assert tree["chi"].shape == (8, 1, 25)  # embed, 4 heads, 2 MLPs, unembed; 5 rows of 5 tokens
+    assert tree["chi"].shape == (5, 1, 25)  # embed, 2 heads, an MLP, unembed; 5 rows of 5 tokens
     assert sorted(set(tree["row"].values.tolist())) == [0, 2, 4, 7, 9]
     page = (first / "report.html").read_text()
     assert "<script src=" not in page
@@ -59,7 +58,10 @@ def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Pa
     assert open_response(first / "chi.zarr")["susceptibility"].attrs["chains_antithetic"] == 1
     assert json.loads((first / "results.json").read_text())["table"][0]["component"] == "embed"
 
-    process = command("response", where, *SETTINGS, "--out", str(again), "--workers", "1", "--probes", "5", start=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "patterning.cli", *line, "--out", str(again), "--workers", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 300  # against hanging for ever: a loaded machine is slow
     while process.poll() is None and len(list((again / "units").glob("*.safetensors"))) < 2:
         assert time.monotonic() < deadline
@@ -67,14 +69,14 @@ def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (again / "chi.zarr").exists()
-    answer = command("response", where, *SETTINGS, "--out", str(again), "--workers", "2", "--probes", "5")
+    answer = in_process(*line, "--out", str(again), "--workers", "2")
     assert answer.returncode == 0, answer.stderr
     np.testing.assert_array_equal(open_response(again / "chi.zarr")["susceptibility"]["chi"], tree["chi"])
 
 
-def test_llc_and_a_dry_run(where: str, tmp_path: Path) -> None:
+def test_llc_and_a_dry_run(where: str, tmp_path: Path, in_process: Callable) -> None:
     settings = SETTINGS[:-2]
-    answer = command(
+    answer = in_process(
         "llc", where, *settings, "--out", str(tmp_path / "llc"), "--workers", "1", "--components", "full,l0h0",
         "--steps-between-draws", "0",
     )  # fmt: skip
@@ -85,8 +87,10 @@ def test_llc_and_a_dry_run(where: str, tmp_path: Path) -> None:
     steps = [one["steps"] for one in results["spacing"]]
     assert len(steps) == 2
     assert results["request"]["steps_between_draws"] == int(np.median(steps)) >= 1
-    answer = command("response", where, *SETTINGS, "--out", str(tmp_path / "dry"), "--dry-run", "--components", "l0h0",
-                     "--steps-between-draws", "0")  # fmt: skip
+    answer = in_process(
+        "response", where, *SETTINGS, "--out", str(tmp_path / "dry"), "--dry-run", "--components", "l0h0",
+        "--steps-between-draws", "0",
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert "all components:" in answer.stdout
     assert "assumed here: 4" in answer.stdout
@@ -103,26 +107,18 @@ def test_llc_and_a_dry_run(where: str, tmp_path: Path) -> None:
         (["response", "{}:task", *SETTINGS, "--probes", "99"], "there are 12 rows"),
         (["response", "{}:task", *SETTINGS, "--estimator", "magic"], "'magic' is not one of"),
         (["response", "{}:task", *SETTINGS, "--phi", "magic"], "'magic' is not one of probes, data"),
-        (["response", "{}:task", *SETTINGS, "--phi", "data"], "as the pathwise estimator alone can"),
+        (
+            ["response", "{}:task", *SETTINGS, "--phi", "data", "--estimator", "covariance"],
+            "as the pathwise estimator alone can",
+        ),
         (["llc", "{}:task", "--n-beta", "30", "--localization", "0", "--step-size", "1"], "localization is 0"),
     ],
 )
 def test_bad_requests_get_one_sentence_and_exit_code_2(
-    arguments,
-    says: str,
-    where: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], says: str, where: str, tmp_path: Path, in_process: Callable
 ) -> None:
     file = where.rpartition(":")[0]
-    line = [part.format(file) for part in arguments]
-    monkeypatch.setattr(sys, "argv", ["patterning", *line, "--out", str(tmp_path / "run")])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert says in error
-    assert len(error.strip().splitlines()) == 1
+    answer = in_process(*[part.format(file) for part in arguments], "--out", str(tmp_path / "run"))
+    assert answer.returncode == 2
+    assert says in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1

@@ -11,9 +11,9 @@ import pytest
 import xarray
 
 from patterning.cli import main
+from patterning.console import response
 from patterning.core import user_code
 from patterning.core.errors import PatterningError
-from patterning.experiments import response
 from patterning.face.response_page import component_table, response_page, rows_with_spread, spectrum, warnings_of
 from patterning.response.store import open_response
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ SENTENCE = "stopped: the same command goes on from here"
 
 
 def command(folder: Path, workers: int) -> list[str]:
-    settings = ["--n-beta", "30", "--localization", "100", "--step-size", "1e-4", "--draws", "40", "--batch-size", "4"]
+    settings = ["--n-beta", "30", "--localization", "100", "--step-size", "1e-4", "--draws", "40", "--batch-size", "4",
+                "--estimator", "covariance"]  # fmt: skip
     return [
         sys.executable, "-m", "patterning.cli", "response", str(folder / "mine.py:task"), *settings, "--rounds", "1",
         "--components", "0.weight,0.bias,1.weight", "--out", str(folder / "run"), "--workers", str(workers),
@@ -134,7 +136,7 @@ def test_the_second_does_not_wait_for_what_is_not_python(number: int, status: in
     assert "Traceback" not in err
 
 
-def test_a_stopped_command_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
+def test_a_stopped_command_goes_on_and_ends_with_the_same_numbers(tmp_path: Path, in_process: Callable) -> None:
     """In a shell, where nothing after it runs; then again, beside a run that was never stopped."""
     (tmp_path / "stopped").mkdir()
     (tmp_path / "whole").mkdir()
@@ -147,8 +149,8 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_numbers(tmp_path: Path
     assert not (folder / "run" / "chi.zarr").exists()
     (folder / "slow").unlink()
     (tmp_path / "whole" / "mine.py").write_text(FILE)
-    for place in (folder, tmp_path / "whole"):
-        done = subprocess.run(command(place, 2), capture_output=True, text=True, check=False)
+    for place, workers in ((folder, 2), (tmp_path / "whole", 1)):
+        done = in_process(*command(place, workers)[3:])
         assert done.returncode == 0, done.stderr
     chis = [
         open_response(tmp_path / name / "run" / "chi.zarr")["susceptibility"]["chi"] for name in ("stopped", "whole")

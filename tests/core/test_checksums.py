@@ -222,7 +222,8 @@ def test_a_damaged_state_starts_the_unit_anew(tmp_path: Path, caplog: pytest.Log
 
 
 def test_results_that_were_changed_are_refused(tmp_path: Path) -> None:
-    from patterning.experiments.common import Settings, conduct, read_json_results
+    from patterning.core.settings import Settings
+    from patterning.study.conduct import conduct, read_json_results
 
     def read(path: Path) -> Settings:
         del path

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,14 @@ def prints(scratch: Path) -> Arrays:
     return {"x": np.ones(2)}
 
 
-def test_functions_that_cannot_be_imported_run_in_processes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """One pool for many tests, because a process takes seconds to start."""
+    with Workers(RunFolder(tmp_path_factory.mktemp("crew")), 2) as pool:
+        yield pool
+
+
+def test_functions_that_cannot_be_imported_run_in_processes(crew: Workers) -> None:
     offset = 3
 
     def inner(x: int, scratch: Path) -> Arrays:
@@ -109,22 +117,22 @@ def test_functions_that_cannot_be_imported_run_in_processes(tmp_path: Path) -> N
         Unit("lambda", lambda data, scratch: {"y": np.array([data.sum().item(), os.getpid()])}, {"data": [1]}),
     ]
     units[1] = Unit("lambda", units[1].function, {"data": np.ones(4)})
-    with Workers(RunFolder(tmp_path), 2) as pool:
-        first, second = pool.compute(units, "work")
+    first, second = crew.compute(units, "work")
     assert first["y"][0] == 4
     assert second["y"][0] == 4
     assert os.getpid() not in {first["y"][1], second["y"][1]}
 
 
-def test_a_worker_computes_on_one_thread_and_so_does_this_process(tmp_path: Path) -> None:
+def test_a_worker_computes_on_one_thread_and_so_does_this_process(tmp_path: Path, crew: Workers) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        for count in (1, 2):
-            with Workers(RunFolder(tmp_path / str(count)), count) as pool:
-                found = pool.compute([Unit(f"u{n}", pids, {"n": n}) for n in range(2)], "work")
-            assert {int(arrays["threads"]) for arrays in found} == {1}
-            assert (found[0]["pid"][0] == os.getpid()) == (count == 1)
+        units = [Unit(f"thread{n}", pids, {"n": n}) for n in range(2)]
+        with Workers(RunFolder(tmp_path), 1) as alone:
+            for pool in (alone, crew):
+                found = pool.compute(units, "work")
+                assert {int(arrays["threads"]) for arrays in found} == {1}
+                assert (found[0]["pid"][0] == os.getpid()) == (pool is alone)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -149,12 +157,11 @@ def use(part: OnceHere, scratch: Path) -> Arrays:
     return {"pid": np.array(os.getpid())}
 
 
-def test_the_key_is_computed_once_and_sent_along(tmp_path: Path) -> None:
+def test_the_key_is_computed_once_and_sent_along(crew: Workers) -> None:
     part = OnceHere()
     unit = Unit("use", use, {"part": part})
-    with Workers(RunFolder(tmp_path), 2) as pool:
-        (found,) = pool.compute([unit], "work")
-        assert pool.compute([unit], "again")[0]["pid"] == found["pid"]
+    (found,) = crew.compute([unit], "work")
+    assert crew.compute([unit], "again")[0]["pid"] == found["pid"]
     assert found["pid"] != os.getpid()
     assert part.asked == 1
 
@@ -170,7 +177,9 @@ def test_tensors_that_share_memory_are_sent_once(tmp_path: Path) -> None:
     assert torch.equal(whole, big)
 
 
-def test_what_cannot_be_sent_is_computed_here_with_one_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_sent_is_computed_here_with_one_note(
+    crew: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     lock = threading.Lock()
 
     def guarded(n: int, scratch: Path) -> Arrays:
@@ -180,8 +189,9 @@ def test_what_cannot_be_sent_is_computed_here_with_one_note(tmp_path: Path, capl
 
     units = [Unit(f"guarded-{n}", guarded, {"n": n}) for n in range(2)] + [Unit("free", pids, {"n": 5})]
     progress = Heard()
-    with Workers(RunFolder(tmp_path), 2, progress) as pool:
-        found = pool.compute(units, "work")
+    monkeypatch.setattr(crew, "progress", progress)
+    monkeypatch.setattr(crew, "_noted", False)
+    found = crew.compute(units, "work")
     assert [int(arrays["pid"][0] == os.getpid()) for arrays in found] == [1, 1, 0]
     assert [int(arrays["pid"][1]) for arrays in found] == [0, 1, 5]
     notes = [record.getMessage() for record in caplog.records]
@@ -209,11 +219,13 @@ def here(part: OnlyHere, scratch: Path) -> Arrays:
     return {"pid": np.array(os.getpid())}
 
 
-def test_what_cannot_be_unpacked_there_is_computed_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_unpacked_there_is_computed_here(
+    crew: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(crew, "_noted", False)
     part = OnlyHere()
     part.fingerprint = "x"  # type: ignore[attr-defined]
-    with Workers(RunFolder(tmp_path), 2) as pool:
-        (found,) = pool.compute([Unit("here", here, {"part": part})], "work")
+    (found,) = crew.compute([Unit("here", here, {"part": part})], "work")
     assert found["pid"] == os.getpid()
     assert "made for another process" in caplog.text
 
@@ -226,12 +238,11 @@ def defaults(scratch: Path) -> Arrays:
     }
 
 
-def test_torchs_defaults_are_those_of_this_process(tmp_path: Path) -> None:
+def test_torchs_defaults_are_those_of_this_process(crew: Workers) -> None:
     torch.set_default_dtype(torch.float64)
     torch.use_deterministic_algorithms(True)
     try:
-        with Workers(RunFolder(tmp_path), 2) as pool:
-            (found,) = pool.compute([Unit("defaults", defaults, {})], "work")
+        (found,) = crew.compute([Unit("defaults", defaults, {})], "work")
     finally:
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
@@ -261,7 +272,7 @@ def test_progress_moves_inside_a_unit(count: int, tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_one_sentence_and_what_is_finished_stays(function, says: str, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with Workers(run, 2) as pool:
-        pool.compute([Unit("done", pids, {"n": 1})], "work")
+        run.compute(Unit("done", pids, {"n": 1}))
         with pytest.raises(PatterningError, match=says):
             pool.compute([Unit("work", function, {})], "work")
         # the pool can still be used
@@ -284,7 +295,7 @@ def test_errors_come_back_as_they_are(function, kind: type[BaseException], says:
 
 
 def test_what_a_unit_prints_does_not_disturb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with Workers(RunFolder(tmp_path), 2) as pool:
+    with Workers(RunFolder(tmp_path), 2) as pool:  # its process prints where this test listens
         (found,) = pool.compute([Unit("prints", prints, {})], "work")
     np.testing.assert_array_equal(found["x"], [1, 1])
     out, err = capfd.readouterr()
@@ -295,8 +306,8 @@ def test_what_a_unit_prints_does_not_disturb(tmp_path: Path, capfd: pytest.Captu
 
 def test_no_more_processes_than_units(tmp_path: Path) -> None:
     with Workers(RunFolder(tmp_path), 1000) as pool:
-        pool.compute([Unit(f"u{n}", pids, {"n": n}) for n in range(2)], "work")
-        assert len(pool._crew) == 2
+        pool.compute([Unit("u", pids, {"n": 1})], "work")
+        assert len(pool._crew) == 1
         processes = [process.process for process in pool._crew]
     assert all(process.returncode is not None for process in processes)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,17 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from patterning.cli import main
 from patterning.core.errors import PatterningError
-from patterning.experiments.induction.config import load_config
-from patterning.experiments.induction.presets import PRESETS, preset_config
-from patterning.experiments.induction.run import run_induction
-from patterning.models.language import LanguageModel
+from patterning.experiments.induction.settings import PRESETS
+from patterning.experiments.registry import find_experiment
 
 TINY = {"preset": "tiny", **PRESETS["tiny"]}
+INDUCTION = find_experiment("induction")
+SOME = TINY | {"directions": ["structure"], "controls": []}
 
 
 def numbers(folder: Path) -> dict:
@@ -34,77 +32,81 @@ def numbers(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "whole"
-    run_induction(load_config(TINY, "tiny"), folder)
+    INDUCTION.run(INDUCTION.preset("tiny"), folder, workers=1)
     return folder
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "patterning.cli", *arguments], capture_output=True, text=True, check=False
-    )
 
 
 def test_results_hold_every_arm_paired(finished: Path) -> None:
     results = numbers(finished)
+    lead = {f"structure → {way} induction{end}" for way in ("more", "less") for end in ("", ", permuted")}
+    beside = {
+        "mode → more induction", "mode → less induction", "random direction", "random function of activations",
+        "structure of one run", "largest other mode", "induction label → more", "induction label → less",
+        "compressible rows (gzip)",
+    }  # fmt: skip
+    domains = {f"{change} {name}" for change in ("remove", "double") for name in ("code", "docs", "prose")}
     arms = {arm["name"]: arm for arm in results["arms"]}
-    assert {
-        "unweighted",
-        "structure-less",
-        "structure-more",
-        "mode-less",
-        "mode-more",
-        "permuted-less",
-        "permuted-more",
-        "random",
-        "random-smooth",
-    } <= set(arms)
-    assert {"one-run", "first-mode", "heuristic-less", "heuristic-more", "gzip", "remove-code", "double-prose"} <= set(
-        arms
-    )
+    assert {"unweighted", *lead, *beside, *domains} <= set(arms)
+    rows = {(row["arm"], row["measure"]): row for row in results["rows"]}
     base = arms.pop("unweighted")
-    for arm in arms.values():
+    for name, arm in arms.items():
         pairs = len(arm["seeds"])
-        leads = arm["name"] in {"structure-less", "structure-more", "permuted-less", "permuted-more"}
-        assert pairs == (1 if arm["kind"] == "domain" else TINY["seeds"] if leads else TINY["other_seeds"])
+        assert pairs == (TINY["seeds"] if name in lead else 1)
+        guard = results["subject"]["guarded"]
         for i in range(pairs):  # same seed, same start: what is measured before the first step is the same
-            assert arm["curves"][i]["loss"][0] == base["curves"][i]["loss"][0]
-            assert arm["curves"][i]["loss"][-1] != base["curves"][i]["loss"][-1]
-        effect = arm["effect"]["loss"]
-        difference = np.mean(arm["measures"]["loss"]) - np.mean(base["measures"]["loss"][:pairs])
-        assert effect["difference"] == pytest.approx(difference)
-    # the same histogram of weights, dealt otherwise
-    for name in ("permuted-more", "gzip"):
-        assert arms[name]["notes"]["largest"] == pytest.approx(arms["structure-more"]["notes"]["largest"], rel=1e-6)
-    for name in ("one-run", "structure-less"):  # ranked otherwise, at the same strength; ties share a rank
-        assert arms[name]["notes"]["largest"] == pytest.approx(arms["structure-more"]["notes"]["largest"], rel=1e-3)
-    assert [reading["stage"] for reading in results["readings"]] == ["before", "between", "after"]
-    assert {row["domain"] for row in results["domains"]} == {"code", "docs", "prose"}
-    assert {(row["direction"], row["alpha"]) for row in results["sweep"]} >= {("structure", 1.0), ("mode", 0.5)}
-    assert {row["alpha"] for row in results["sweep"] if row["direction"] == "mode"} == {0.5}
-    read = {one["name"]: one["readings"] for one in results["directions"] if "readings" in one}
-    places = {name: [(one["seed"], one["step"]) for one in some] for name, some in read.items()}
-    assert len({seed for seed, _ in places["structure"]}) >= 2
-    assert [place for place in places["structure"] if place[0] == places["structure"][0][0]] == places["one-run"]
+            assert arm["curves"][guard][i][0] == base["curves"][guard][i][0]
+            assert arm["curves"][guard][i][-1] != base["curves"][guard][i][-1]
+    for name in lead:
+        values, other = rows[name, "loss"]["values"], rows["unweighted", "loss"]["values"]
+        found = rows[name, "loss"]["against_unweighted"]["difference"]
+        assert found == pytest.approx(np.mean(np.subtract(values, other)))
+    size = arms["structure → more induction"]["facts"]["effective_sample_size"]
+    for name in ("compressible rows (gzip)", "random direction", "structure → more induction, permuted"):
+        assert arms[name]["facts"]["effective_sample_size"] == pytest.approx(size, rel=1e-6)
+    more = arms["structure → more induction"]
+    assert more["control"] == "structure → more induction, permuted"
+    assert (more["wanted"]["gap_area"], more["wanted"]["onset"]) == (1.0, -1.0)  # more induction is sooner
+    assert arms["structure → less induction"]["wanted"]["onset"] == 1.0
+
+
+def test_results_hold_what_was_read(finished: Path) -> None:
+    results = numbers(finished)
+    read = {one["name"]: one for one in results["directions"]}
+    places = [(one["seed"], one["step"]) for one in read["structure"]["readings"]]
+    assert len({seed for seed, _ in places}) >= 2
+    assert len(places) == 2 * len({seed for seed, _ in places})
+    assert {(row["direction"], row["strength"]) for row in results["strengths"]} == {
+        ("structure", "rank-tilt 0.5"), ("structure", "rank-tilt 1")
+    }  # fmt: skip
+    (after,) = results["components"]
+    assert after["stage"] == "after"
+    assert after["names"] == ["embed", "l0h0", "l0h1", "l1h0", "l1h1", "unembed"]
+    assert {row["group"] for row in results["domains"]} == {"code", "docs", "prose"}
+    shifts = {row["arm"]: row for row in results["percent"] if row["against"] == "unweighted"}
+    onset = {row["arm"]: row["values"] for row in results["rows"] if row["measure"] == "onset"}
+    name = "structure → less induction"
+    wanted = 100 * (np.divide(onset[name], onset["unweighted"]) - 1)
+    assert shifts[name]["onset"]["difference"] == pytest.approx(wanted.mean())
 
 
 def test_page_is_self_contained_and_made_from_the_results_alone(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (finished / "report.html").read_text()
-    assert "Write a circuit into a language model" in page
-    assert "<script src=" not in page
+    for heading in ("When induction comes", "Modes of χ", "χ by domain against retraining", "Text coloured"):
+        assert heading in page
+    assert "<script" not in page
     assert "<link" not in page
     (finished / "report.html").unlink()
     monkeypatch.setattr(sys, "argv", ["patterning", "report", str(finished)])
     main()
-    names = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")  # plotly names its elements at random
-    assert names.sub("", (finished / "report.html").read_text()) == names.sub("", page)
+    assert (finished / "report.html").read_text() == page
 
 
 def test_a_run_killed_in_between_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
-    """Of every stage, with the first direction's arms only: half of the time."""
+    """With the first direction's arms only, which do not depend on what else is asked for."""
     folder, file = tmp_path / "killed", tmp_path / "some.yaml"
-    some = load_config(TINY | {"directions": ["structure"], "controls": ["permuted"]}, "tiny")
+    some = INDUCTION.load(SOME, "tiny")
     file.write_text(yaml.safe_dump(some.model_dump(mode="json")))
     arguments = ["run", "--config", str(file), "--out", str(folder), "--workers", "2"]
     process = subprocess.Popen(
@@ -117,46 +119,47 @@ def test_a_run_killed_in_between_ends_with_the_same_numbers(finished: Path, tmp_
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(folder.glob("units/*.safetensors"))) >= 12:
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "results.json").exists()
-    answer = command(*arguments)
-    assert answer.returncode == 0, answer.stderr
+    stored = {path.name: path.stat().st_mtime_ns for path in folder.glob("units/*.safetensors")}
+    assert len(stored) >= 12
+    INDUCTION.run(some, folder, workers=1)
     again, whole = numbers(folder), numbers(finished)
-    for key in ("text", "pilot", "readings"):
-        assert again[key] == whole[key]
-    assert again["strengths"]["structure"] == whole["strengths"]["structure"]
-    named = {arm["name"]: arm for arm in whole["arms"]}
+    assert again["pilots"] == whole["pilots"]
+    assert again["strengths"] == whole["strengths"]
+    assert again["directions"] == [one for one in whole["directions"] if one["name"] == "structure"]
     assert len(again["arms"]) == 5  # unweighted, two of the structure, two permuted
-    for arm in again["arms"]:
-        assert arm == named[arm["name"]]
+    for key, name in (("arms", "name"), ("rows", "arm")):
+        named = {arm["name"] for arm in again["arms"]}
+        assert again[key] == [one for one in whole[key] if one[name] in named]
+    every = {path.name: path.stat().st_mtime_ns for path in folder.glob("units/*.safetensors")}
+    assert len(stored) < len(every)
+    assert stored.items() <= every.items()  # what was finished was not computed again
+    assert not [name for name in every if name.startswith(("component", "predict"))]  # χ of none was asked for
+    assert again["components"] == []
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model": TINY["model"] | {"heads": 3}}, "not a multiple"),
         ({"corpus": TINY["corpus"] | {"shares": {"poems": 1.0}}}, "poems"),
         ({"corpus": TINY["corpus"] | {"folder": "missing"}}, "missing is not a corpus"),
         ({"corpus": TINY["corpus"] | {"rows": 20_000, "repeat": False}}, "20000|rows of 24 tokens"),
-        ({"domain_seeds": 4}, "domain_seeds"),
-        ({"extra": 1}, "extra"),
-        ({"other_seeds": 4}, "other_seeds"),
-        ({"sweep": {"alphas_of": {"mode": []}}}, "alphas_of.mode"),
-        ({"sweep": {"alphas": [-1.0]}}, "alphas.0: input should be greater than 0"),
+        ({"directions": ["structure", "sideways"]}, "unknown directions sideways"),
     ],
 )
-def test_bad_settings_are_named_before_the_expensive_part(change: dict, says: str, tmp_path: Path) -> None:
+def test_bad_text_is_named_before_the_expensive_part(change: dict, says: str, tmp_path: Path) -> None:
     with pytest.raises(PatterningError, match=says):
-        run_induction(load_config(TINY | change, "tiny"), tmp_path / "run")
+        INDUCTION.run(INDUCTION.load(TINY | change, "tiny"), tmp_path / "run", workers=1)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("experiment: circles\n", "unknown experiment 'circles'"),
-        ("experiment: induction\npreset: x\n", "corpus: field"),
+        ("experiment: induction\npreset: x\n", "field required"),
     ],
 )
 def test_bad_files_get_one_sentence_and_exit_code_2(
@@ -176,19 +179,7 @@ def test_bad_files_get_one_sentence_and_exit_code_2(
 def test_a_predictor_under_the_stated_r2_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "units").symlink_to(finished / "units")  # what was computed is found again
     (tmp_path / "corpus").symlink_to(finished / "corpus")
-    only = {"directions": ("mode", "full"), "min_r2": 1.0}
-    config = load_config(TINY | {"force": False} | only, "tiny")
+    config = INDUCTION.load(TINY | {"force": False, "directions": ("mode", "full"), "min_r2": 1.0}, "tiny")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    with pytest.raises(PatterningError, match=r"no direction can be used .*induction mode, before: .*full χ†, after: "):
-        run_induction(config, tmp_path)
-
-
-def test_paper_preset_has_the_papers_parameter_count() -> None:
-    with torch.device("meta"):
-        model = LanguageModel(preset_config("paper").language)
-    assert sum(p.numel() for p in model.parameters()) == 3_355_016
-
-
-@pytest.mark.parametrize("name", list(PRESETS))
-def test_presets_are_valid(name: str) -> None:
-    assert preset_config(name).preset == name
+    with pytest.raises(PatterningError, match=r"no reading gives a direction \(mode: .*; full: .*\); --force"):
+        INDUCTION.run(config, tmp_path, workers=1)

@@ -218,7 +218,7 @@ class Clipping(nn.Module):
 def test_a_forward_pass_that_writes_into_parameters_is_refused() -> None:
     module = seeded(Clipping())
     module.layer.weight.detach().clamp_(-10, 0.05)  # within its bounds at w*
-    with pytest.raises(PatterningError, match=r"changes parameter layer\.weight in place"):
+    with pytest.raises(PatterningError, match=r"changes its parameters \(layer\.weight\) in place"):
         Task(module, classify, (X, Y))
 
 

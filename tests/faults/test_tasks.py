@@ -468,7 +468,7 @@ def test_supervised_tasks_take_arrays_and_recurrent_modules_run_one_by_one() -> 
             return self.out(self.cell(x[:, None])[0][:, -1])
 
     recurrent = ModuleTask(seeded(Recurrent()), CE, X, Y)
-    assert "one after the other" in recurrent.notes[0]
+    assert "one after the other" in " ".join(recurrent.notes)
     found = chi(recurrent, chains=PAIRED, estimator="auto").by_component["full"]
     assert np.isfinite(found.susceptibility.chi).all()
 

@@ -17,7 +17,7 @@ def test_slope_is_one(estimator) -> None:
     chains = ChainConfig(64, 100, 60, 2, 12, matched=True)
     kernel = SGLD(n_beta=50.0, localization=20.0, step_size=2e-3)
     predicted, measured = compare(
-        gaussian_task(), "full", kernel, chains, estimator=estimator, directions=6, alpha=0.05
+        gaussian_task(), "full", kernel, chains, estimator=estimator, directions=4, alpha=0.05
     )
     found, error, correlation = slope(predicted, measured)
     assert abs(found - 1) < 0.05

@@ -1,5 +1,7 @@
 """The gap between solutions, and the four responses of the pathwise estimator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -163,8 +165,14 @@ def test_solutions_that_cannot_be_compared_are_refused_or_noted() -> None:
         free_energy_gap(a, around(task, ANCHORS[1], SGLD(7.0, GAMMA, 1e-3)))
     with pytest.raises(PatterningError, match="at least one solution A"):
         free_energy_gap([], a)
-    gap = free_energy_gap(a, around(task, ANCHORS[1], SGLD(N_BETA, 5.0, 1e-3)))
-    assert gap.notes == ("the solutions were sampled at different γ (3, 5), and the entropic part depends on γ",)
+    with pytest.raises(PatterningError, match=r"different γ .*SGLD at γ 3, SGLD at γ 5"):
+        free_energy_gap(a, around(task, ANCHORS[1], SGLD(N_BETA, 5.0, 1e-3)))
+    with pytest.raises(PatterningError, match=r"different samplers \(SGLD at γ 3, RMSPropSGLD at γ 3"):
+        free_energy_gap(a, replace(around(task, ANCHORS[1]), sampler="RMSPropSGLD"))
+    gap = free_energy_gap(a, around(task, ANCHORS[1], SGLD(N_BETA, GAMMA, 2e-3)))
+    assert gap.notes == (
+        "the solutions were sampled with different steps ε (0.001, 0.002), whose biases do not cancel",
+    )
 
 
 # What is refused, and the pathwise estimator

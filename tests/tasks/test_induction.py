@@ -10,11 +10,15 @@ from torch import Tensor
 
 from patterning.core.errors import PatterningError
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+from patterning.response.slopes import parameter_gradient
 from patterning.tasks import induction
 from patterning.tasks.induction import (
     attention_patterns,
     copy_gain,
+    gap_parts,
     icl_score,
+    interpolated_onset,
+    loss_parts,
     measure_structure,
     onset,
     prefix_matching_scores,
@@ -23,7 +27,8 @@ from patterning.tasks.induction import (
     repeated_random_gap,
     token_losses,
 )
-from patterning.training.language import init_language
+from patterning.tasks.text.classes import induction_labels
+from patterning.training.language import flatten_language, init_language, load_language
 
 CONTEXT, VOCABULARY = 8, 20
 
@@ -230,3 +235,29 @@ def test_copy_gain_by_hand() -> None:
             if pair in row[:j]:
                 slow[i] -= math.log(every.count(pair) / sum(first == pair[0] for first, _ in every)) / 39
     np.testing.assert_allclose(copy_gain(rows, 30), slow, rtol=1e-12)
+
+
+def test_onset_is_interpolated_in_log_steps() -> None:
+    ratio, steps = np.array([0.0, 1 / 3, 2 / 3, 4 / 3]), np.array([0, 10, 100, 1000])
+    assert interpolated_onset(steps, ratio) == pytest.approx(100 * 10**0.5)  # 1 lies halfway between 2/3 and 4/3
+    assert interpolated_onset(steps[:3], ratio[:3]) == float("inf")
+    assert interpolated_onset(steps, ratio + 1) == 0
+
+
+def test_gradients_of_measures_are_those_of_the_measures() -> None:
+    """A step along ∇φ moves the measure, taken by other code, by |∇φ|² times the step."""
+    model = init_language(LanguageConfig(20, 12, 2, 2, 16, init_std=0.2), 0)
+    blocks = repeated_random(20, 12, 40, 1)
+    tokens = torch.randint(20, (40, 12), generator=torch.Generator().manual_seed(0))
+    other = ~induction_labels(tokens.numpy())
+
+    def measures(shift: Tensor) -> list[float]:
+        moved = load_language(model.config, flatten_language(model) + shift)
+        return [repeated_random_gap(moved, blocks), float(token_losses(moved, tokens)[other].mean())]
+
+    for i, parts in enumerate((gap_parts(blocks), loss_parts(tokens, other))):
+        assert len(parts) == 2  # of 32 and of 8 rows
+        gradient = parameter_gradient(model, [lambda part=part: part(model) for part in parts])
+        step = 0.02 * gradient / gradient.norm()
+        rise = measures(step)[i] - measures(-step)[i]
+        assert rise == pytest.approx(2 * 0.02 * float(gradient.norm()), rel=0.02)

@@ -58,6 +58,7 @@ def test_permutations_are_a_function_of_the_seed() -> None:
     assert (permuted(rho, q, free, seed=3) != permuted(rho, q, free, seed=4)).any()
 
 
+@pytest.mark.filterwarnings("ignore:dealing")
 def test_every_place_is_as_likely() -> None:
     rho = np.array([5.0, 1, 1, 1, 1])
     free, q = np.array([True, True, True, True, False]), np.full(5, 0.2)
@@ -98,6 +99,7 @@ def test_weights_dealt_within_strata_stay_in_them() -> None:
     assert (dealt != permuted_within(rho, strata, seed=6)).any()
 
 
+@pytest.mark.filterwarnings("ignore:dealing")
 def test_within_a_stratum_every_place_is_as_likely() -> None:
     rho, strata = np.array([9.0, 1, 2, 2, 2, 5]), np.array([0, 1, 0, 0, 0, 1])
     where = np.bincount([int(np.argmax(permuted_within(rho, strata, seed))) for seed in range(2000)], minlength=6)

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from patterning.core.answers import reason_of
+from patterning.core.errors import PatterningError
 from patterning.core.store import Arrays, Unit, strict_json
 from patterning.core.task import Task
 from patterning.core.workers import Workers
 from patterning.models.components import find_component
-from patterning.posterior.band import default_band
+from patterning.posterior.band import find_band
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.llc_check import check_llc, steps
 from patterning.posterior.sgld import SGLD
@@ -23,19 +25,24 @@ Results = dict[str, Any]
 
 
 def check_unit(*, work: Work, localizations: Sequence[float] | None, scratch: Path) -> Arrays:
-    """`check_llc` of one component, as JSON in an array: a unit of work."""
+    """`check_llc` of one component, as JSON in an array: a unit of work. One that cannot be made says why."""
     del scratch
-    rows = work.settings.rows
-    band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta)
-    check = check_llc(
-        work.task, work.anchor, work.kernel, work.chains, components=[work.component], localizations=localizations,
-        loss_band=band, probes=rows,
-    )  # fmt: skip
-    facts = {
-        "rows": [asdict(row) | {"steps": steps(row.chains)} for row in check.rows],
-        "verdicts": [f"{verdict.component}: {verdict.text}." for verdict in check.verdicts],
-        "warnings": check.warnings,
-    }
+    name = work.component.name
+    try:
+        band = find_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta)
+        check = check_llc(
+            work.task, work.anchor, work.kernel, work.chains, components=[work.component], localizations=localizations,
+            loss_band=band.loss, probes=work.settings.rows,
+        )  # fmt: skip
+    except (PatterningError, RuntimeError, NotImplementedError) as error:
+        why = f"{name}: λ̂ could not be checked: {reason_of(error)}"
+        facts = {"rows": [], "verdicts": [f"{why}."], "warnings": [why]}
+    else:
+        facts = {
+            "rows": [asdict(row) | {"steps": steps(row.chains)} for row in check.rows],
+            "verdicts": [f"{verdict.component}: {verdict.text}." for verdict in check.verdicts],
+            "warnings": [*([f"{name}: {band.note}"] if band.note else []), *check.warnings],
+        }
     return {"facts": np.frombuffer(json.dumps(strict_json(facts)).encode(), dtype=np.uint8)}
 
 

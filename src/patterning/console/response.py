@@ -1,4 +1,4 @@
-"""What `patterning response` and `patterning llc` do: load the user's task, sample its components, write the result.
+"""What `patterning measure` and `patterning llc` do: load the user's task, sample its components, write the result.
 
 χ is stored first (`chi.zarr`), and table, `results.json` and page are made from what is stored: an error in any of them
 costs nothing, and `patterning report` makes them again.
@@ -6,6 +6,7 @@ costs nothing, and `patterning report` makes them again.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +18,12 @@ from rich.table import Table
 
 from patterning.console.llc import check_components
 from patterning.core.errors import PatterningError
+from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.locks import NAME as LOCK
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
 from patterning.core.task import Task
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress, Workers, one_thread
-from patterning.experiments.common import keeping_results
 from patterning.face.response_page import (
     CHECK_HEAD,
     check_rows,
@@ -40,6 +41,7 @@ from patterning.response.estimate import estimate_cost
 from patterning.response.one_component import PhiOf
 from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
+from patterning.study.conduct import keeping_results
 
 Results = dict[str, Any]
 CHECK = "check.json"
@@ -73,6 +75,7 @@ class Request:
     phi: str = "probes"
     antithetic: bool = False
     check: bool = False
+    observables: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -113,6 +116,19 @@ def _prepare(request: Request) -> tuple[Task, list[str], torch.Tensor]:
         raise PatterningError(f"probes is {request.probes}: there are {n} rows")
     count = request.probes or n
     return task, names, torch.arange(count) * n // count
+
+
+def _observables(request: Request, task: Task) -> dict[str, OfModule]:
+    """φ by name, where the request names functions of the module."""
+    if request.observables is None:
+        return {}
+    found = load_object(request.observables)
+    if not isinstance(found, Mapping):
+        raise PatterningError(
+            f"{request.observables} is a {type(found).__name__}: it must be a dict of names and functions of the module"
+        )
+    functions = cast("Mapping[str, ModuleFunction]", found)
+    return {name: OfModule(task, name, function) for name, function in functions.items()}
 
 
 def dry(request: Request) -> Results:
@@ -168,19 +184,28 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
     with run.lock(), one_thread():
         if (out / "chi.zarr").exists():
             _check_same(request, task, out)
-            return publish(out)
-        with Workers(run, workers, progress) as pool:
-            spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
-            responses = component_response(
-                task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
-                estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
-                reliability=request.reliability, rounds=request.rounds, pool=pool,
-            )  # fmt: skip
-            check = check_components(task, names, kernel, spaced.chain_config, probes, pool) if request.check else None
-        _store(responses, request, spaced, spacing, out)
-        if check is not None:
-            write_json(out / CHECK, check)
+            spaced = _stored_request(request, out)
+        else:
+            with Workers(run, workers, progress) as pool:
+                spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
+                responses = component_response(
+                    task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
+                    estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
+                    reliability=request.reliability, rounds=request.rounds, pool=pool,
+                    observables=_observables(request, task), component_loss=request.observables is None,
+                )  # fmt: skip
+            _store(responses, request, spaced, spacing, out)
+        if request.check and not (out / CHECK).exists():
+            publish(out)  # what was sampled is there whatever becomes of its check
+            with Workers(run, workers, progress) as pool:
+                write_json(out / CHECK, check_components(task, names, kernel, spaced.chain_config, probes, pool))
         return publish(out)
+
+
+def _stored_request(request: Request, out: Path) -> Request:
+    """The request with the steps between draws that the stored χ was sampled with."""
+    stored = json.loads(open_response(out / "chi.zarr")["susceptibility"].attrs.get("request", "{}"))
+    return replace(request, steps_between_draws=stored.get("steps_between_draws", request.steps_between_draws))
 
 
 def _spaced(

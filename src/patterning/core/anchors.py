@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from patterning.core.answers import reason_of, same
 from patterning.core.errors import PatterningError
 from patterning.core.modules import copy_module, spread
-from patterning.core.numbers import as_float32
 from patterning.core.seen import same_values
+from patterning.core.tensors import as_float32
 
 ROWS = 16
 """Rows on which the losses of two modules are compared."""
@@ -91,7 +91,7 @@ def check_like(task: Any, module: nn.Module) -> None:
             raise PatterningError(
                 f"this module cannot be run as the task's is ({reason_of(error)}); {REMEDY}"
             ) from error
-    if not same(expected, found):
+    if not same(expected, found, task.trial.slack):
         raise PatterningError(
             f"this module is not the task's with other parameters: its losses at them are others ({other[0]} differs), "
             f"which a row w* does not hold; {REMEDY}"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.errors import PatterningError
-from patterning.core.numbers import check_layout, without_mask
+from patterning.core.tensors import check_layout, without_mask
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

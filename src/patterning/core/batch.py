@@ -1,45 +1,53 @@
 """Rows of data as a user has them: tensors, arrays, and tuples, lists and dicts of these with one leading axis."""
 
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Number
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
-from patterning.core.numbers import from_numpy, plain_tensor
+from patterning.core.rows import RowSource, is_row_source
+from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds_numbers
 
 Batch = Any
-"""A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None."""
+"""A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None.
+
+A task's data may be a `RowSource` instead, of which rows are taken a few at a time."""
 
 
-def as_batch(data: object) -> Batch:
+def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind of data
     """`data` with its leaves as tensors: arrays and lists of numbers are converted, floating point numbers to float32.
 
     Raises `PatterningError` for what holds no numbers.
     """
     if isinstance(data, Tensor):
-        return plain_tensor(data)
+        return from_tensor(data)
     if isinstance(data, np.ndarray):
         return from_numpy(data)
     if isinstance(data, Mapping):
-        return {key: None if part is None else as_batch(part) for key, part in data.items()}
+        return {key: None if part is None else _entry(key, part) for key, part in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         items = cast("Sequence[Any]", data)
-        if len(items) and _holds_numbers(items):
-            return _from_numbers(items)
+        if len(items) and holds_numbers(items):
+            return from_numbers(items)
         return _like(items, [None if part is None else as_batch(part) for part in items])
     if hasattr(data, "__array__"):  # a pandas column, say
         return from_numpy(np.asarray(data))
+    if isinstance(data, RowSource) or is_row_source(data):
+        return data if isinstance(data, RowSource) else RowSource(data)
+    hint = ""
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | Set):
+        hint = ": rows are read again and again, in any order, so put all of them into one tensor (torch.stack) first"
     raise PatterningError(
         f"data must be tensors, arrays or lists of numbers, or tuples, lists and dicts of them (found {_kind(data)})"
+        f"{hint}"
     )
 
 
 def leaves(data: Batch) -> list[Tensor]:
-    """Every tensor in `data`, in a fixed order."""
-    if data is None:
+    """Every tensor in `data`, in a fixed order; none of a data set that is read by row number."""
+    if data is None or isinstance(data, RowSource):
         return []
     if isinstance(data, Tensor):
         return [data]
@@ -60,14 +68,34 @@ def map_batch(function: Callable[[Tensor], Tensor], data: Batch) -> Batch:
 
 def count_rows(data: Batch) -> int:
     """Length of the leading axis, the same in every tensor; raises `PatterningError` where it is not, or is 0."""
-    sizes = sorted({len(values) if values.ndim else 0 for values in leaves(data)})
+    if isinstance(data, RowSource):
+        return len(data)
+    shapes = [tuple(values.shape) for values in leaves(data)]
+    sizes = sorted({shape[0] if shape else 0 for shape in shapes})
     if len(sizes) != 1 or not sizes[0]:
-        raise PatterningError(f"the data must be tensors with one leading axis of n > 0 rows (found lengths {sizes})")
+        kinds = ", ".join(str(shape) for shape in shapes[:6]) or "nothing"
+        raise PatterningError(
+            f"the data must be tensors with one leading axis of n > 0 rows (found shapes {kinds}): give each the same "
+            "number of rows, and what all rows share to the module or the loss"
+        )
     return sizes[0]
+
+
+def equal_batches(a: Batch, b: Batch) -> bool:
+    """Whether two batches hold the same numbers, in containers of the same shape."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return list(a) == list(b) and all(equal_batches(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(equal_batches(*pair) for pair in zip(a, b, strict=True))
+    return a is None and b is None
 
 
 def take_rows(data: Batch, rows: Tensor) -> Batch:
     """Rows of every tensor in `data`: each (n, ...) becomes (*rows.shape, ...)."""
+    if isinstance(data, RowSource):
+        return data.take(rows)
     return map_batch(lambda values: values[rows.to(values.device)], data)
 
 
@@ -78,25 +106,11 @@ def _like(container: Any, parts: list[Any]) -> Any:
     return parts if isinstance(container, list) else tuple(parts)
 
 
-def _holds_numbers(items: Sequence[Any]) -> bool:
-    """Whether a sequence is an array in Python's clothes: numbers, or a list of lists of numbers.
-
-    A tuple of lists is a container of arrays.
-    """
-    first = items[0]
-    if isinstance(items, list) and isinstance(first, list | tuple):
-        return len(first) > 0 and _holds_numbers(first)
-    return isinstance(first, Number)
-
-
-def _from_numbers(items: Sequence[Any]) -> Tensor:
+def _entry(key: object, part: object) -> Batch:
     try:
-        return from_numpy(np.array(items))
-    except ValueError as error:  # rows of unequal length
-        raise PatterningError(
-            f"a list of numbers is no array ({error}): pad rows of unequal length to one length, and let the loss "
-            "return a pair (losses, mask) with mask False at the padding"
-        ) from None
+        return as_batch(part)
+    except PatterningError as error:
+        raise PatterningError(f"data[{key!r}]: {error}") from None
 
 
 def _kind(what: object) -> str:

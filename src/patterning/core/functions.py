@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning.core.answers import reason_of
 from patterning.core.errors import PatterningError
-from patterning.core.modules import keep_attributes
 from patterning.core.seen import Seen, same_values
+from patterning.core.state import keep_attributes
 from patterning.core.task import Task
 
 ModuleFunction = Callable[[nn.Module], Tensor]

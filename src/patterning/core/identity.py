@@ -15,6 +15,7 @@ import random
 import sys
 import sysconfig
 import threading
+import types
 import uuid
 import warnings
 import weakref
@@ -22,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, GenericAlias, MethodType, ModuleType, UnionType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
+from patterning.core.rows import RowSource
+from patterning.core.tensors import parts_of
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range)
 _LIBRARIES = tuple(
@@ -42,6 +45,11 @@ _IGNORED = (
     threading.Condition, threading.Event, threading.Semaphore, threading.local,
 )  # fmt: skip
 """What no number depends on: who may go first, and what is written down on the way."""
+_DESCRIPTORS = (
+    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType,
+    types.MethodDescriptorType, types.WrapperDescriptorType,
+)  # fmt: skip
+"""Methods and attributes that are written in C, as they stand in a class: slots are, too."""
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -116,6 +124,7 @@ class _Walk:
             (random.Random, lambda value: self._join("random", type(value), value.getstate())),
             (torch.Generator, lambda value: self._join("generator", str(value.device), value.get_state())),
             (np.ndarray, self._array),
+            (RowSource, lambda value: _hash("rows", value.fingerprint)),
             (np.generic, lambda value: _hash("number", str(value.dtype), repr(value.item()))),
             ((torch.dtype, torch.device, torch.Size, Path), lambda value: _hash("plain", repr(value))),
             (nn.Module, self._module),
@@ -123,7 +132,13 @@ class _Walk:
             (MethodType, lambda value: self._join("method", value.__func__, value.__self__)),
             (FunctionType, self._function),
             (BuiltinFunctionType, self._builtin),
+            (
+                GenericAlias,
+                lambda value: self._join("alias", value.__origin__, value.__args__),
+            ),  # before type: it says so
+            (UnionType, lambda value: self._join("union", value.__args__)),
             (type, self._class),
+            (_DESCRIPTORS, lambda value: self._join("descriptor", value.__objclass__, value.__name__)),
             (ModuleType, self._file),
             (CodeType, self._code),
             (Mapping, lambda value: self._join("mapping", *(part for item in value.items() for part in item))),
@@ -137,7 +152,7 @@ class _Walk:
     def _tensor(self, value: Tensor) -> str:
         value = value.detach()
         try:
-            if (parts := _parts_of(value)) is not None:
+            if (parts := parts_of(value)) is not None:
                 return self._join("tensor", type(value).__name__, str(value.dtype), *parts)
             flat = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
             data = flat.view(torch.uint8).numpy().tobytes()
@@ -216,28 +231,6 @@ class _Walk:
         held = f" held by {_name_of(owner)}" if owner is not None else ""
         self.without_key.append(f"a {type(value).__name__}{held}")
         return _hash("unkeyed", uuid.uuid4().hex)
-
-
-def _parts_of(value: Tensor) -> list[object] | None:
-    """What a tensor that is no plain block of numbers is made of; None for one that is."""
-    if value.is_nested:
-        return list(value.unbind())
-    if value.is_quantized:
-        per_channel = value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
-        scale: list[object] = (
-            [value.q_per_channel_scales(), value.q_per_channel_zero_points(), value.q_per_channel_axis()]
-            if per_channel
-            else [value.q_scale(), value.q_zero_point()]
-        )
-        return [value.int_repr(), *scale]
-    if value.layout == torch.sparse_coo:
-        whole = value.coalesce()
-        return [tuple(value.shape), whole.indices(), whole.values()]
-    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [str(value.layout), tuple(value.shape), value.crow_indices(), value.col_indices(), value.values()]
-    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [str(value.layout), tuple(value.shape), value.ccol_indices(), value.row_indices(), value.values()]
-    return ["meta", tuple(value.shape)] if value.device.type == "meta" else None
 
 
 def _value_of(value: object) -> str:

@@ -1,9 +1,7 @@
-"""Handling a user's module: copies, fresh ones, tied parameters, and attributes that a forward pass changes."""
+"""Handling a user's module: copies, fresh ones, and tied parameters."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from patterning.core.errors import PatterningError
-from patterning.core.numbers import as_float32
 from patterning.core.rng import Stream, generator
-from patterning.core.seen import Seen, fresh, tensors
-
-_MISSING = object()
+from patterning.core.seen import tensors
+from patterning.core.tensors import as_float32
 
 
 def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
@@ -31,7 +27,8 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
     for part in module.modules():
         for tensor in tensors(part.__dict__):
             if tensor.requires_grad and not tensor.is_leaf:  # deepcopy refuses these: results of a computation
-                memo[id(tensor)] = tensor.detach().clone()
+                # As a leaf: a loss that reads it, past the parameters that it was made of, is found by that.
+                memo[id(tensor)] = tensor.detach().clone().requires_grad_()
     try:
         copy = deepcopy(module, memo)
         if not convert:
@@ -39,12 +36,13 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
         numbers = [*copy.parameters(), *copy.buffers()]
         if any(value.is_floating_point() and value.dtype != torch.float32 for value in numbers):
             copy = copy.float()
+        copy.eval()  # its own eval() may return nothing
     except Exception as error:
         raise PatterningError(
             f"the module cannot be copied or converted to float32 ({type(error).__name__}: {_first_line(error)}): "
             f"{_what_hinders(module)}, or give it in float32"
         ) from error
-    return copy.eval()
+    return copy
 
 
 def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -63,65 +61,6 @@ def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
         if len(names) > 1:
             found[listed[key]] = others
     return found
-
-
-@contextmanager
-def keep_attributes(module: nn.Module, changing: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Attributes and buffers (name of the submodule, name in it) are afterwards what they were before.
-
-    A forward pass may leave tensors of its own behind (`self.last = x`), or write into a cache. While the context lasts
-    it is given copies of what it changes, so that every call finds what the first one found.
-    """
-    kept, made = list[tuple[dict[str, Any], str, object]](), dict[int, Any]()
-    for path, name in changing:
-        if (part := _submodule(module, path)) is not None:
-            for place in (part.__dict__, part._buffers):
-                before = place.get(name, _MISSING)
-                kept.append((place, name, before))
-                if before is not _MISSING:
-                    place[name] = fresh(before, made)
-    try:
-        yield
-    finally:
-        for place, name, before in kept:
-            if before is _MISSING:
-                place.pop(name, None)
-            else:
-                place[name] = before
-
-
-def attributes_of(module: nn.Module) -> dict[tuple[str, str], Seen]:
-    """What every attribute and buffer of every submodule is now (no parameters, submodules and hooks)."""
-    made: dict[int, Any] = {}
-    return {place: Seen(value, exact=True, made=made) for place, value in _attributes(module).items()}
-
-
-def changed_attributes(before: Mapping[tuple[str, str], Seen], module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Those that are other objects now than `before`, or the same ones with other contents."""
-    after = _attributes(module)
-    keys = [*before, *(key for key in after if key not in before)]
-    return tuple(key for key in keys if key not in before or before[key].changed(after.get(key, _MISSING)))
-
-
-def put_back(before: Mapping[tuple[str, str], Seen], module: nn.Module, changed: Sequence[tuple[str, str]]) -> None:
-    """Give the module copies of what the attributes `changed` were `before`."""
-    for path, name in changed:
-        part = module.get_submodule(path)
-        place = part._buffers if name in part._buffers else part.__dict__
-        if (path, name) in before:
-            place[name] = before[path, name].copy
-        else:
-            place.pop(name, None)
-
-
-def _attributes(module: nn.Module) -> dict[tuple[str, str], object]:
-    standard = vars(nn.Module())
-    return {
-        (path, key): value
-        for path, part in module.named_modules()
-        for key, value in (*vars(part).items(), *part._buffers.items())
-        if key not in standard
-    }
 
 
 def fresh_module(
@@ -194,13 +133,6 @@ def _constructed_again(module: nn.Module) -> nn.Module:
     return fresh.float()
 
 
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:  # a copy whose parts stand elsewhere
-        return None
-
-
 def _check_parameters(module: nn.Module) -> None:
     """Raise `PatterningError` for numbers that a row of float32 cannot hold, or that are not there yet."""
     for name, p in module.named_parameters():
@@ -215,28 +147,47 @@ def _check_parameters(module: nn.Module) -> None:
 
 
 def _check_memory(module: nn.Module) -> None:
-    """Raise `PatterningError` for trainable parameters that share numbers without being the same parameter.
+    """Raise `PatterningError` for a trainable parameter that shares numbers with another parameter or a buffer.
 
-    A row would hold such numbers twice, with two values.
+    A copy, a sampler or an optimiser would move such numbers apart; a row would hold them twice.
     """
-    spans: list[tuple[int, int, str]] = []
-    for name, p in module.named_parameters():
-        if not p.requires_grad or p.layout != torch.strided or not p.numel():
+    spans: list[tuple[str, int, int, str, bool]] = []
+    for name, value in (*module.named_buffers(), *module.named_parameters()):
+        if value.layout != torch.strided or not value.numel() or value.is_meta:
             continue
-        if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        steps = list(zip(value.shape, value.stride(), strict=True))
+        if value.requires_grad and any(stride == 0 and size > 1 for size, stride in steps):
             raise PatterningError(
                 f"parameter {name} repeats the same numbers (it was expanded): make it nn.Parameter(values.clone()), "
                 "or keep the few numbers as the parameter and expand them in the forward pass"
             )
-        last = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
-        spans.append((p.data_ptr(), p.data_ptr() + (last + 1) * p.itemsize, name))
-    spans.sort()
-    for (_, end, name), (start, _, other) in pairwise(spans):
-        if start < end:
-            raise PatterningError(
-                f"parameters {name} and {other} share memory, but are two parameters: to tie them make them the same "
-                "object (a.weight = b.weight), or else give each its own numbers (nn.Parameter(values.clone()))"
-            )
+        reach = 1 + sum((size - 1) * stride for size, stride in steps)
+        start = value.data_ptr()
+        spans.append((str(value.device), start, start + reach * value.itemsize, name, value.requires_grad))
+    spans.sort(key=lambda span: span[:2])
+    ends: dict[tuple[str, bool], tuple[int, str]] = {}  # how far those before reach: (device, trainable) → end, name
+    for device, start, end, name, trainable in spans:
+        for other in (True, False) if trainable else (True,):
+            reached, before = ends.get((device, other), (start, ""))
+            if start < reached:
+                raise PatterningError(
+                    f"{before} and {name} share memory, but are two objects, which a copy, a sampler or an optimiser "
+                    "moves apart. To tie them, assign the same Parameter to both (b.weight = a.weight); else give each "
+                    "its own numbers (values.clone())"
+                )
+        if end > ends.get((device, trainable), (0, ""))[0]:
+            ends[device, trainable] = end, name
+
+
+def _attributes(module: nn.Module) -> dict[tuple[str, str], object]:
+    """What every submodule holds besides parameters, submodules and hooks."""
+    standard = vars(nn.Module())
+    return {
+        (path, key): value
+        for path, part in module.named_modules()
+        for key, value in (*vars(part).items(), *part._buffers.items())
+        if key not in standard
+    }
 
 
 def _what_hinders(module: nn.Module) -> str:

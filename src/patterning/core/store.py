@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from patterning.core.locks import cannot_use, hold
 Arrays = dict[str, NDArray[Any]]
 LONGEST_NAME = 80
 """Letters of a unit's name that its file is called by: file systems end at 255 for the whole."""
-RESULTS = ("config.yaml", "results.json", "report.html", "chi.zarr")
+RESULTS = ("config.yaml", "results.json", "report.html", "figure.svg", "chi.zarr")
 """What a run folder may hold besides its units."""
 _log = logging.getLogger("patterning")
 _count = itertools.count()
@@ -100,6 +100,24 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
+class Work(Protocol):
+    """What a run folder computes once and keeps: a `Unit`, or a `Job` (`core.jobs`)."""
+
+    @property
+    def name(self) -> str:
+        """For people: files and messages are called by it."""
+        ...
+
+    @cached_property
+    def key(self) -> str:
+        """Changes when the result may change."""
+        ...
+
+    def run(self, scratch: Path) -> Arrays:
+        """Do it. `scratch` is a path that it may use to save where it stands, removed when it is done."""
+        ...
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work: `function(**arguments, scratch=Path)` returns named arrays.
@@ -124,6 +142,10 @@ class Unit:
         module = self.function.__module__
         function = f"{module}.{self.function.__qualname__}"
         return f"{self.name[:LONGEST_NAME]}-{fingerprint(function, self.arguments, code_version(module))}"
+
+    def run(self, scratch: Path) -> Arrays:
+        """Call the function."""
+        return self.function(**self.arguments, scratch=scratch)
 
 
 @dataclass(frozen=True)
@@ -166,11 +188,11 @@ class RunFolder:
             else:
                 leftover.unlink(missing_ok=True)
 
-    def file_of(self, unit: Unit) -> Path:
+    def file_of(self, unit: Work) -> Path:
         """Where the unit's result lies, or will lie."""
         return self.units / f"{unit.key}.safetensors"
 
-    def load(self, unit: Unit) -> Arrays | None:
+    def load(self, unit: Work) -> Arrays | None:
         """The result of a finished unit, or None. A damaged file is as good as none: it is deleted, with a note."""
         path = self.file_of(unit)
         if not path.exists():
@@ -182,7 +204,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
             return None
 
-    def compute(self, unit: Unit) -> Arrays:
+    def compute(self, unit: Work) -> Arrays:
         """The unit's result: read if it is there, otherwise computed and stored."""
         found = self.load(unit)
         if found is not None:
@@ -193,15 +215,15 @@ class RunFolder:
         scratch.unlink(missing_ok=True)
         return arrays
 
-    def _call(self, unit: Unit, scratch: Path) -> Arrays:
+    def _call(self, unit: Work, scratch: Path) -> Arrays:
         try:
-            return unit.function(**unit.arguments, scratch=scratch)
+            return unit.run(scratch)
         except SafetensorError as error:
             if not scratch.exists():
                 raise
             _log.warning(f"{scratch} is damaged ({error}): {unit.name} starts anew")
             scratch.unlink()
-            return unit.function(**unit.arguments, scratch=scratch)
+            return unit.run(scratch)
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

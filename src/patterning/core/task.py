@@ -1,36 +1,36 @@
 """Any `torch.nn.Module` with any per-sample loss as a `Task`: the way in for a user's own model and checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning.core.anchors import check_like, check_rest, matching, row_of
 from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
+from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain
 from patterning.core.errors import PatterningError
 from patterning.core.identity import digest
-from patterning.core.modules import copy_module, displaced, fresh_module, keep_attributes, other_names, spread
+from patterning.core.modules import copy_module, displaced, fresh_module, other_names, spread
+from patterning.core.outside import check_copy
 from patterning.core.rng import seeds_of
+from patterning.core.rows import RowSource
 from patterning.core.samples import Samples, draws_of
-from patterning.core.trial import check_base_weights, try_task
+from patterning.core.state import keep_attributes
+from patterning.core.trial import FEW_ROWS, check_base_weights, check_still_the_same, tried_losses, try_task
+from patterning.core.whole_data import read_rows
 
 Call = Callable[..., Any]
 """The module at some parameters: call it as you would call the module."""
-BatchLoss = Callable[[Any, Batch], Tensor | tuple[Tensor, Tensor]]
-"""(module, batch) → losses in nats, (b,) or (b, t): one a row, or one for each of the t samples that a row holds; or a
-pair of the losses and their mask, of the same shape: False (or 0) where there is no sample, as at padding."""
 KEY_ROWS = 16
 """Rows whose losses are part of a task's fingerprint."""
-
-CELLS_AT_ONCE = 4_096
-"""Samples that are evaluated in one call where all rows of the data are gone through."""
 
 
 class Task:
@@ -63,6 +63,7 @@ class Task:
     ) -> None:
         self.bfloat16 = bfloat16
         self.module = copy_module(module)
+        check_copy(module, self.module)
         self.loss_fn = loss_fn
         self.make = make
         self.shapes = {name: p.shape for name, p in self.module.named_parameters() if p.requires_grad}
@@ -75,7 +76,11 @@ class Task:
         self.trial = Trial()
         self.trial = try_task(self, module)
         self.samples_per_row = self.trial.samples_per_row
-        self.sample_weights = self._read_masks() if self.trial.masked else None
+        self.sample_weights, more = read_rows(self)
+        text = self.data.left_out if isinstance(self.data, RowSource) else ()
+        if text:
+            more = (*more, f"{', '.join(text)} of the data set is text, which the loss is not given")
+        self.trial = replace(self.trial, notes=(*self.trial.notes, *more))
         """(n, t) float32, the weight of each sample of a row, 0 where there is none; None: all alike."""
         count = torch.ones(n) if self.sample_weights is None else self.sample_weights.double().sum(1).cpu()
         weights = frequency.double() * count.double()
@@ -84,6 +89,7 @@ class Task:
         self.base_weights = weights / weights.sum()
         self.ids = np.arange(n)
         self.draws = draws_of(self.base_weights)
+        self._tried = tried_losses(self, spread(n, FEW_ROWS))
 
     @property
     def num_parameters(self) -> int:
@@ -206,27 +212,30 @@ class Task:
         called = self.module if module is None else module
         shared = len(index) == 1 or index.stride(0) == 0  # one minibatch for all replicas: computed unbatched
         rows = index[0] if shared else index
-        batch = take_rows(data, rows)
         names = [(name, self.all_names(name)) for name in varied]
         together = self.trial.vectorise == "rows" or (self.trial.vectorise == "parameters" and shared)
-        with_loss = _WithLoss(called, self.loss_fn)
+        with_loss = WithLoss(called, self.loss_fn)
 
         def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
-            named = {f"module.{other}": parameters[name] for name, others in names for other in others}
-            half = torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False)
-            with half, keep_attributes(called, self.trial.changing):  # each replica finds the module as it was
-                answer = functional_call(with_loss, named, (own,), tie_weights=False)
-            losses, mask = losses_and_mask(answer, index.shape[1])
-            return (losses if mask is None else torch.where(mask > 0, losses, 0.0)).flatten()
+            named = {other: parameters[name] for name, others in names for other in others}
+            with (
+                keep_attributes(called, self.trial.changing),
+                torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False),
+                differentiable(self.trial.differentiates),
+            ):
+                answer = with_loss.at(named, own)
+            losses, mask = losses_and_mask(answer, index.shape[1], self.trial.samples_per_row)
+            return (plain(losses) if mask is None else torch.where(mask > 0, plain(losses), 0.0)).flatten()
 
         # Fused attention, twice as fast on a CPU, has no rule for vmap and no second derivative.
         fused = one_by_one and not torch.is_grad_enabled()
-        with _no_inference_path(), nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+        with no_inference_path(), nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
             if one_by_one or not together:
                 count = len(next(iter(varied.values())))
                 own = [{name: values[c] for name, values in varied.items()} for c in range(count)]
-                return torch.stack([one(own[c], batch if shared else take_rows(data, rows[c])) for c in range(count)])
-            return vmap(one, in_dims=(0, None if shared else 0))(dict(varied), batch)
+                # each its own copy of its rows: a call may write into its batch
+                return torch.stack([one(own[c], take_rows(data, rows if shared else rows[c])) for c in range(count)])
+            return vmap(one, in_dims=(0, None if shared else 0))(dict(varied), take_rows(data, rows))
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Named views (r, *shape) of rows (r, P)."""
@@ -241,33 +250,42 @@ class Task:
         """The row (P,) of the task's own module: the checkpoint it was made with."""
         return self.flatten(self.module)
 
-    def answer(self, rows: Tensor, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the loss returns for `rows` (b,) at the module's own (or these) parameters: losses and their mask."""
-        own = {} if parameters is None else parameters
-        named = {f"module.{other}": own[name] for name in own for other in self.all_names(name)}
-        batch = take_rows(self.data, rows)
-        with keep_attributes(self.module, self.trial.changing), _no_inference_path(), sdpa_kernel(SDPBackend.MATH):
-            answer = functional_call(_WithLoss(self.module, self.loss_fn), named, (batch,), tie_weights=False)
-        return losses_and_mask(answer, len(rows))
+    def answer(
+        self,
+        rows: Tensor,
+        parameters: Mapping[str, Tensor] | None = None,
+        *,
+        module: nn.Module | None = None,
+        batch: Batch = None,
+        exact: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the loss returns for `rows` (b,) at the module's own (or these) parameters: losses and their mask.
 
-    def _read_masks(self) -> Tensor:
-        """The weight of every sample, (n, t), from one pass over the data."""
-        n, masks = count_rows(self.data), list[Tensor]()
-        for rows in torch.arange(n).split(max(1, CELLS_AT_ONCE // self.samples_per_row)):
-            with torch.no_grad():
-                losses, mask = self.answer(rows)
-            assert mask is not None
-            own = mask.float().reshape(len(rows), -1)
-            if not bool(torch.isfinite(own).all()) or bool((own < 0).any()):
-                raise PatterningError("the mask (the second of the pair that the loss returns) must be finite and >= 0")
-            bad = (~losses.isfinite()).reshape(len(rows), -1) & (own > 0)
-            if bool(bad.any()):
-                row, position = (int(i) for i in bad.nonzero()[0])
-                raise PatterningError(
-                    f"the loss of row {int(rows[row])}, position {position}, is NaN or infinite at these parameters"
-                )
-            masks.append(own.cpu())
-        return torch.cat(masks)
+        `module` stands in for the task's, `batch` for the rows' data; `exact` computes in float64.
+        """
+        called = self.module if module is None else module
+        own = {} if parameters is None else parameters
+        named = {other: own[name] for name in own for other in self.all_names(name)}
+        batch = take_rows(self.data, rows) if batch is None else batch
+        if exact:
+            named, batch = in_float64(called, named, batch)
+        with (
+            keep_attributes(called, self.trial.changing),
+            no_inference_path(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            with differentiable(self.trial.differentiates):
+                answer = WithLoss(called, self.loss_fn).at(named, batch)
+            losses, mask = losses_and_mask(answer, len(rows), self.trial.samples_per_row)
+            return plain(losses), mask
+
+    def check_still_the_same(self) -> None:
+        """Raise `PatterningError` if the losses at w* are not what they were when the task was made.
+
+        They are where the loss keeps state of its own that every call changes (a counter, a cache, an average): what
+        was computed in between is no result then. Call it after long computations; it takes one forward pass.
+        """
+        check_still_the_same(self, *self._tried)
 
     def _values(self) -> NDArray[np.float32]:
         """Losses of some rows at w* and at other parameters: what the loss gives, however it is written."""
@@ -292,26 +310,3 @@ class Task:
                 f"(r, {self.num_parameters}) and (r, b)"
             )
         return self.named(flat)
-
-
-class _WithLoss(nn.Module):
-    """A module with its loss on top, so that the loss is given the module itself, at any parameters."""
-
-    def __init__(self, module: nn.Module, loss: BatchLoss) -> None:
-        super().__init__()
-        self.module = module
-        self.__dict__["loss"] = loss  # a loss that is a module keeps its parameters to itself
-
-    def forward(self, batch: Batch) -> Any:
-        return self.__dict__["loss"](self.module, batch)
-
-
-@contextmanager
-def _no_inference_path() -> Iterator[None]:
-    """PyTorch's inference path of whole attention layers has no rule for vmap, and is left where a module has hooks."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,27 +1,40 @@
 """What a model and its loss can do, tried in seconds before anything is computed with them.
 
 Everything is tried on a few rows, at the module's own parameters and at others: the shape of the losses at two batch
-sizes, that they are finite, the same twice, the same alone and in company, that they depend on the parameters and have
-a gradient, and how many replicas `torch.func.vmap` can run at a time. A refusal names the reason and the remedy.
+sizes, that they are finite, the same twice, the same alone and in company, that they depend on the parameters that they
+are given and on no others, that they have the gradient of their values, and how many replicas `torch.func.vmap` can run
+at a time. A refusal names the reason and the remedy.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from patterning.core.answers import TOLERANCE, Triable, Trial, kept, reason_of, run_plain, same
+from patterning.core.answers import ROUNDING, Triable, Trial, kept, reason_of, run_plain, same
 from patterning.core.batch import as_batch, count_rows
 from patterning.core.errors import PatterningError
-from patterning.core.modules import attributes_of, changed_attributes, displaced, put_back, spread
+from patterning.core.modules import displaced, spread
+from patterning.core.outside import check_calls, check_reads, check_views, watched
+from patterning.core.seen import same_values
+from patterning.core.state import changed_places, scratch_copy, state_of
 from patterning.core.trial_gradient import check_gradient
-from patterning.core.trial_writes import check_writes
+from patterning.core.trial_losses import (
+    check_company,
+    check_finite,
+    check_ignored,
+    check_same_twice,
+    check_sizes,
+    rounding,
+)
 
 MOST_ROWS = 64
 FEW_ROWS = 4
+GRADIENT_ROWS, GRADIENT_CELLS = 16, 256
+"""Most rows, and samples in them, whose gradient is tried."""
 QUICK = 0.05
 """Seconds for a forward pass over a few rows, up to which more are tried."""
 
@@ -30,46 +43,131 @@ def check_base_weights(weights: object, rows: int) -> Tensor:
     """Base weights (n,) as a tensor, 1 for each row where there are none; raises `PatterningError` for bad ones."""
     if weights is None:
         return torch.ones(rows)
-    found = as_batch(weights)
-    if not isinstance(found, Tensor) or found.is_complex() or found.shape != (rows,):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    try:
+        found = as_batch(weights)
+    except PatterningError as error:
+        what = type(weights).__name__
+        raise PatterningError(f"base_weights must be {rows} numbers, one a row (got {what}): {error}") from None
+    if not isinstance(found, Tensor) or found.shape != (rows,):
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise PatterningError(f"base_weights must be {rows} numbers, one a row (got {shape})")
     found = found.cpu()
-    if not bool(torch.isfinite(found).all() and (found >= 0).all() and found.any()):
-        raise PatterningError(f"base_weights must be {rows} finite numbers >= 0, not all 0")
+    bad = ~found.isfinite() | (found < 0)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise PatterningError(
+            f"base_weights must be finite numbers >= 0, one for each of the {rows} rows: row {row} has "
+            f"{float(found[row]):.4g}"
+        )
+    if not bool(found.any()):
+        raise PatterningError("base_weights are all 0: a row counts as often as its weight says, so some must be > 0")
     return found
 
 
 def try_task(task: Triable, original: nn.Module) -> Trial:
     """Try a task whose module is a copy of `original`; raises `PatterningError` where it cannot serve."""
-    n, before = count_rows(task.data), attributes_of(task.module)
-    check_writes(task, spread(n, FEW_ROWS))
-    with _watched(original) as calls:
-        rows = _with_samples(task, _how_many(task, n), n)
-        losses, mask = run_plain(task, rows)
-    changing = changed_attributes(before, task.module)
-    put_back(before, task.module, changing)
-    task.trial = trial = Trial(masked=mask is not None, changing=changing)
-    if changing:
-        losses, mask = run_plain(task, rows)  # as every call finds the module from now on
-    if calls:
+    n = count_rows(task.data)
+    task.trial = Trial()
+    with watched(original) as calls:
+        task.trial = _first_call(task, spread(n, FEW_ROWS))
+    check_calls(calls)
+    check_views(original, task.trial.changing)
+    rows = _with_samples(task, _how_many(task, n), n)
+    losses, mask = run_plain(task, rows)
+    if losses.dtype not in (torch.float32, torch.float64):
         raise PatterningError(
-            "the loss calls the module it was written with: it must call the one that it is given, loss(module, batch)"
+            f"the loss returned numbers of type {losses.dtype}: it must return float32, losses.float()"
         )
-    _check_sizes(task, rows, losses)
-    _check_repeats(task, rows, losses, mask)
-    _check_finite(rows, losses, mask)
-    check_gradient(task, rows[: max(FEW_ROWS, 1)])
-    _check_ignored(task, rows, losses, mask)
+    task.trial = replace(task.trial, masked=mask is not None)
+    check_sizes(task, rows, losses)
+    check_same_twice(task, rows, losses, mask)
+    check_finite(rows, losses, mask)
+    task.trial = rounding(task, rows, losses[kept(losses, mask)])
+    check_company(task, rows, losses, mask)
+    count = max(1, min(GRADIENT_ROWS, len(rows), GRADIENT_CELLS * len(losses) // losses.numel()))
+    some = _with_samples(task, rows[spread(len(rows), count)], n)
+    check_reads(task, original, some)
+    notes = (*task.trial.notes, *check_gradient(task, some, original))
+    check_ignored(task, rows, losses, mask)
     samples = losses.numel() // len(losses)
-    task.trial = replace(trial, samples_per_row=samples)
+    task.trial = replace(task.trial, samples_per_row=samples, notes=notes)
     return _vectorised(task, rows, torch.where(kept(losses, mask), losses, 0.0).flatten())
+
+
+def tried_losses(task: Triable, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows, and their losses at w* now, 0 where there is no sample."""
+    losses, mask = run_plain(task, rows)
+    return rows, torch.where(kept(losses, mask), losses, 0.0)
+
+
+def check_still_the_same(task: Triable, rows: Tensor, before: Tensor) -> None:
+    """The losses of `rows` at w* must be `before`, as they were when the task was made."""
+    _, after = tried_losses(task, rows)
+    allowed = task.trial.slack + 10 * ROUNDING * before.abs()
+    if after.shape != before.shape or not bool(((after - before).abs() <= allowed).all()):
+        raise PatterningError(
+            f"the loss of the same rows at w* was {float(before.mean()):.6g} when the task was made, and is "
+            f"{float(after.mean()):.6g} now: a call of it changes something outside of the module (a counter, a cache, "
+            "an average, or the data), so that its numbers depend on when it is called. What was computed with it is "
+            "no result: keep such state out of the loss"
+        )
+
+
+def _first_call(task: Triable, rows: Tensor) -> Trial:
+    """What a call changes in the module, on a scratch copy, and whether the loss differentiates by its inputs."""
+    own = {name: value[0] for name, value in task.named(task.own_row()[None]).items()}
+    given, frozen = {name: value.clone() for name, value in own.items()}, _frozen(task.module)
+    switches = torch.get_default_dtype(), torch.get_num_threads()
+    for differentiates in (False, True):
+        task.trial = replace(task.trial, differentiates=differentiates)
+        scratch = scratch_copy(task.module)
+        before = state_of(scratch)
+        try:
+            with torch.no_grad():
+                task.answer(rows, given, module=scratch)
+            break
+        except Exception as error:
+            if differentiates or "does not require grad" not in str(error):
+                run_plain(task, rows, given)  # says it in a sentence
+                raise
+    if switches != (torch.get_default_dtype(), torch.get_num_threads()):
+        torch.set_default_dtype(switches[0])
+        torch.set_num_threads(switches[1])
+        raise PatterningError(
+            "a call of the module or its loss changes PyTorch's default number type or its threads, which all else "
+            "computes with: do that once, before the task is made"
+        )
+    changed = [name for name, value in own.items() if not same_values(value, given[name])]
+    _check_unwritten(changed or ["frozen ones"] * (frozen != _frozen(task.module)))
+    task.trial = replace(task.trial, changing=changed_places(before, scratch))
+    _check_elsewhere(task, rows, own)
+    return task.trial
+
+
+def _check_elsewhere(task: Triable, rows: Tensor, own: Mapping[str, Tensor]) -> None:
+    """A call must not write into its parameters away from w* either: weights that it clips may be in bounds there."""
+    given = displaced(own, 0)
+    before = {name: value.clone() for name, value in given.items()}
+    run_plain(task, rows, given)
+    _check_unwritten([name for name, value in given.items() if not same_values(before[name], value)])
+
+
+def _check_unwritten(changed: list[str]) -> None:
+    if changed:
+        raise PatterningError(
+            f"a call of the module or its loss changes its parameters ({', '.join(changed[:3])}) in place: what a call "
+            "changes must be a buffer, and a constraint on a parameter belongs into forward "
+            "(self.weight.clamp(-1, 1))"
+        )
+
+
+def _frozen(module: nn.Module) -> list[tuple[int, float]]:
+    return [(p._version, float(p.detach().sum())) for p in module.parameters() if not p.requires_grad]
 
 
 def _how_many(task: Triable, n: int) -> Tensor:
     """Rows to try: more where a forward pass is quick."""
     few = spread(n, FEW_ROWS)
-    run_plain(task, few)
     begun = time.perf_counter()
     run_plain(task, few)
     return spread(n, MOST_ROWS) if time.perf_counter() - begun < QUICK else few
@@ -86,89 +184,9 @@ def _with_samples(task: Triable, rows: Tensor, n: int) -> Tensor:
     raise PatterningError("every sample is masked: the data holds no sample")
 
 
-def _check_sizes(task: Triable, rows: Tensor, losses: Tensor) -> None:
-    """At another batch size the number of samples in a row must be the same."""
-    other = rows[: (len(rows) + 1) // 2] if len(rows) > 1 else rows.repeat(2)
-    again, _ = run_plain(task, other)
-    if losses.shape[1:] == again.shape[1:]:
-        return
-    if losses.shape[1] == len(rows) and again.shape[1] == len(other):
-        raise PatterningError(
-            f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(again.shape)} for "
-            f"{len(other)}: every row is compared with every other. Are outputs (b, 1) subtracted from targets (b,)? "
-            "Use outputs.squeeze(1)"
-        )
-    raise PatterningError(
-        f"the loss gave shape {tuple(losses.shape)} for {len(rows)} rows and {tuple(again.shape)} for {len(other)}: "
-        "the number of samples in a row must not change from batch to batch. Pad all rows to one length, and return "
-        "(losses, mask)"
-    )
-
-
-def _check_repeats(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """The same twice; and the same in other company, other order and alone."""
-    again, _ = run_plain(task, rows)
-    real = kept(losses, mask)
-    if not same(again[real], losses[real]):
-        raise PatterningError(
-            "the loss is not the same twice at the same parameters: something is random. The module runs in evaluation "
-            "mode; a call such as F.dropout(x, p) needs training=self.training"
-        )
-    for order in (torch.arange(len(rows)).flip(0)[: (len(rows) + 1) // 2], torch.zeros(1, dtype=torch.int64)):
-        part, own = run_plain(task, rows[order])
-        both = real[order]
-        bad = ~torch.isclose(part, losses[order], **TOLERANCE, equal_nan=True) & both
-        if bool(bad.any()):
-            place = bad.nonzero()[0]
-            row = int(order[place[0]])
-            where = (row, *(int(i) for i in place[1:]))
-            raise PatterningError(
-                f"the loss of row {int(rows[row])} is {float(losses[where]):.4g} in one batch and "
-                f"{float(part[tuple(place)]):.4g} in another: it depends on the other rows of its batch. Are outputs "
-                "(b, 1) subtracted from targets (b,)? Does the loss use batch statistics?"
-            )
-        if mask is not None and own is not None and not torch.equal(mask[order].float(), own.float()):
-            raise PatterningError("the mask of a row depends on the other rows of its batch: it must not")
-    if mask is not None:
-        moved = {name: value[0] for name, value in displaced(task.named(task.own_row()[None]), 0).items()}
-        elsewhere = run_plain(task, rows, moved)[1]
-        if elsewhere is None or not torch.equal(mask.float(), elsewhere.float()):
-            raise PatterningError("the mask changes with the model's parameters: it must follow from the data alone")
-
-
-def _check_finite(rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    bad = ~losses.isfinite() & kept(losses, mask)
-    if bool(bad.any()):
-        place = bad.nonzero()[0]
-        row = int(rows[place[0]])
-        where = f"sample {row}" if losses.ndim == 1 else f"row {row}, position {int(place[1])},"
-        raise PatterningError(f"the loss of {where} is NaN or infinite at these parameters")
-
-
-def _check_ignored(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | None) -> None:
-    """Losses of exactly 0 whatever the parameters are: padding that a loss ignored, and that must not be a sample."""
-    if losses.ndim == 1:
-        return
-    still = (losses == 0) & kept(losses, mask)
-    own = task.named(task.own_row()[None])
-    for number in range(3):
-        if not bool(still.any()):
-            return
-        parameters = {name: value[0] for name, value in displaced(own, number).items()}
-        still &= run_plain(task, rows, parameters)[0] == 0
-    if bool(still.any()):
-        row, position = (int(i) for i in still.nonzero()[0])
-        raise PatterningError(
-            f"the loss of {int(still.sum())} of {still.numel()} samples (first: row {int(rows[row])}, position "
-            f"{position}) is exactly 0 at any parameters, as ignore_index leaves it at padding. Return a pair (losses, "
-            "mask), with mask False where there is no sample (labels != -100, say); where these are samples, return "
-            "(losses, torch.ones_like(losses))"
-        )
-
-
 def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
     """What vmap can take: two replicas with rows of their own, with the same rows, or none."""
-    trial, flat, notes = task.trial, task.own_row().expand(2, -1), []
+    trial, flat, notes = task.trial, task.own_row().expand(2, -1), list[str]()
     levels: list[tuple[Literal["rows", "parameters"], Callable[[], Tensor]]] = [
         ("rows", lambda: rows.expand(2, -1).contiguous()),
         ("parameters", lambda: rows.expand(2, -1)),
@@ -178,8 +196,8 @@ def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
         try:
             with torch.no_grad():
                 together = task.sample_losses(flat, index())
-            if all(same(replica, losses) for replica in together):
-                return replace(trial, vectorise=level, notes=tuple(notes))
+            if all(same(replica, losses, trial.slack) for replica in together):
+                return replace(trial, vectorise=level, notes=(*trial.notes, *notes))
             reason = "the losses are other ones there"
         except PatterningError:
             raise
@@ -187,18 +205,4 @@ def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
             reason = reason_of(error)
         what = "on rows of their own" if level == "rows" else "on the same rows"
         notes.append(f"replicas {what} run one after the other, as torch.func.vmap cannot run them: {reason[:90]}")
-    return replace(trial, vectorise="none", notes=tuple(notes[-1:]))
-
-
-class _watched:  # noqa: N801
-    """Calls of a module while the context lasts: a list that holds one entry a call."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._calls = module, list[None]()
-
-    def __enter__(self) -> list[None]:
-        self._handle = self._module.register_forward_pre_hook(lambda *_: self._calls.append(None))
-        return self._calls
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+    return replace(trial, vectorise="none", notes=(*trial.notes, *notes[-1:]))

@@ -1,97 +1,118 @@
-"""Whether the gradient of a task's loss is there, is finite, reaches every parameter, and is that of the loss."""
-
-import math
+"""Whether the gradient of a task's loss is there, is finite, and reaches every parameter that the loss feels."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from patterning.core.answers import Triable, kept, reason_of, run_plain, same
+from patterning.core.answers import Triable, identical, kept, reason_of, run_plain
+from patterning.core.differences import check_differences
 from patterning.core.errors import PatterningError
 from patterning.core.modules import displaced
+from patterning.core.outside import check_leaves, inert_note, leaves_of
 
-TOO_FAR = 0.02
-"""Share by which differences of the loss may miss its gradient."""
+PLACES = 4
+"""Displaced parameters at which a gradient of 0 is looked at again."""
 
-STEPS = (3e-3, 1e-3, 3e-4)
-"""Of differences, as shares of the parameters' size."""
+Parameters = dict[str, Tensor]
 
 
-def check_gradient(task: Triable, rows: Tensor) -> None:
-    """The loss must have a finite gradient, that is not all zero and agrees with differences of the loss."""
+def check_gradient(task: Triable, rows: Tensor, original: nn.Module) -> tuple[str, ...]:
+    """The loss must have a finite gradient, that is not all zero, reaches all it should and is that of its values.
+
+    Returns a note on parameters that have no effect.
+    """
     own = {name: value[0] for name, value in task.named(task.own_row()[None]).items()}
-    sizes = []
-    for parameters in (own, displaced(own, 0)):
-        slopes = _gradient(task, rows, parameters)
-        if parameters is own and any(not bool(slope.isfinite().all()) for slope in slopes.values()):
-            raise PatterningError("the gradient of the loss is NaN or infinite at these parameters")
-        sizes.append(max((float(slope.nan_to_num().abs().max()) for slope in slopes.values()), default=0.0))
-        _check_differences(task, rows, parameters, slopes)
-        _check_reached(task, rows, parameters, slopes)
-    if max(sizes) == 0:
+    places = [own, displaced(own, 0)]
+    (slopes, met), (others, met_again) = (gradient(task, rows, parameters) for parameters in places)
+    check_leaves(task, original, [leaf for leaf in met if any(leaf is other for other in met_again)])
+    if any(not bool(slope.isfinite().all()) for slope in slopes.values()):
+        raise PatterningError("the gradient of the loss is NaN or infinite at these parameters")
+    silent = {
+        name: value
+        for name, value in own.items()
+        if all(not bool(found[name].nan_to_num().any()) for found in (slopes, others) if name in found)
+    }
+    inert: Parameters = {}
+    if len(silent) < len(own):
+        inert = _check_reached(task, rows, places, {name: own[name] for name in silent if name not in slopes})
+        inert |= _check_flat(task, rows, own, {name: own[name] for name in silent if name in slopes})
+    for parameters in places:
+        check_differences(task, rows, parameters, gradient)
+    if len(silent) == len(own):
         raise PatterningError(
             "the loss does not depend on the module's parameters: it must call the module that it is given, "
             "loss(module, batch), and must not detach its outputs or run under torch.no_grad()"
         )
+    return (inert_note(inert, len(rows)),) if inert else ()
 
 
-def _gradient(task: Triable, rows: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of the sum of the losses, by parameter; those that the loss does not depend on are left out."""
-    values = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+def gradient(
+    task: Triable, rows: Tensor, parameters: Parameters, *, exact: bool = False
+) -> tuple[Parameters, list[Tensor]]:
+    """Of the sum of the losses, by parameter, and what else that requires a gradient they were computed from.
+
+    Parameters that the loss does not depend on are left out.
+    """
+    values = {name: (v.double() if exact else v).detach().clone().requires_grad_() for name, v in parameters.items()}
     try:
-        losses, mask = task.answer(rows, values)
-        total = losses[kept(losses, mask)].sum()
+        with torch.enable_grad():
+            losses, mask = task.answer(rows, values, exact=exact)
+            total = losses[kept(losses, mask)].sum()
         if not total.requires_grad:
-            return {}
+            return {}, []
+        met = [leaf for leaf in leaves_of(total) if not any(leaf is value for value in values.values())]
         slopes = torch.autograd.grad(total, list(values.values()), allow_unused=True)
     except PatterningError:
         raise
     except Exception as error:
+        remedy = "gradient checkpointing must be off"
+        if "second time" in str(error):
+            remedy = "a loss that calls torch.autograd.grad itself must do so with create_graph=True"
         raise PatterningError(
-            f"the loss has no gradient in the module's parameters: {reason_of(error)} (gradient checkpointing must be "
-            "off)"
+            f"the loss has no gradient in the module's parameters: {reason_of(error)[:160]} ({remedy})"
         ) from error
-    return {name: slope for name, slope in zip(values, slopes, strict=True) if slope is not None}
+    return {name: slope for name, slope in zip(values, slopes, strict=True) if slope is not None}, met
 
 
-def _check_reached(task: Triable, rows: Tensor, parameters: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
-    """What the gradient does not reach must not matter to the loss: a chain would not feel the loss there."""
-    rest = {name: value for name, value in parameters.items() if name not in slopes}
-    if not rest or not slopes:
-        return
-    before, mask = run_plain(task, rows, parameters)
-    for name, value in rest.items():
-        moved = displaced({name: value}, 1)
-        after, _ = run_plain(task, rows, {**parameters, **moved})
-        if not same(before[kept(before, mask)], after[kept(before, mask)]):
+def _check_reached(task: Triable, rows: Tensor, places: list[Parameters], rest: Parameters) -> Parameters:
+    """What the gradient does not reach must not matter to the loss; returned, where it does not."""
+    for parameters in places if rest else ():
+        before, mask = run_plain(task, rows, parameters)
+
+        def moves(
+            names: list[str], at: Parameters = parameters, losses: Tensor = before, mask: Tensor | None = mask
+        ) -> bool:
+            moved = displaced({name: at[name] for name in names}, 1)
+            after, _ = run_plain(task, rows, {**at, **moved})
+            return not identical(after[kept(losses, mask)], losses[kept(losses, mask)])
+
+        if moves(list(rest)):
+            name = next((name for name in rest if moves([name])), next(iter(rest)))
             raise PatterningError(
                 f"the loss depends on parameter {name}, but its gradient does not reach it. Gradient checkpointing "
-                "must be off, and nothing on the way may be detached; or freeze it with requires_grad_(False)"
+                "must be off, and nothing on the way may be detached or rounded; or freeze it with "
+                "requires_grad_(False)"
             )
+    return rest
 
 
-def _check_differences(task: Triable, rows: Tensor, parameters: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
-    """The gradient must be that of the loss: compared with central differences along itself.
-
-    It is not where a part of the model is computed again in the backward pass (gradient checkpointing), by then with
-    other parameters, or where a function has a wrong derivative.
-    """
-    square = sum(float(slope.double().square().sum()) for slope in slopes.values())
-    size = math.sqrt(sum(float(value.double().square().sum()) for value in parameters.values()))
-    if not (square > 0 and math.isfinite(square)):
-        return
-    misses = []
-    for share in STEPS:
-        step, totals = share * (size + 1e-3) / math.sqrt(square), []
-        for sign in (1, -1):
-            moved = {name: value + sign * step * slopes.get(name, 0.0) for name, value in parameters.items()}
+def _check_flat(task: Triable, rows: Tensor, own: Parameters, rest: Parameters) -> Parameters:
+    """Where the gradient is 0 wherever it is looked at, the loss must be the same there; returned, where it is."""
+    inert = {}
+    for name in rest:
+        found = []
+        for number in range(PLACES):
+            moved = {**own, **displaced({name: own[name]}, number)}
+            slopes, _ = gradient(task, rows, moved)
+            if name in slopes and bool(slopes[name].any()):
+                break
             losses, mask = run_plain(task, rows, moved)
-            totals.append(float(losses[kept(losses, mask)].double().sum()))
-        misses.append((totals[0] - totals[1]) / (2 * step * square) - 1)
-    # Rounding and curvature would give each step another miss: only one that all steps agree on is the gradient's.
-    least = min(misses, key=abs)
-    if all(math.isfinite(miss) for miss in misses) and abs(least) > TOO_FAR + 2 * (max(misses) - min(misses)):
-        raise PatterningError(
-            f"the gradient of the loss is not that of its values: along the gradient the loss changes {1 + least:.3g} "
-            "times as much as it says. Gradient checkpointing must be off, and functions of your own must have the "
-            "right backward"
-        )
+            found.append(losses[kept(losses, mask)])
+        else:
+            if not all(identical(losses, found[0]) for losses in found):
+                raise PatterningError(
+                    f"the loss depends on parameter {name}, but its gradient is 0 wherever it was tried: it moves in "
+                    "steps (rounding, argmax), or a backward of your own returns 0. Make it smooth, or freeze it with "
+                    "requires_grad_(False)"
+                )
+            inert[name] = own[name]
+    return inert

@@ -19,7 +19,7 @@ from typing import IO, Self, cast
 
 from patterning.core.errors import PatterningError
 from patterning.core.progress import Progress, listening, report_progress
-from patterning.core.store import Arrays, RunFolder, Unit
+from patterning.core.store import Arrays, RunFolder, Work
 from patterning.core.worker import DONE, FAILED, NOTE, PROGRESS, read_frame, send_frame
 
 __all__ = ["Progress", "Workers", "default_workers", "one_thread", "report_progress"]
@@ -69,7 +69,7 @@ class Workers:
         self._locked = False
         self._open.close()
 
-    def compute(self, units: Sequence[Unit], stage: str) -> list[Arrays]:
+    def compute(self, units: Sequence[Work], stage: str) -> list[Arrays]:
         """Results in the order of `units`. The first unit that fails ends the stage with its error.
 
         Raises `PatterningError` where a worker process dies.
@@ -103,12 +103,12 @@ class Workers:
             self._locked = True
             self.run.create()
 
-    def _compute_here(self, unit: Unit) -> None:
+    def _compute_here(self, unit: Work) -> None:
         with one_thread(), listening(self.progress.within):
             self.run.compute(unit)
         self._finished(0.0)
 
-    def _compute_there(self, pending: Sequence[Unit]) -> list[Unit]:
+    def _compute_there(self, pending: Sequence[Work]) -> list[Work]:
         """Compute the units on processes; returns those that cannot leave this one."""
         waiting, kept = list(pending), []
         missing = min(self.count, len(pending)) - len(self._crew)
@@ -133,7 +133,7 @@ class Workers:
                     kept.append(unit)
         return kept
 
-    def _heard(self, busy: "dict[int, _Process]", descriptor: int, idle: "list[_Process]") -> Unit | None:
+    def _heard(self, busy: "dict[int, _Process]", descriptor: int, idle: "list[_Process]") -> Work | None:
         """Take in one message of a process; returns its unit where it could not be unpacked there."""
         process = busy[descriptor]
         unit = process.hear()
@@ -148,7 +148,7 @@ class Workers:
         self._finished(_in_work(busy))
         return None
 
-    def _packed(self, unit: Unit) -> bytes | None:
+    def _packed(self, unit: Work) -> bytes | None:
         """The unit as bytes; None where a part of it cannot leave this process."""
         from patterning.core.shipping import dump
 
@@ -158,7 +158,7 @@ class Workers:
             self._note_kept(unit, f"{type(error).__name__}: {' '.join(str(error).split())}")
             return None
 
-    def _note_kept(self, unit: Unit, why: str) -> None:
+    def _note_kept(self, unit: Work, why: str) -> None:
         if not self._noted:
             _log.warning(f"{unit.name} cannot be sent to a worker process ({why}): such work is done in this one")
         self._noted = True
@@ -188,11 +188,11 @@ class _Process:
         self.inbox: IO[bytes] = self.process.stdin
         self.outbox: IO[bytes] = self.process.stdout
         self.descriptor = self.outbox.fileno()
-        self.unit: Unit | None = None
+        self.unit: Work | None = None
         self.fraction = 0.0
         self.refused: str | None = None
 
-    def give(self, unit: Unit, frame: bytes) -> None:
+    def give(self, unit: Work, frame: bytes) -> None:
         """Start a unit."""
         self.unit, self.fraction, self.refused = unit, 0.0, None
         try:
@@ -200,7 +200,7 @@ class _Process:
         except OSError:
             raise self._death() from None
 
-    def hear(self) -> Unit | None:
+    def hear(self) -> Work | None:
         """Read one message; returns the unit where it is over. `refused`: why, where the worker could not unpack it."""
         data = read_frame(self.outbox)
         if data is None:

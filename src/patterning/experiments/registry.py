@@ -1,29 +1,14 @@
 """The experiments by name, for the command line; each is imported only when it is asked for."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from patterning.core.errors import PatterningError
-from patterning.experiments.common import read_yaml
+from patterning.core.settings import read_yaml
+from patterning.study.present import Experiment, experiment_from
 
-NAMES = ("superposition", "parentheses", "induction")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment: its presets, its configuration from values, its run, and how its results are shown."""
-
-    name: str
-    default: str
-    preset: Callable[[str], Any]
-    load: Callable[[dict[str, Any], str], Any]
-    run: Callable[..., dict[str, Any]]
-    read_results: Callable[..., dict[str, Any]]
-    print_table: Callable[..., None]
-    write_page: Callable[..., None]
+NAMES = ("superposition", "parentheses", "induction", "addition")
 
 
 def find_experiment(name: object) -> Experiment:
@@ -31,15 +16,9 @@ def find_experiment(name: object) -> Experiment:
     if name not in NAMES:
         raise PatterningError(f"unknown experiment {name!r}: there are {', '.join(NAMES)}")
     module = import_module(f"patterning.experiments.{name}")
-    config = presets = run = present = module  # a file holds all four parts, a folder has a file for each
-    if hasattr(module, "__path__"):
-        config, presets, run, present = (
-            import_module(f"{module.__name__}.{part}") for part in ("config", "presets", "run", "present")
-        )
-    return Experiment(
-        str(name), presets.DEFAULT, presets.preset_config, config.load_config, getattr(run, f"run_{name}"),
-        present.read_results, present.print_table, present.write_page,
-    )  # fmt: skip
+    if hasattr(module, "__path__"):  # a folder: the study of it is in a file of its own
+        module = import_module(f"{module.__name__}.experiment")
+    return experiment_from(str(name), module)
 
 
 def experiment_of(path: Path) -> tuple[Experiment, dict[str, Any]]:

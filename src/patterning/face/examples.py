@@ -45,7 +45,7 @@ def as_text(decode: Decode, task: Task, row: int, position: int) -> str:
         if not callable(decode):
             raise PatterningError("decode must be a tokenizer or a function of (row of the data, position)")
         return str(decode(_first_row(data), position))
-    tokens = _tokens(data)[0].tolist()
+    tokens = tokens_of(data)[0].tolist()
     if task.samples_per_row == 1:
         return _said(decode, tokens)
     before, target = tokens[max(0, position + 1 - CONTEXT) : position + 1], tokens[position + 1 : position + 2]
@@ -56,7 +56,8 @@ def _said(decode: Any, tokens: list[int]) -> str:
     return str(decode.decode(tokens)).replace("\n", "⏎") if tokens else ""
 
 
-def _tokens(data: Any) -> Tensor:
+def tokens_of(data: Any) -> Tensor:
+    """The token numbers (rows, t) in some rows of the data; raises `PatterningError` where there are none."""
     if isinstance(data, Mapping) and "input_ids" in data:
         return data["input_ids"]
     for leaf in leaves(data):

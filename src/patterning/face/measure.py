@@ -11,25 +11,26 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.progress import Progress
 from patterning.core.store import RunFolder
 from patterning.core.task import Task
-from patterning.core.workers import Workers
+from patterning.core.workers import Workers, one_thread
 from patterning.face.response import Response
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.find_settings import Found, find_settings
+from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
 from patterning.response.first_look import first_look
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
-from patterning.response.sample import SampledResponse
+from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.store import to_tree
 
 Choice = Literal["auto", "pathwise", "covariance", "first-order"]
@@ -66,10 +67,11 @@ def measure(
 
     `sampler`: `SGLD(n_beta, localization, step_size)`, or "calibrate", which finds γ and ε and says what it chose.
     `chains`, `draws`, `burn_in`, `steps_between_draws`, `batch_size` and `seed` make a round of chains. More rounds are
-    run, up to `budget`, until every row has the split-half `reliability`.
+    run, up to `budget`, until every row has the split-half `reliability` (None: the whole budget is used).
 
     `estimator`: "pathwise" differentiates ⟨φ⟩ through the chain (little noise); "covariance" is χ as it is defined;
-    "auto" is pathwise where that can serve; "first-order" is a first look without sampling, in seconds.
+    "auto" is pathwise where that can serve (plain SGLD, steps that contract, a smooth φ), else the covariance;
+    "first-order" is a first look without sampling, in seconds.
 
     `probes`: rows of the data that χ gets columns for; None: all. `phi`: whose loss the component loss is, "probes",
     "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
@@ -82,23 +84,26 @@ def measure(
     """
     anchor = _checkpoint(task, at)
     names = _components(task, components, bool(observables))
-    functions = {name: OfModule(task, name, function) for name, function in (observables or {}).items()}
+    functions = _functions(task, observables)
     rows = row_numbers("probes", probes, len(task.base_weights))
-    if estimator not in get_args(Choice):
-        raise PatterningError(f"estimator {estimator!r} is not one of {', '.join(get_args(Choice))}")
+    estimator = _estimator(estimator, sampler)
+    _check_stopping(reliability, budget, workers)
+    if functions and phi is not None:
+        raise PatterningError("phi says whose loss the component loss is: it does nothing beside observables")
     if phi is None:
         phi = "data" if len(rows) < len(task.base_weights) and estimator != "covariance" else "probes"
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
     try_observables(functions, anchor, task.data)
     say = Say(progress)
-    found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     antithetic = estimator in ("auto", "pathwise")
     config = ChainConfig(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
+    found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     if estimator == "first-order":
-        response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
+        with one_thread():
+            response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
     else:
         say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget))
         with _pool(out, workers, progress) as pool:
@@ -107,7 +112,7 @@ def measure(
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
             )  # fmt: skip
     tree = to_tree(response)
-    tree["susceptibility"].attrs["calibration"] = found.text
+    tree["susceptibility"].attrs.update(calibration=found.text, verdict=found.verdict)
     return Response(tree, task)
 
 
@@ -123,9 +128,39 @@ def _components(
         known = [] if observed else [name for name in list_components(task.module) if "embed" not in name]
         return list(known) or ["full"]
     chosen = [components] if isinstance(components, str) or not isinstance(components, Sequence) else list(components)
-    for what in chosen:
-        find_component(task.module, what)
+    named = [find_component(task.module, what).name for what in chosen]
+    if not named or len(set(named)) < len(named):
+        raise PatterningError(
+            f"components must be named once each, and at least one (got {', '.join(named) or 'none'})"
+        )
     return chosen
+
+
+def _functions(task: Task, observables: Mapping[str, ModuleFunction] | None) -> dict[str, OfModule]:
+    if COMPONENT_LOSS in (observables or {}):
+        raise PatterningError(f"an observable is called {COMPONENT_LOSS!r}, which every component has: rename yours")
+    for name, function in (observables or {}).items():
+        if not callable(function):
+            raise PatterningError(
+                f"observable {name!r} is {type(function).__name__}: it must be a function of the module that returns a "
+                "scalar tensor"
+            )
+    return {name: OfModule(task, name, function) for name, function in (observables or {}).items()}
+
+
+def _estimator(estimator: Choice, sampler: Kernel | str) -> Choice:
+    """The estimator that is to be tried; "auto" is no choice for a sampler that pathwise χ cannot go back through."""
+    if estimator not in get_args(Choice):
+        raise PatterningError(f"estimator {estimator!r} is not one of {', '.join(get_args(Choice))}")
+    plain = isinstance(sampler, str | SGLD)
+    return "covariance" if estimator == "auto" and not plain else estimator
+
+
+def _check_stopping(reliability: float | None, budget: int, workers: int) -> None:
+    check_whole("budget", budget, 1)
+    check_whole("workers", workers, 1)
+    if reliability is not None and not 0 < reliability < 1:
+        raise PatterningError(f"reliability is {reliability}: it must be between 0 and 1, or None for the whole budget")
 
 
 def _sampler(
@@ -138,7 +173,8 @@ def _sampler(
         raise PatterningError(
             f"sampler {sampler!r} is no sampler: give SGLD(n_beta, localization, step_size) or 'calibrate'"
         )
-    found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed)
+    with one_thread():
+        found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed)
     say(found.text)
     return found
 
@@ -191,7 +227,7 @@ def _expectation(
     costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator)
     seconds = sum(cost.seconds for cost in costs) * (observables if estimator != "covariance" else 1)
     most = max(cost.megabytes for cost in costs)
-    again = f", up to {budget} rounds" if budget > 1 else ""
+    again = f", up to {budget} rounds, {_duration(budget * seconds)}" if budget > 1 else ""
     return (
         f"{len(costs)} component{'s' if len(costs) > 1 else ''}, {len(rows)} rows probed: about {_duration(seconds)} a "
         f"round on one worker{again}; {most:.0f} MB"
@@ -199,6 +235,8 @@ def _expectation(
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,62 +1,31 @@
 """`Response`: the susceptibility matrix χ as one object, with its errors, its samples and what can be done with it.
 
 A row of χ is a component with an observable; a column is a sample.
-
-**Which sign strengthens this head?** χ_j > 0 means that weight moved onto sample j raises ⟨φ⟩. What that says depends
-on φ. For a *component loss* φ_C = L(w) - L(w*) around component C, a lower ⟨φ⟩ means that shaking the component costs
-less: ask for less of it, ``invert({"l1h3": -1})``, to weight the samples that the component serves (χ_j < 0 there:
-their loss rises and falls with the component's). For a *loss* on a set, less of it is better performance there. For a
-*score* (an attention score, a probe's output, a logit gap), more of it is more of the structure. A sign of χ is that of
-the posterior around w*; whether training follows it is for retraining to decide (`verify`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats, check_level
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.samples import Samples
 from patterning.core.task import Task
 from patterning.face.examples import Decode, Example, as_text
+from patterning.face.response_table import cautions, component_table, warnings_of
+from patterning.face.rows import RowMeans, shown_rows
+from patterning.face.signs import as_docstring
 from patterning.intervention.direction import MIN_RELIABILITY, Data, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
 from patterning.response.modes import Modes, find_modes
-from patterning.response.sample import COMPONENT_LOSS
-from patterning.response.store import (
-    component_warnings,
-    excluded_chains,
-    open_response,
-    refused_components,
-    save_tree,
-)
+from patterning.response.store import open_response, refused_components, save_tree
 
 if TYPE_CHECKING:
     import xarray
-
-WEAK = 0.5
-"""Reliability under which a row of χ is called mostly noise."""
-
-
-@dataclass(frozen=True)
-class RowMeans:
-    """χ averaged over the samples of each row of the data: `chi`, `standard_error` (k, m) of rows `row` (m,)."""
-
-    names: tuple[str, ...]
-    row: NDArray[np.int64]
-    chi: Floats
-    standard_error: Floats
-    degrees_of_freedom: float
-
-    def half_width(self, level: float = 0.95) -> Floats:
-        """χ ± this (k, m) is an interval for each entry."""
-        check_level(level)
-        return float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
 
 
 class Response:
@@ -70,12 +39,10 @@ class Response:
         self.tree, self.task = tree, task
         data = tree["susceptibility"].to_dataset().load()
         self.data = data
-        components = [str(name) for name in data["component"].values]
-        observables = [str(name) for name in data["observable"].values]
-        shown = [name for name in observables if name != COMPONENT_LOSS] or observables
-        self._places = [(components.index(c), observables.index(o)) for c in components for o in shown]
-        self.names = tuple(_name(c, o, len(components), len(shown)) for c in components for o in shown)
-        self.rows_of = tuple((c, o) for c in components for o in shown)
+        rows = shown_rows(data)
+        self._places = [(row.c, row.o) for row in rows]
+        self.names = tuple(row.name for row in rows)
+        self.rows_of = tuple((row.component, row.observable) for row in rows)
 
     @property
     def estimator(self) -> dict[str, str]:
@@ -129,21 +96,21 @@ class Response:
         return refused_components(self.tree)
 
     @property
+    def calibration(self) -> str:
+        """What `sampler="calibrate"` chose, and its verdict; empty where the settings were given."""
+        return str(self.data.attrs.get("calibration", ""))
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader should know, worst first."""
-        lines = [f"{name} has no result: {why}" for name, why in self.refused.items()]
-        lines += [f"{name}: {why}" for name, reasons in component_warnings(self.tree).items() for why in reasons]
-        if weak := [name for name, value in self.reliability.items() if value < WEAK]:
-            lines.append(f"reliability under {WEAK}, mostly noise: {', '.join(weak)}")
-        for name, reasons in excluded_chains(self.tree).items():
-            lines += [f"left out, diverged: {name}, {why}" for why in reasons]
-        return lines
+        groups = cautions(warnings_of(self.tree, component_table(self.tree)))
+        return [line for group in groups for line in group.lines]
 
     def half_width(self, level: float = 0.95) -> Floats:
         """χ ± this (k, n) is an interval for each entry."""
         check_level(level)
         freedom = np.array([float(self.data["degrees_of_freedom"][c]) for c, _ in self._places])
-        return student.ppf((1 + level) / 2, freedom)[:, None] * self.standard_error
+        return stdtrit(freedom, (1 + level) / 2)[:, None] * self.standard_error
 
     def index(self, name: str | tuple[str, str]) -> int:
         """Where a row is; raises `PatterningError` for a name that is none."""
@@ -183,16 +150,18 @@ class Response:
         members, place = np.unique(self.row, return_inverse=True)
         q = self.base_weights
         mass = np.bincount(place, q)
-        chains = self.by_chain()
-
-        def mean(values: Floats) -> Floats:
-            return np.bincount(place, q * values) / np.where(mass > 0, mass, 1.0)
-
-        by_chain = np.stack([[mean(row) for row in chain] for chain in chains])  # (c, k, m)
-        chi, count = by_chain.mean(0), len(by_chain)
-        moderated = [moderate(by_chain[:, i].var(0, ddof=1), count - 1, np.abs(chi[i])) for i in range(len(chi))]
-        error = np.sqrt(np.stack([variance for variance, _ in moderated]) / count)
-        return RowMeans(self.names, members, chi, error, min(freedom for _, freedom in moderated))
+        known = self.data["chi_of_chain"].transpose("chain", "component", "observable", "sample").values
+        means, errors, freedoms = [], [], []
+        for c, o in self._places:
+            chains = [chain for chain in known[:, c, o] if np.isfinite(chain).all()]
+            if len(chains) < 2:
+                raise PatterningError("fewer than 2 chains are known: errors over chains cannot be given")
+            table = np.stack([np.bincount(place, q * chain) / np.where(mass > 0, mass, 1.0) for chain in chains])
+            variance, freedom = moderate(table.var(0, ddof=1), len(table) - 1, np.abs(table.mean(0)))
+            means.append(table.mean(0))
+            errors.append(np.sqrt(variance / len(table)))
+            freedoms.append(freedom)
+        return RowMeans(self.names, members, np.stack(means), np.stack(errors), min(freedoms))
 
     def modes(self, **settings: Any) -> Modes:
         """Modes of χ over its rows (`response.modes.find_modes`), with their noise floor and stability."""
@@ -201,7 +170,8 @@ class Response:
 
     def by_chain(self) -> Floats:
         """χ of each chain alone (c, k, n), the independent units; chains that some component excluded are left out."""
-        chains = np.stack([self.data["chi_of_chain"].values[:, c, o] for c, o in self._places], axis=1)
+        known = self.data["chi_of_chain"].transpose("chain", "component", "observable", "sample").values
+        chains = np.stack([known[:, c, o] for c, o in self._places], axis=1)
         kept = np.isfinite(chains).all((1, 2))
         if kept.sum() < 2:
             raise PatterningError("fewer than 2 chains are known of every row: errors over chains cannot be given")
@@ -210,19 +180,23 @@ class Response:
     def invert(
         self,
         wanted: Mapping[str | tuple[str, str], float],
-        hold: Sequence[str | tuple[str, str]] = (),
+        hold: str | Sequence[str | tuple[str, str]] = (),
         *,
         free: Any = None,
         min_reliability: float = MIN_RELIABILITY,
     ) -> Direction:
         """The smallest change of the data's weights for a wanted change: ``invert({"8s": -1}, hold=["rest"])``.
 
-        Signs and ratios alone count (for the top of this file, which sign to ask for): the size of the change is set by
-        the strength of the weights. Rows in `hold` are asked not to move; the others are left free. `free` (n,) bool:
+        Signs and ratios alone count (which sign to ask for: `help(Response)`); the size of the change is set by the
+        strength of the weights. Rows in `hold` are asked not to move; the others are left free. `free` (n,) bool:
         samples that may gain or lose weight. A direction that cannot be trusted says why in `refused`.
         """
+        if not isinstance(wanted, Mapping):
+            raise PatterningError(
+                f"the wanted change is {wanted!r}: give rows and signs, as in {{{self.names[0]!r}: -1}}"
+            )
         names = {self.names[self.index(name)]: value for name, value in wanted.items()}
-        held = [self.names[self.index(name)] for name in hold]
+        held = [self.names[self.index(name)] for name in ([hold] if isinstance(hold, str) else hold)]
         halves = [self._pick_half(half) for half in (0, 1)]
         rows = Rows(
             self.names, self.chi, self.by_chain(), (halves[0] - halves[1]) / 2, tuple(self.reliability.values())
@@ -237,12 +211,12 @@ class Response:
         save_tree(self.tree, Path(path))
 
     def page(self, path: str | Path, title: str = "Susceptibilities", *, decode: Decode | None = None) -> None:
-        """Write one self-contained HTML page."""
+        """Write one self-contained HTML page; samples are shown by `decode` (as in `top`), as pictures or by number."""
         from patterning.core.store import write_whole
         from patterning.face.response_page import response_page
 
-        del decode
-        write_whole(Path(path), response_page(self.tree, title).encode())
+        page = response_page(self.tree, title, task=self.task, decode=decode)
+        write_whole(Path(path), page.encode(errors="replace"))
 
     def __str__(self) -> str:
         """Every row with its reliability and half-widths, then the warnings."""
@@ -250,8 +224,8 @@ class Response:
         size = np.median(np.abs(self.chi), axis=1)
         head = f"{'row':24} {'estimator':12} {'reliability':>11} {'R-hat':>7} {'median |χ|':>11} {'± (95 %)':>9}"
         lines = [
-            f"{name[:24]:24} {self.estimator[c]:12} {self.reliability[name]:11.2f} {self.r_hat[name]:7.3f} "
-            f"{size[i]:11.3g} {width[i]:9.2g}"
+            f"{name[:24]:24} {self.estimator[c]:12} {_number(self.reliability[name], '.2f'):>11} "
+            f"{_number(self.r_hat[name], '.3f'):>7} {size[i]:11.3g} {_number(width[i] or np.nan, '.2g'):>9}"
             for i, (name, (c, _)) in enumerate(zip(self.names, self.rows_of, strict=True))
         ]
         first = f"χ: {len(self.names)} rows, {len(self.row):,} samples, {self._settings()}"
@@ -289,6 +263,9 @@ class Response:
         return Data(len(task.base_weights), task.samples_per_row, task.ids, task.data_fingerprint, share)
 
 
+Response.__doc__ = f"{Response.__doc__}\n{as_docstring()}\n"
+
+
 def load(path: str | Path, task: Task | None = None) -> Response:
     """The response that `Response.save` wrote (or `patterning response`: its chi.zarr).
 
@@ -303,7 +280,5 @@ def load(path: str | Path, task: Task | None = None) -> Response:
     return Response(tree, task)
 
 
-def _name(component: str, observable: str, components: int, observables: int) -> str:
-    if observables == 1 and (observable == COMPONENT_LOSS or components > 1):
-        return component
-    return observable if components == 1 else f"{component}: {observable}"
+def _number(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "n/a"

@@ -9,7 +9,7 @@ data, so that other or reordered data is refused and not weighted wrongly.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
-from patterning.core.errors import PatterningError, check_whole
-from patterning.core.rng import Stream, generator
+from patterning.core.errors import PatterningError
+from patterning.core.store import cannot_write, part_of, strict_json
+from patterning.intervention.loading import Attached, WeightedRows
 from patterning.intervention.permute import permuted, permuted_within
 from patterning.intervention.weights import WeightSummary, summarise
 
@@ -145,6 +147,12 @@ class Weights:
         The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
         minibatch, so that the gradient is unbiased for that of L_ρ.
         """
+        if not losses.is_floating_point():
+            raise PatterningError(f"the losses are {losses.dtype}: they must be floating point numbers")
+        if mask is not None and mask.shape != losses.shape:
+            raise PatterningError(
+                f"the mask {tuple(mask.shape)} is not of the shape of the losses {tuple(losses.shape)}"
+            )
         rho = torch.from_numpy(self.of(rows)).to(losses)
         if losses.ndim > rho.ndim:
             rho = rho[:, None]
@@ -156,27 +164,64 @@ class Weights:
         kept = mask.to(losses)
         return torch.where(kept > 0, weighted * kept, 0.0).sum() / kept.sum().clamp(min=1e-12)
 
-    def sampler(self, seed: int, rows: int | None = None) -> "WeightedRows":
+    def sampler(self, seed: int, rows: int | None = None) -> WeightedRows:
         """For a `DataLoader`: row numbers drawn in proportion to q ρ, so that a plain loss follows L_ρ."""
         if self.per_token:
             raise PatterningError("tokens of a row are not drawn apart: use .loss(...), or .by_row().sampler(seed)")
-        return WeightedRows(self, seed, rows)
+        return WeightedRows(self.base_weights * self.rho, seed, rows)
 
     def permuted(self, seed: int, within: Any = None) -> "Weights":
         """The same weights dealt to other free samples: the control of these. `within`: a label for each sample.
 
-        With labels, weights are dealt out within each label, which keeps every label's histogram.
+        With labels, weights are dealt out within each label, which keeps every label's total. The histogram of the
+        weights is kept, where base weights are uneven up to a factor (`intervention.permute`), which is in the facts.
+        Warns where hardly anything is moved, and raises `PatterningError` where nothing can be.
         """
         flat, q, free = self.rho.ravel(), self.base_weights.ravel(), (self.free & (self.base_weights > 0)).ravel()
         if within is None:
             dealt = permuted(flat, q, free, seed)
         else:
-            labels = np.broadcast_to(np.asarray(within).reshape(len(self), -1), self.rho.reshape(len(self), -1).shape)
+            labels = self._labels(within)
             _, strata = np.unique(labels.ravel(), return_inverse=True)
             dealt = flat.copy()
-            dealt[free] = permuted_within(flat[free], strata[free], seed)
-        facts = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
+            if not free.any():
+                raise PatterningError("no free sample has a base weight: there is nothing to deal out")
+            dealt[free] = permuted_within(flat[free], strata[free], seed, q[free])
+        facts: dict[str, Any] = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
+        if within is None and np.ptp(q[free]) > 0:
+            facts["rescaled"] = float(dealt[free].sum() / flat[free].sum())
         return replace(self, rho=dealt.reshape(self.rho.shape), facts=facts)
+
+    def _labels(self, within: Any) -> NDArray[Any]:
+        """A label for each sample, from one for each row or for each token."""
+        labels, cells = np.asarray(within), self.rho.reshape(len(self), -1)
+        if labels.shape not in (self.rho.shape, (len(self),), (len(self), 1)):
+            raise PatterningError(
+                f"labels {labels.shape} for weights {self.rho.shape}: give one for each row, or for each token"
+            )
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise PatterningError("some labels are NaN or infinite: every sample needs one")
+        return np.broadcast_to(labels.reshape(len(self), -1), cells.shape)
+
+    def extend(self, task: "Task", at: Any = None, *, force: bool = False) -> "Weights":
+        """ρ for the rows of `task` that were not probed, predicted from the model (`intervention.extend`).
+
+        `at`: the checkpoint that χ was measured at, a module or a row (None: the task's module). `facts["held_out_r2"]`
+        says how well probed rows are predicted that were left out; where that is nothing, `PatterningError`.
+        """
+        from patterning.intervention.extend import extend
+
+        self.check(task)
+        if isinstance(at, Tensor):
+            anchor = check_anchor(task, at)
+        else:
+            anchor = task.own_row() if at is None else task.flatten(at)
+        known = (self.free & (self.base_weights > 0)).ravel()
+        if known.sum() == (self.base_weights > 0).sum():
+            return self
+        found = extend(self.rho.ravel(), self.base_weights.ravel(), known, task, anchor, force=force)
+        facts = {**self.facts, "held_out_r2": found.held_out_r2, "probed_rows": found.probed}
+        return replace(self, rho=found.rho.reshape(self.rho.shape), free=self.base_weights > 0, facts=facts)
 
     def summary(self) -> WeightSummary:
         """How hard the weights pull on the free samples: effective sample size, extremes, share at zero."""
@@ -196,7 +241,7 @@ class Weights:
             return dataset.add_column("weight", list(values))
         if hasattr(dataset, "assign"):
             return dataset.assign(weight=list(values) if self.per_token else values)
-        return _Attached(dataset, torch.from_numpy(values))
+        return Attached(dataset, torch.from_numpy(values))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""
@@ -205,11 +250,15 @@ class Weights:
 
         columns = {"id": self.ids, "rho": self.rho, "base_weight": self.base_weights, "free": self.free}
         table = pyarrow.table({name: list(value) if value.ndim == 2 else value for name, value in columns.items()})
-        about = {"format": FORMAT, "data": self.data, "facts": dict(self.facts)}
+        about = {"format": FORMAT, "data": self.data, "facts": strict_json(dict(self.facts))}
         table = table.replace_schema_metadata({"patterning": json.dumps(about)})
-        part = Path(path).with_name(f"{Path(path).name}.part")
-        pyarrow.parquet.write_table(table, part)
-        part.replace(path)
+        part = part_of(Path(path))
+        try:
+            pyarrow.parquet.write_table(table, part)
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise cannot_write(Path(path), error) from None
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> "Weights":
@@ -219,48 +268,21 @@ class Weights:
 
         try:
             table = pyarrow.parquet.read_table(path)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise PatterningError(f"{path} holds no weights: it cannot be read as parquet ({reason})") from None
+        try:
             about = json.loads((table.schema.metadata or {})[b"patterning"])
+            made, data, facts = about["format"], about["data"], about["facts"]
+        except (KeyError, TypeError, ValueError):
+            raise PatterningError(
+                f"{path} holds no weights of this package: it lacks the metadata that to_parquet writes; for a column "
+                "of your own use Weights.of_rows(column)"
+            ) from None
+        if made != FORMAT:
+            raise PatterningError(f"{path} holds weights of format {made}: this version reads format {FORMAT}")
+        try:
             columns = {name: np.array(table[name].to_pylist()) for name in ("id", "rho", "base_weight", "free")}
-        except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-            raise PatterningError(f"{path} holds no weights of this package: {error}") from None
-        return cls(
-            columns["rho"], columns["id"], columns["base_weight"], columns["free"], about["data"], about["facts"]
-        )
-
-
-class WeightedRows(torch.utils.data.Sampler[int]):
-    """Row numbers for a `DataLoader`, drawn with replacement in proportion to q ρ; a new order in each epoch.
-
-    One uniform number in each of `rows` equal slices of [0, 1) picks the rows (unbiased, with less variance than
-    independent draws), which are then shuffled. A function of the seed and of how often it was gone through.
-    """
-
-    def __init__(self, weights: Weights, seed: int, rows: int | None = None) -> None:
-        check_whole("seed", seed, 0)
-        self._cumulative = np.cumsum(weights.base_weights * weights.rho)
-        self._seed, self._rows, self._epoch = seed, len(weights) if rows is None else rows, 0
-        check_whole("rows", self._rows, 1)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __iter__(self) -> Iterator[int]:
-        rng = generator(self._seed, Stream.EPOCH, step=self._epoch)
-        self._epoch += 1
-        points = (np.arange(self._rows) + rng.random(self._rows)) / self._rows * self._cumulative[-1]
-        picked = np.minimum(np.searchsorted(self._cumulative, points, side="right"), len(self._cumulative) - 1)
-        return iter(rng.permutation(picked).tolist())
-
-
-class _Attached(torch.utils.data.Dataset[Any]):
-    """A map-style data set with the weight of each item."""
-
-    def __init__(self, dataset: Any, weights: Tensor) -> None:
-        self._dataset, self._weights = dataset, weights
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-    def __getitem__(self, row: int) -> Any:
-        item, weight = self._dataset[row], self._weights[row]
-        return {**item, "weight": weight} if isinstance(item, Mapping) else (item, weight)
+        except (KeyError, ValueError) as error:
+            raise PatterningError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        return cls(columns["rho"], columns["id"], columns["base_weight"], columns["free"], data, facts)

@@ -8,19 +8,20 @@ s solves the fundamental equation for the ratios and signs of the wanted change,
 observables move is set by the strength of the weights alone; what is to be expected at strength 1 is `predicted`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import Bools, Floats, as_mask
 from patterning.core.errors import PatterningError
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
-from patterning.intervention.weights import Policy, make_weights, standardise, summarise
+from patterning.intervention.strength import is_number, strong_enough
+from patterning.intervention.weights import Policy, standardise
 
 if TYPE_CHECKING:
     from patterning.core.samples import Samples
@@ -64,12 +65,23 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A direction `s` (n,) chosen on some chains, and nβ χ of the other chains, `response` (c, k, n)."""
+
+    s: Floats
+    response: Floats
+
+
+@dataclass(frozen=True)
 class Direction:
     """Signed scores `s` (n,) of the samples, with root mean square 1 under q; or why there are none (`refused`).
 
     `wanted`: the change that was asked for, by row (0: held). `predicted`: what every row is expected to do for each
-    unit of strength, from chains that did not take part in choosing s (cross-fitted). `theta` (k,): s is Σ θ_k χ_k, up
-    to a constant. `singular_values` and `noise_floor` are of the rows of χ; what lies under the floor was cut.
+    unit of strength, from chains that did not take part in choosing s (cross-fitted); `folds` are the halves of the
+    chains it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
+    of the rows of χ; what lies under the floor was cut.
+    `name`, `what` and `facts`: of a reading of a study, in words and plain values.
+    `opposite`: the direction of the opposite wish, where that is not -s (something else is held).
     """
 
     s: Floats
@@ -82,6 +94,21 @@ class Direction:
     singular_values: tuple[float, ...] = ()
     noise_floor: float = 0.0
     rank: int = 0
+    folds: tuple["Fold", ...] = ()
+    name: str = ""
+    what: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    opposite: "Direction | None" = None
+
+    def reversed(self) -> "Direction":
+        """The opposite wish: -s, or `opposite`."""
+        if self.opposite is not None:
+            return self.opposite
+        expected = {name: Change(-c.value, -c.high, -c.low) for name, c in self.predicted.items()}
+        wanted = {name: -value for name, value in self.wanted.items()}
+        theta = {name: -value for name, value in self.theta.items()}
+        folds = tuple(Fold(-fold.s, fold.response) for fold in self.folds)
+        return replace(self, s=-self.s, wanted=wanted, predicted=expected, theta=theta, folds=folds)
 
     def __str__(self) -> str:
         """In words."""
@@ -97,6 +124,7 @@ class Direction:
         policy: Policy = "clip",
         *,
         free: Any = None,
+        within: Any = None,
         cap: float | None = None,
         min_ess: float | None = None,
         per: str = "sample",
@@ -105,33 +133,59 @@ class Direction:
         """Weights along s: ρ = 1 + strength · s, made non-negative by `policy` (`intervention.weights`).
 
         `free` (n,) bool: which samples may move (default: all that χ was read for); the others, and rows that were not
-        probed, stay at ρ = 1. `cap`: no ρ above this. `min_ess`: the strength is lowered until the effective sample
-        size of the free samples is at least this share. `per="row"`: one weight a row, from the mean of s over its
+        probed, stay at ρ = 1. `within` (n,): groups that each keep their total weight, labels say. `cap`: no ρ above
+        this. `min_ess`: the strength is lowered until the effective sample size of the free samples is at least this
+        share. `per="row"`: one weight a row, from the mean of s over its
         tokens. Raises `PatterningError` for a refused direction, unless `force`.
         """
         if self.refused and not force:
             raise PatterningError(f"this direction was refused ({self.refused}); force=True takes it all the same")
         if per not in ("sample", "row"):
             raise PatterningError(f"per is {per!r}: it must be 'sample' or 'row'")
-        s, q = self.s, self.samples.weight
+        s, q, row = self.s, self.samples.weight, self.samples.row
         moving = as_mask("free", free, len(s))
+        if not (q[moving] > 0).any():
+            raise PatterningError("no free sample has a base weight: nothing can move")
         if per == "row":
-            s = _row_means(s, q, self.samples.row)
-        used, rho = _strong_enough(s, q, moving, strength, policy, cap, min_ess)
-        pull = summarise(rho, q, moving)
+            s = _row_means(s, np.where(moving, q, 0.0), row)
+        used, rho = strong_enough(s, q, moving, strength, policy, cap, min_ess, within)
         facts = {
             "what": "; ".join(_in_words(name, value) for name, value in self.wanted.items()),
             "target": dict(self.wanted),
             "policy": policy,
+            "per": per,
             "strength": used,
             "asked_strength": strength,
-            "effective_sample_size": pull.effective_sample_size,
-            "predicted_per_strength": {name: vars(change) for name, change in self.predicted.items()},
         }
-        return self._spread(rho, moving, facts, per)
+        weights = self._spread(rho, moving, facts, per)
+        predicted = self.predicted if per == "sample" and free is None else self._along(moving, per)
+        facts["effective_sample_size"] = weights.summary().effective_sample_size
+        facts["predicted_per_strength"] = {name: vars(change) for name, change in predicted.items()}
+        return replace(weights, facts=facts)
+
+    def _along(self, moving: Bools, per: str) -> dict[str, Change]:
+        """What every row does for each unit of strength where only `moving` samples move, or rows as wholes.
+
+        ρ of a row is the mean over its tokens, so that tokens that may not move are carried along.
+        """
+        q, row = self.samples.weight, self.samples.row
+
+        def carried(s: Floats) -> Floats:
+            if per == "row":
+                s = _row_means(s, np.where(moving, q, 0.0), row)
+            if not np.ptp(s[moving]) > 0:
+                return np.zeros(len(q))
+            s = standardise(s, q, moving)
+            return _row_means(s, q, row) if per == "row" else s
+
+        if not self.folds:
+            return dict(self.predicted)
+        return _changes(tuple(self.predicted), self.folds, q, carried)
 
     def needed(self, name: str, change: float) -> float:
         """The strength at which row `name` would move by `change`, by linear response; NaN where it does not move."""
+        if name not in self.predicted:
+            raise PatterningError(f"χ has no row {name!r}: it has {', '.join(self.predicted)}")
         value = self.predicted[name].value
         return change / value if value else float("nan")
 
@@ -172,6 +226,8 @@ def find_direction(
     picks = [rows.names.index(name) for name in names]
     change, q = np.array(list(target.values())), samples.weight
     mask = as_mask("free", free, len(q))
+    if not (is_number(min_reliability) and min_reliability < 1):
+        raise PatterningError(f"min_reliability is {min_reliability!r}: it must be a number below 1")
     asked = [i for i, value in zip(picks, change, strict=True) if value]
     low = [f"{rows.names[i]} {rows.reliability[i]:.2f}" for i in asked if not rows.reliability[i] >= min_reliability]
     refused = f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})" if low else None
@@ -181,34 +237,39 @@ def find_direction(
         s = standardise(solution.s, q, mask)
     except PatterningError as error:
         return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
-    predicted = _cross_fitted(rows, picks, q, change, n_beta, mask)
-    if refused is None and (wrong := _turned(target, predicted)):
-        refused = f"chains that did not choose it do not confirm it: {wrong}"
+    folds = _folds(rows, picks, q, change, n_beta, mask)
+    predicted = _changes(rows.names, folds, q, lambda s: s)
+    if refused is None and (wrong := _unconfirmed(target, predicted)):
+        refused = f"chains that did not choose it do not confirm it: {wrong}; more chains or a larger budget may"
     theta = np.linalg.lstsq(_centred(rows.chi[picks], q, mask).T * np.sqrt(q)[:, None], s * np.sqrt(q))[0]
     return Direction(
         s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
-        tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank,
+        tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank, folds,
     )  # fmt: skip
 
 
 def _target(names: Sequence[str], wanted: Mapping[str, float], hold: Sequence[str]) -> dict[str, float]:
+    if not isinstance(wanted, Mapping):
+        raise PatterningError(f"wanted is {wanted!r}: give a change for each row, {{{names[0]!r}: -1}}")
+    hold = [hold] if isinstance(hold, str) else list(hold)
     for name in (*wanted, *hold):
         if name not in names:
             raise PatterningError(f"χ has no row {name!r}: it has {', '.join(names)}")
     if both := set(wanted) & set(hold):
         raise PatterningError(f"{', '.join(sorted(both))}: asked for and held at the same time")
+    for name, value in wanted.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise PatterningError(f"the wanted change of {name!r} is {value!r}: it must be a number, +1 or -1 say")
     target = {name: float(value) for name, value in wanted.items()} | dict.fromkeys(hold, 0.0)
     if not all(np.isfinite(value) for value in target.values()) or not any(target.values()):
         raise PatterningError("the wanted change must be finite and not 0 for some row")
     return target
 
 
-def _cross_fitted(
-    rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: float, mask: Bools
-) -> dict[str, Change]:
-    """What each row does along s at strength 1, measured on chains that s was not chosen on."""
+def _folds(rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: float, mask: Bools) -> tuple[Fold, ...]:
+    """Directions chosen on the even and on the odd chains, each with the response of the others."""
     count = len(rows.chains)
-    values = []
+    folds = []
     for fit in (np.arange(0, count, 2), np.arange(1, count, 2)):
         rest = np.setdiff1d(np.arange(count), fit)
         if not len(rest):
@@ -218,21 +279,28 @@ def _cross_fitted(
             s = standardise(own, q, mask)
         except PatterningError:
             s = np.zeros(len(q))
-        values += [n_beta * (rows.chains[chain] * q) @ s for chain in rest]
+        folds.append(Fold(s, n_beta * rows.chains[rest]))
+    return tuple(folds)
+
+
+def _changes(
+    names: Sequence[str], folds: Sequence[Fold], q: Floats, carried: Callable[[Floats], Floats]
+) -> dict[str, Change]:
+    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on."""
+    values = [(chain * q) @ carried(fold.s) for fold in folds for chain in fold.response]
     table = np.stack(values)  # (chains, k)
     mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
-    width = float(student.ppf(0.975, max(len(table) - 1, 1))) * error
-    return {
-        name: Change(float(m), float(m - w), float(m + w)) for name, m, w in zip(rows.names, mean, width, strict=True)
-    }
+    width = float(stdtrit(max(len(table) - 1, 1), 0.975)) * error
+    return {name: Change(float(m), float(m - w), float(m + w)) for name, m, w in zip(names, mean, width, strict=True)}
 
 
-def _turned(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:
-    """Rows that are expected to move the other way than asked, in words."""
+def _unconfirmed(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:
+    """Rows whose interval does not lie on the side that was asked for, in words."""
     return ", ".join(
-        f"{name} is expected at {predicted[name]} for each unit of strength"
+        f"{name} is expected at {predicted[name]} for each unit of strength, which "
+        f"{'includes 0' if predicted[name].low <= 0 <= predicted[name].high else 'is the other way'}"
         for name, value in target.items()
-        if value and predicted[name].value * value <= 0
+        if value and not min(predicted[name].low * value, predicted[name].high * value) > 0
     )
 
 
@@ -244,49 +312,6 @@ def _centred(chi: Floats, q: Floats, mask: Bools) -> Floats:
 def _row_means(s: Floats, q: Floats, row: NDArray[np.int64]) -> Floats:
     mass = np.bincount(row, q)
     return (np.bincount(row, q * s) / np.where(mass > 0, mass, 1.0))[row]
-
-
-def _strong_enough(
-    s: Floats, q: Floats, moving: Bools, strength: float, policy: Policy, cap: float | None, min_ess: float | None
-) -> tuple[float, Floats]:
-    """ρ at the largest strength up to `strength` that leaves the effective sample size, with its cap."""
-    if not (isinstance(strength, int | float | np.number) and np.isfinite(strength)) or strength <= 0:
-        raise PatterningError(f"strength is {strength!r}: it must be a number > 0; for the other way ask for it")
-    if min_ess is not None and not 0 < min_ess < 1:
-        raise PatterningError(f"min_ess is {min_ess}: it is a share of the data, between 0 and 1")
-    if cap is not None and not cap > 1:
-        raise PatterningError(f"cap is {cap}: it must be above 1, the mean of ρ")
-
-    def at(alpha: float) -> Floats:
-        rho = make_weights(s, q, policy=policy, alpha=alpha, free=moving)
-        return rho if cap is None else capped(rho, q, moving, cap)
-
-    rho = at(strength)
-    if min_ess is None or summarise(rho, q, moving).effective_sample_size >= min_ess:
-        return strength, rho
-    low, high = 0.0, float(strength)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if summarise(at(middle), q, moving).effective_sample_size >= min_ess else (low, middle)
-        )
-    return low, at(low)
-
-
-def capped(rho: Floats, base_weights: Floats, free: Bools, cap: float) -> Floats:
-    """ρ with no free entry above `cap`, at the same total: what is cut off goes to the entries below, in proportion."""
-    q, result = np.where(free, base_weights, 0.0), rho.copy()
-    total = float((q * rho).sum())
-    if cap * q.sum() < total:
-        raise PatterningError(f"cap {cap} is below the mean of the free weights: it cannot be kept")
-    for _ in range(200):
-        above = free & (result >= cap)
-        result = np.where(above, cap, result)
-        short, rest = total - float((q * result).sum()), free & ~above
-        if abs(short) <= 1e-12 * total or not (q * result)[rest].sum() > 0:
-            break
-        result = np.where(rest, result * (1 + short / (q * result)[rest].sum()), result)
-    return np.minimum(result, np.where(free, cap, result))
 
 
 def _in_words(name: str, value: float) -> str:

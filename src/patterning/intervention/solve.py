@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from patterning.core.arrays import as_floats, as_mask
 from patterning.core.errors import PatterningError
+from patterning.response.base_weights import as_base_weights
 
 Floats = NDArray[np.float64]
 
@@ -44,17 +45,15 @@ def solve(
 ) -> Solution:
     """Weights change `s` (n,) for a wanted change `target` dμ (k,) of the observables, at α = 1.
 
-    `chi` (k, n), `base_weights` q (n,). `noise` (k, n) is an error sample of χ of the size of its standard error (half
+    `chi` (k, n), `base_weights` q (n,), scaled to sum to 1. `noise` (k, n) is an error sample of χ (half
     the difference of two independent halves, or the standard errors themselves): singular values under its largest one
     are cut. `free` (n,) marks samples that may move; the others keep ρ = 1, and the free ones keep their total weight.
     Raises `PatterningError` when nothing is above the noise.
     """
     chi, target = as_floats("χ", chi, 2), as_floats("the target", target, 1)
-    base_weights = as_floats("base_weights", base_weights, 1)
     k, n = chi.shape
-    keep = as_mask("free", free, n)
-    if base_weights.shape != (n,) or not (np.isfinite(base_weights).all() and (base_weights >= 0).all()):
-        raise PatterningError(f"base_weights must be {n} finite numbers >= 0, one for each column of χ")
+    base_weights, keep = as_base_weights(base_weights, n), as_mask("free", free, n)
+    noise = None if noise is None else as_floats("the noise of χ", noise)
     if noise is not None and np.shape(noise) != (k, n):
         raise PatterningError(f"the noise has shape {np.shape(noise)} for χ of {chi.shape}")
     if not (base_weights[keep] > 0).any():
@@ -68,7 +67,7 @@ def solve(
     if noise is not None and not np.isfinite(noise[:, keep]).all():
         raise PatterningError("the noise of χ holds NaN or infinite entries: a chain diverged")
     chi = np.where(keep, chi, 0.0)  # what is not known of frozen samples must not spread
-    if not (np.isfinite(n_beta) and n_beta > 0):
+    if isinstance(n_beta, bool | str) or not (np.isfinite(n_beta) and n_beta > 0):
         raise PatterningError(f"n_beta is {n_beta}: the response is proportional to it, so it must be positive")
     q = np.where(keep, base_weights, 0.0)
     root = np.sqrt(q)

@@ -2,8 +2,9 @@
 
 `clip`: max(0, 1 + α s).  `tilt`: exp(α s), positive by construction.  `rank`: s is first replaced by Gaussian scores of
 its ranks, then clipped: χ is heavy-tailed, and a few strings would otherwise hold the whole change. `rank-tilt`: the
-exponential of those scores (a plain tilt of heavy tails leaves all weight on a handful of samples).
-s enters with unit root mean square over the free samples, so α means the same for every direction.
+exponential of those scores (a plain tilt of heavy tails leaves all weight on a handful of samples). For these, s enters
+with unit root mean square over the free samples, so α means the same for every direction. `linear`: 1 + α s with s
+scaled to max |s| = 1, which keeps every weight above 0 for α < 1: first-order predictions hold for it as they are.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from patterning.core.errors import PatterningError
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Policy = Literal["clip", "tilt", "rank", "rank-tilt"]
+Policy = Literal["clip", "tilt", "rank", "rank-tilt", "linear"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
@@ -44,7 +45,13 @@ def gaussian_scores(s: Floats, base_weights: Floats, free: Bools) -> Floats:
 
 def standardise(s: Floats, base_weights: Floats, free: Bools) -> Floats:
     """s with mean 0 and root mean square 1 under q over the free samples, 0 elsewhere."""
-    q = np.where(free, base_weights, 0.0) / base_weights[free].sum()
+    mass = base_weights[free].sum()
+    if not mass > 0:
+        raise PatterningError("no free sample has a base weight: nothing can move")
+    if not np.isfinite(s[free]).all():
+        raise PatterningError("the direction holds NaN or infinite entries")
+    q = np.where(free, base_weights, 0.0) / mass
+    s = np.where(free, s, 0.0)
     centred = np.where(free, s - (q * s).sum(), 0.0)
     size = np.sqrt((q * centred**2).sum())
     if not size > 0:
@@ -52,28 +59,57 @@ def standardise(s: Floats, base_weights: Floats, free: Bools) -> Floats:
     return centred / size
 
 
-def make_weights(s: Floats, base_weights: Floats, *, policy: Policy, alpha: float, free: Bools | None = None) -> Floats:
+def make_weights(
+    s: Floats,
+    base_weights: Floats,
+    *,
+    policy: Policy,
+    alpha: float,
+    free: Bools | None = None,
+    within: NDArray[np.integer] | None = None,
+) -> Floats:
     """Relative weights ρ (n,): frozen samples stay at 1 and the free ones keep their total weight.
 
-    Raises `PatterningError` for an unknown policy, a NaN direction, or when nothing would be left.
+    `within` (n,): groups (labels, say) that each keep their total weight: the policy acts in each group apart, and a
+    group in which s is the same everywhere stays at 1. Raises `PatterningError` for an unknown policy, a NaN direction,
+    or when nothing would be left.
     """
+    if within is not None:
+        return _group_by_group(s, base_weights, policy, alpha, free, within)
     if policy not in POLICIES:
         raise PatterningError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
     s, base_weights = as_floats("the direction", s, 1), _base_weights(base_weights, len(s))
     moving = as_mask("free", free, len(s))
-    if not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha)):
+    if isinstance(alpha, bool) or not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha)):
         raise PatterningError(f"alpha is {alpha!r}: it must be a finite number")
     if not np.isfinite(s[moving]).all():
         raise PatterningError("the direction holds NaN or infinite entries")
+    if not (base_weights[moving] > 0).any():
+        raise PatterningError("no free sample has a base weight: nothing can move")
     s = np.where(moving, s, 0.0)  # what is not known of frozen samples must not spread
     if policy.startswith("rank"):
         s = gaussian_scores(s, base_weights, moving)
     z = alpha * standardise(s, base_weights, moving)
+    if policy == "linear":
+        z *= 1 / np.abs(standardise(s, base_weights, moving)[moving]).max()
     rho = np.exp(z - z.max()) if policy.endswith("tilt") else np.maximum(0.0, 1 + z)
     total = (base_weights * rho)[moving].sum()
     if not total > 0:
         raise PatterningError(f"policy {policy} at alpha {alpha} leaves no weight on the free samples")
     return np.where(moving, rho * base_weights[moving].sum() / total, 1.0)
+
+
+def _group_by_group(
+    s: Floats, base_weights: Floats, policy: Policy, alpha: float, free: Bools | None, within: NDArray[np.integer]
+) -> Floats:
+    moving, result = as_mask("free", free, len(s)), np.ones(len(s))
+    if np.shape(within) != (len(s),):
+        raise PatterningError(f"within has shape {np.shape(within)} for {len(s)} samples: it names each one's group")
+    for group in np.unique(within[moving]):
+        own = moving & (within == group)
+        if np.ptp(s[own]) > 0:
+            result[own] = make_weights(s, base_weights, policy=policy, alpha=alpha, free=own)[own]
+    return result
 
 
 def _base_weights(base_weights: Floats, count: int) -> Floats:
@@ -87,6 +123,10 @@ def summarise(rho: Floats, base_weights: Floats, free: Bools | None = None) -> W
     """How hard the weights pull."""
     rho, base_weights = as_floats("the weights", rho, 1), _base_weights(base_weights, len(rho))
     moving = as_mask("free", free, len(rho))
+    if not np.isfinite(rho[moving]).all() or (rho[moving] < 0).any():
+        raise PatterningError("the weights are negative, NaN or infinite for some free samples")
+    if not (base_weights * rho)[moving].sum() > 0:
+        raise PatterningError("no free sample has any weight: there is no effective sample size")
     q, r = base_weights[moving] / base_weights[moving].sum(), rho[moving]
     return WeightSummary(
         effective_sample_size=float((q * r).sum() ** 2 / (q * r**2).sum()),

@@ -5,12 +5,13 @@ no solution any more, whatever it does afterwards. With all parameters at 0 near
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.answers import reason_of
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
 from patterning.core.modules import spread
@@ -28,32 +29,53 @@ from patterning.posterior.chains import (
 )
 from patterning.posterior.sgld import SGLD
 
-ROWS, FEW = 128, 16
-"""Rows on which the loss at w* and that of parameters at 0 are looked at; the latter hardly differs between rows."""
+ROWS, FEW = 128, 32
+"""Rows on which the loss at w* and that of parameters at 0 are looked at; the latter differs less between rows."""
 MOST_STEPS = 50
 """Steps of the chain that shows where it leaves its band."""
 
 
+@dataclass(frozen=True)
+class Band:
+    """`loss`, in nats, past which a chain is excluded; `note` says where it is no constant predictor's, and why."""
+
+    loss: float
+    note: str = ""
+
+
 def default_band(task: Task, anchor: Tensor, batch_size: int, n_beta: float, at_anchor: Tensor | None = None) -> float:
+    """`find_band`'s loss alone."""
+    return find_band(task, anchor, batch_size, n_beta, at_anchor).loss
+
+
+def find_band(task: Task, anchor: Tensor, batch_size: int, n_beta: float, at_anchor: Tensor | None = None) -> Band:
     """The loss in nats past which a chain around `anchor` w* (P,) is excluded: that of all parameters at 0.
 
-    Room for the noise of minibatches of `batch_size` rows is added. Where w* is no better than that, or the loss of
-    parameters at 0 is undefined, the loss may rise by max(1, |L(w*)|). At nβ = 0 the loss does not hold the chain, and
-    there is no band. `at_anchor`: losses at w* of some samples, where they are known.
+    Room for the noise of minibatches of `batch_size` rows is added. Where w* is no better than that, or the model is
+    not defined at parameters 0 (it divides by a norm, say), the loss may rise by max(1, |L(w*)|), and `Band.note` says
+    the latter. At nβ = 0 the loss does not hold the chain, and there is no band. `at_anchor`: losses at w* of some
+    samples, where they are known.
     """
     if n_beta == 0:
-        return math.inf
+        return Band(math.inf)
     weighted = (task.base_weights > 0).nonzero()[:, 0]
     rows = weighted[spread(len(weighted), ROWS)]
     losses = _row_losses(task, anchor, rows) if at_anchor is None else at_anchor.detach().double().cpu()
-    start, constant = (
-        float(losses.mean()),
-        float(_row_losses(task, torch.zeros_like(anchor), rows[:: ROWS // FEW]).mean()),
-    )
+    start, note = float(losses.mean()), ""
     noise = 4 * float(losses.std(correction=0)) / math.sqrt(batch_size * WINDOW)
+    room = start + max(1.0, abs(start))
+    try:
+        some = rows[spread(len(rows), FEW)]
+        at_zero = _row_losses(task, torch.zeros_like(anchor), some)
+        constant = float(at_zero.mean() + 2 * at_zero.std(correction=0) / math.sqrt(len(some)))  # few rows may be easy
+        why = "the loss there is not finite"
+    except Exception as error:  # a model may refuse parameters 0 in any way
+        constant, why = math.nan, f"{type(error).__name__}: {reason_of(error)}"
+    if not math.isfinite(constant):
+        note = f"the model is not defined at parameters 0 ({why}): chains may rise to {room:.3g} nats instead"
     if not math.isfinite(constant) or constant <= start:
-        constant = start + max(1.0, abs(start))
-    return constant + noise
+        constant = room
+    return Band(constant + noise, note)
 
 
 def _row_losses(task: Task, row: Tensor, rows: Tensor) -> Tensor:

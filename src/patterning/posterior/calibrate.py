@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from patterning.core.anchors import check_anchor
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask, evaluate
 from patterning.posterior.chains import ChainConfig, run_chains
+from patterning.posterior.curvature import NOTE, Curvature
 from patterning.posterior.diagnostics import split_r_hat
 from patterning.posterior.sgld import SGLD
 
@@ -32,12 +33,13 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was chosen, and every pilot that led there (the sensitivity)."""
+    """What was chosen, and every pilot that led there (the sensitivity). `note`: how the curvature was made."""
 
     kernel: SGLD
     wanted_rise: float
     rise: float
     pilots: tuple[Pilot, ...]
+    note: str = ""
 
 
 def calibrate(
@@ -64,12 +66,16 @@ def calibrate(
     if not 0 < rise < 1:
         raise PatterningError(f"rise is {rise}: it is a fraction of the way to the constant predictor, between 0 and 1")
     anchor = check_anchor(task, anchor)
+    _check_search(steps, tolerance, step_fraction, localization)
     q = task.base_weights
     start = float((evaluate(task.losses, anchor[None], len(q))[0].double() * q).sum())
     span = constant_loss - start
+    if not math.isfinite(span):
+        raise PatterningError(f"L(w*) is {start:.4g} and constant_loss {constant_loss}: both must be finite")
     if span <= 0:
         raise PatterningError(f"L(w*) is {start:.4g}, no better than the constant predictor's {constant_loss:.4g}")
-    curvature = max(top_curvature(task, anchor, seed=seed), 0.0)  # negative: a maximum in every direction
+    top, note = top_curvature_of(task, anchor, seed=seed)
+    curvature = max(top, 0.0)  # negative: a maximum in every direction
     tried: list[Pilot] = []
     low, high = (math.log(bound) for bound in localization)
     log_gamma, fraction = (low + high) / 2, step_fraction
@@ -82,7 +88,7 @@ def calibrate(
             fraction /= 2
             continue
         if not pilot.diverged and rise / tolerance <= pilot.rise <= rise * tolerance:
-            return Calibration(kernel, rise, pilot.rise, tuple(tried))
+            return Calibration(kernel, rise, pilot.rise, tuple(tried), note)
         too_loose = pilot.diverged or pilot.rise > rise
         low, high = (log_gamma, high) if too_loose else (low, log_gamma)
         if pilot.diverged:
@@ -97,28 +103,52 @@ def calibrate(
     )
 
 
+def _check_search(steps: int, tolerance: float, step_fraction: float, localization: tuple[float, float]) -> None:
+    check_whole("steps", steps, 16)
+    if not tolerance > 1:
+        raise PatterningError(f"tolerance is {tolerance}: it is a factor, above 1")
+    if not 0 < step_fraction < 2:
+        raise PatterningError(f"step_fraction is {step_fraction}: it must be above 0, and below 2 for a stable chain")
+    low, high = localization
+    if not 0 < low < high < math.inf:
+        raise PatterningError(f"localization is {localization}: it is a range of γ, (low, high) with 0 < low < high")
+
+
 def top_curvature(task: FlatTask, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0) -> float:
-    """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products of a fixed minibatch."""
+    """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products of a fixed minibatch.
+
+    Where the loss has no usable second derivative, products are differences of gradients (`posterior.curvature`).
+    Raises `PatterningError` where it has no finite gradient.
+    """
+    return top_curvature_of(task, anchor, iterations=iterations, samples=samples, seed=seed)[0]
+
+
+def top_curvature_of(
+    task: FlatTask, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0
+) -> tuple[float, str]:
+    """`top_curvature`, and a note on how it was made where the loss has no usable second derivative."""
     generator = torch.Generator().manual_seed(seed)
-    index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None]
-    flat = anchor[None].detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(task.losses(flat, index).mean(), flat, create_graph=True)
-    start = torch.randn(flat.shape, generator=generator)
+    index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None].to(anchor.device)
+    flat = anchor[None].detach()
+    start = torch.randn(flat.shape, generator=generator).to(flat)
+    hessian = Curvature.of([lambda at: task.losses(at, index).mean()], flat, start / start.norm())
 
     def dominant(shift: float) -> float:
         """The eigenvalue of largest magnitude of H - shift."""
         vector, value = start, 0.0
         for _ in range(iterations):
-            vector = vector / vector.norm()
-            (product,) = torch.autograd.grad(gradient, flat, vector, retain_graph=True)
-            product = product - shift * vector
+            size = float(vector.norm())
+            if not size > 0:
+                break  # nothing bends
+            vector = vector / size
+            product = hessian.times(vector) - shift * vector
             value = float((vector * product).sum())
             vector = product
         return value
 
     value = dominant(0.0)
     # Away from a minimum the most negative curvature may dominate: then the largest is found from there.
-    return value if value >= 0 else value + dominant(value)
+    return value if value >= 0 else value + dominant(value), NOTE if hessian.by_differences else ""
 
 
 def _pilot(

@@ -53,6 +53,9 @@ class ChainConfig:
             check_whole(name, getattr(self, name), 1)
         for name in ("burn_in", "seed"):
             check_whole(name, getattr(self, name), 0)
+        for name in ("matched", "antithetic"):
+            if not isinstance(getattr(self, name), bool):
+                raise PatterningError(f"{name} is {getattr(self, name)!r}: it must be True or False")
 
 
 @dataclass
@@ -85,6 +88,9 @@ def run_chains(
         raise PatterningError(
             "antithetic chains serve the pathwise estimator alone: for draws use twice as many chains"
         )
+    if math.isnan(loss_band):
+        raise PatterningError("loss_band is NaN: it is the loss in nats past which a chain is left out")
+    anchor = anchor.detach()  # a graph would grow with every step
     state = init(kernel, anchor, config.chains)
     steps = config.burn_in + config.draws * config.steps_between_draws
     cumulative = np.cumsum(task.base_weights.numpy())

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from patterning.core.anchors import check_anchor
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.task import Task
 from patterning.models.components import ComponentLike
 from patterning.models.restricted import Restricted
-from patterning.posterior.band import default_band, steepest
+from patterning.posterior.band import find_band, steepest
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import split_r_hat
 from patterning.posterior.sgld import SGLD
@@ -76,10 +76,18 @@ def find_settings(
     the chains leave the solution.
     """
     anchor = check_anchor(task, anchor)
+    if not components:
+        raise PatterningError("there is no component to calibrate on: name at least one, 'full' say")
+    if not 0 < wanted < 1:
+        raise PatterningError(f"wanted is {wanted}: it is a share of the way to a model that knows nothing, in (0, 1)")
+    if n_beta is not None and not (math.isfinite(n_beta) and n_beta > 0):
+        raise PatterningError(f"n_beta is {n_beta}: it must be finite and > 0 for a loss to answer")
+    check_whole("steps", steps, 16)
     n = float((task.base_weights > 0).sum()) * task.samples_per_row
     beta = min(MOST_N_BETA, n / math.log(max(n, 3.0))) if n_beta is None else n_beta
     picked = [components[i] for i in sorted({round(x) for x in np.linspace(0, len(components) - 1, TRIED)})]
-    band = default_band(task, anchor, batch_size, beta)
+    found = find_band(task, anchor, batch_size, beta)
+    band = found.loss
     chosen = [_search(Restricted(task, anchor, what), beta, wanted, band, steps, batch_size, seed) for what in picked]
     tightest = max((runs[-1] for runs in chosen), key=lambda run: run.kernel.localization)
     epsilon = min(runs[-1].kernel.step_size for runs in chosen)
@@ -88,7 +96,7 @@ def find_settings(
     text = (
         f"calibrated: nβ {beta:.3g}, γ {kernel.localization:.3g}, ε {epsilon:.2g}; the loss of {tightest.component} "
         f"rises by {tightest.rise:.1%} of the way to a model that knows nothing (wanted {wanted:.0%}); "
-        f"verdict: {verdict}" + (f" ({advice})" if advice else "")
+        f"verdict: {verdict}" + (f" ({advice})" if advice else "") + (f"; {found.note}" if found.note else "")
     )
     return Found(kernel, text, tuple(run for runs in chosen for run in runs), verdict)
 

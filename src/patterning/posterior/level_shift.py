@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 from scipy.special import gammaln
-from scipy.stats import f as fisher
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -148,6 +147,8 @@ def _back(white: Floats, a: float) -> Floats:
 
 def _bounded(ratio: Floats, count: int, log_choices: Floats) -> Floats:
     """Bound on p-values of doubled log likelihood ratios between normal models of `count` values."""
+    from scipy.stats import f as fisher
+
     statistic = np.expm1(np.minimum(ratio / count, 700.0)) * (count - 3)
     log_tail = fisher.logsf(statistic, 1, count - 3)
     return np.exp(np.minimum(math.log(CHOICE_OF_COEFFICIENT) + log_choices + log_tail, 0.0))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from patterning.core.anchors import check_anchor
+from patterning.core.arrays import check_level
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask, evaluate
 from patterning.core.task import Task
@@ -25,6 +26,7 @@ from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import diagnose
 from patterning.posterior.llc_verdicts import LLCRow, Verdict, verdicts
 from patterning.posterior.minimum import Slope, is_minimum
+from patterning.posterior.resolution import below_resolution, resolution
 from patterning.posterior.sgld import SGLD
 from patterning.posterior.two_state import two_state_chains
 
@@ -95,8 +97,10 @@ def check_llc(
     tasks = _tasks(task, check_anchor(task, anchor), components)
     if chains.chains < 2 or chains.draws < 8:
         raise PatterningError(f"{chains.chains} chains of {chains.draws} draws give no error: use at least 2 and 8")
-    if not 0 < level < 1:
-        raise PatterningError(f"level is {level}: it is a probability, between 0 and 1")
+    check_level(level)
+    for gamma in localizations or ():
+        if isinstance(gamma, bool | str) or not (math.isfinite(gamma) and gamma > 0):
+            raise PatterningError(f"localizations holds {gamma!r}: every γ must be finite and > 0")
     if _pull(kernel) >= 2:
         raise PatterningError(
             f"γε/2 is {_pull(kernel):.3g}: from 2 on a step of the localization alone overshoots w* by more than the "
@@ -106,7 +110,7 @@ def check_llc(
     others = sorted({gamma / 10, 10 * gamma} if localizations is None else set(localizations) - {gamma}, reverse=True)
     kernels = [kernel, *([replace(kernel, step_size=kernel.step_size / 2)] if half_step else [])]
     kernels += [with_localization(kernel, other, most_pull) for other in others]
-    z = float(norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     rows: list[LLCRow] = []
     sentences: list[Verdict] = []
     slopes: dict[str, Slope] = {}
@@ -179,13 +183,19 @@ def _measure(
     on_device = rows.to(anchor.device)
     few = np.unique(np.linspace(0, len(q) - 1, min(WATCHED, len(q))).astype(int))
 
-    def read(flat: Tensor) -> tuple[Floats, Floats]:
-        losses = evaluate(lambda at, index: task.losses(at, on_device[index]), flat, len(q)).double().cpu().numpy()
-        return losses @ q, losses[:, few]
+    def losses_at(flat: Tensor) -> Tensor:
+        return evaluate(lambda at, index: task.losses(at, on_device[index]), flat, len(q))
 
-    start = float(read(anchor[None])[0][0])
+    at_anchor = losses_at(anchor[None])[0]
+    origin = at_anchor.double().cpu().numpy()
+    start = float(origin @ q)
     if not math.isfinite(start):
         raise PatterningError(f"{name}: L(w*) is {start}: it is no checkpoint to sample around")
+
+    def read(flat: Tensor) -> tuple[Floats, Floats]:
+        losses = losses_at(flat).double().cpu().numpy()
+        return (losses - origin) @ q, losses[:, few]
+
     means, watched = np.empty((chains.draws, chains.chains)), np.empty((chains.draws, chains.chains, len(few)))
 
     def on_draw(draw: int, flat: Tensor) -> None:
@@ -200,15 +210,16 @@ def _measure(
     if len(kept) < 2:
         nan = math.nan
         return LLCRow(*settings, nan, nan, nan, nan, nan, (nan, nan), excluded, {})
-    phi = kernel.n_beta * (means[:, kept] - start)
+    phi = kernel.n_beta * means[:, kept]
     mean = diagnose(phi)
-    traces = {"L": means[:, kept]} | {
+    rounding = below_resolution(float(means[:, kept].mean()), resolution(origin, q, at_anchor.dtype), at_anchor.dtype)
+    traces = {"L": start + means[:, kept]} | {
         f"the loss of sample {rows[j]}": watched[:, kept, i] for i, j in enumerate(few.tolist())
     }
     flagged = {chain: str(why) for chain, why in two_state_chains(traces, numbers=kept).items()}
     return LLCRow(
         *settings, mean.mean, mean.standard_error, mean.r_hat, mean.ess, mean.mean / kernel.n_beta, _drift(phi),
-        excluded, flagged,
+        excluded, flagged, rounding or "",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ class LLCRow:
 
     `n_beta` nβ, `localization` γ, `step_size` ε, and the `chains` that were run with them. `rise` E[L] - L(w*) in nats;
     `drift`: λ̂ in the second half of the draws less that in the first, with its error. `excluded` and `two_state`: chain
-    number → why it was left out, or must not be trusted.
+    number → why it was left out, or must not be trusted. `rounding`: why λ̂ is rounding noise, where it is.
     """
 
     component: str
@@ -33,6 +33,7 @@ class LLCRow:
     drift: tuple[float, float]
     excluded: dict[int, str]
     two_state: dict[int, str]
+    rounding: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def _chains_verdicts(rows: Sequence[LLCRow], z: float) -> Iterator[Verdict]:
         left = (
             f"{at} {len(row.excluded)} of {row.chains.chains} chains were left out: {'; '.join(row.excluded.values())}"
         )
+        if row.rounding:
+            yield Verdict("rounding", row.component, f"{at} {row.rounding}", True)
         if row.excluded:
             yield Verdict("diverged", row.component, left, True)
         for why in row.two_state.values():

@@ -13,6 +13,7 @@ thus A ≥ γ; with κ = gᵀAg / |g|², by Jensen's inequality over the eigenva
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
+from patterning.posterior.curvature import NOTE, Curvature
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Slope:
     """∇L at w* on all data: its length `gradient` (nats per unit of w), and L's `curvature` along it, gᵀHg / |g|².
 
     `least_drop`, `most_drop`: by how much it lowers λ̂ at this nβ and γ, to second order, where L has no negative
-    curvature at w*. `least_drop` is NaN where the curvature along the slope is below -γ/nβ.
+    curvature at w*. `least_drop` is NaN where the curvature along the slope is below -γ/nβ. `note`: how the curvature
+    was made, where the loss has no usable second derivative.
     """
 
     gradient: float
@@ -37,41 +40,42 @@ class Slope:
     localization: float
     least_drop: float
     most_drop: float
+    note: str = ""
 
     def __str__(self) -> str:
         low = "an unknown amount" if math.isnan(self.least_drop) else f"{self.least_drop:.2g}"
         return (
             f"|∇L(w*)| = {self.gradient:.2g} lowers λ̂ by {low} to {self.most_drop:.2g} at nβ {self.n_beta:g} and γ "
-            f"{self.localization:g}"
+            f"{self.localization:g}" + (f" ({self.note})" if self.note else "")
         )
 
 
 def is_minimum(task: FlatTask, anchor: Tensor, *, n_beta: float, localization: float, chunk: int = 512) -> Slope:
     """The slope of L at `anchor` w* (P,), and what it does to λ̂: w* passes for a minimum where `most_drop` is small.
 
-    The gradient and one Hessian-vector product are taken over all data, in pieces of `chunk` rows. A saddle passes,
-    too: what is measured is the slope, and no negative curvature off it.
+    The gradient and one Hessian-vector product (where the loss has no usable second derivative, a difference of
+    gradients: `Slope.note`) are taken over all data, in pieces of `chunk` rows. A saddle passes, too: what is measured
+    is the slope, and no negative curvature off it.
     """
     anchor = check_anchor(task, anchor)
-    q = task.base_weights.to(anchor)
-    flat = anchor[None].clone().requires_grad_()
+    q = task.base_weights.to(anchor.device)
+    flat = anchor[None].clone()
     rows = torch.arange(len(q), device=anchor.device).split(chunk)
 
-    def gradient(part: Tensor, *, twice: bool) -> Tensor:
-        loss = (task.losses(flat, part[None])[0] * q[part]).sum()
-        return torch.autograd.grad(loss, flat, create_graph=twice)[0]
+    def loss_of(part: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda at: (task.losses(at, part[None])[0] * q[part].to(at)).sum()
 
-    slope = torch.stack([gradient(part, twice=False) for part in rows]).sum(0)
+    losses = [loss_of(part) for part in rows]
+    slope = Curvature(tuple(losses), flat).gradient(flat)
     size = float(slope.double().norm())
     if not math.isfinite(size):
         raise PatterningError("the gradient of L at w* is NaN or infinite: it is no checkpoint to sample around")
     if size == 0:
         return Slope(0.0, 0.0, n_beta, localization, 0.0, 0.0)
     direction = slope / size
-    bend = sum(
-        float((torch.autograd.grad(gradient(part, twice=True), flat, direction)[0] * direction).double().sum())
-        for part in rows
-    )
+    curvature = Curvature.of(losses, flat, direction)
+    bend = float((curvature.times(direction) * direction).double().sum())
     drive, kappa = (n_beta * size) ** 2, n_beta * bend + localization
     least = drive / 2 * (1 / kappa + localization / kappa**2) if kappa > 0 else math.nan
-    return Slope(size, bend, n_beta, localization, least, drive / localization)
+    note = NOTE if curvature.by_differences else ""
+    return Slope(size, bend, n_beta, localization, least, drive / localization, note)

@@ -10,6 +10,7 @@ posterior; with δ well above √v̂ the sampler is SGLD with step ε/δ.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,10 @@ class RMSPropSGLD:
 
     def __post_init__(self) -> None:
         """Refuse settings that define no chain."""
+        for name in ("decay", "damping"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise PatterningError(f"{name} is {value!r}: it must be a number")
         if not 0 <= self.decay < 1:
             raise PatterningError(f"decay is {self.decay}: it must be in [0, 1)")
         if not (math.isfinite(self.damping) and self.damping > 0):

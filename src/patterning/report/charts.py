@@ -86,7 +86,7 @@ class Axis:
 
 def strips(groups: Sequence[Strip], title: str, *, limits: tuple[float, float] | None = None) -> Markup:
     """Outcomes by arm, one row an arm: the same seeds unweighted (small, grey) joined to theirs, and the mean (bar)."""
-    left, width, step, top = 230, 520, 30, 26
+    left, width, step, top = 260, 520, 30, 26
     every = [value for group in groups for value in (*group.values, *group.base)]
     axis = Axis.over(every, include=limits or ())
     height = top + step * len(groups)
@@ -142,9 +142,10 @@ def curves(
     height: float = 260,
 ) -> Markup:
     """Lines over a common axis; `marks`: label → x of a vertical line."""
-    left, top, bottom = 56, 14, 40
     x_axis = Axis.over([v for curve in lines for v in curve.x], log_x)
     y_axis = Axis.over([v for curve in lines for v in (*curve.y, *curve.low, *curve.high)], log_y)
+    longest = max((len(_tick(tick)) for tick in y_axis.ticks), default=0)
+    left, top, bottom = max(56, 26 + 6 * longest), 14, 40  # the title stands beside the numbers of the axis
     inner_width, inner_height = width - left - 12, height - top - bottom
 
     def at(px: float, py: float) -> str:
@@ -202,7 +203,7 @@ def matrix(
         )
         lines.append(Markup("<tr><td>{}</td>{}</tr>").format(name, cells))
     return Markup(
-        '<div class="scroll"><table><thead><tr><th></th>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<div class="scroll" tabindex="0"><table><thead><tr><th></th>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(head, Markup("").join(lines))
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
 from jinja2 import Environment
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Section:
 
     title: str
     text: str = ""
-    figures: Sequence[go.Figure] = field(default_factory=tuple)
+    figures: Sequence["go.Figure"] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
     html: Sequence[Markup] = field(default_factory=tuple)
 
@@ -47,9 +49,11 @@ def render_page(
     sections: Sequence[Section],
     provenance: str,
     config: str,
+    opening: Sequence[Markup] = (),
 ) -> str:
-    """The page as text. Everything but the figures is escaped.
+    """The page as text. Everything but the figures, `opening` and the sections' `html` is escaped.
 
+    `opening` follows the headline, before the warnings: what belongs on the first screen.
     Plotly's 5 MB are in it only where a section has a plotly figure; a page without one follows the reader's dark mode.
     """
     interactive = any(section.figures for section in sections)
@@ -61,6 +65,7 @@ def render_page(
             title=title,
             subtitle=subtitle,
             headline=headline,
+            opening=opening,
             warnings=warnings,
             sections=[
                 {
@@ -79,6 +84,12 @@ def render_page(
             ],
             provenance=provenance,
             config=config,
-            plotly_js=Markup(get_plotlyjs()) if interactive else "",
+            plotly_js=_plotly() if interactive else "",
         )
     )
+
+
+def _plotly() -> Markup:
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())

@@ -1,5 +1,6 @@
 """Text coloured by a number on each token, as HTML without scripts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,23 @@ def coloured_text(tokens: Sequence[str], scores: Sequence[float], largest: float
         for t, score in zip(tokens, scores, strict=True)
     ]
     return Markup('<div class="tokens">{}</div>').format(Markup("").join(parts))
+
+
+def coloured_tokens(tokens: Sequence[str], scores: Sequence[float], largest: float, marked: int = -1) -> Markup:
+    """Text in a line of a list; NaN is no score. The token number `marked` stands out without its colour as well."""
+    parts = []
+    for k, (piece, score) in enumerate(zip(tokens, scores, strict=True)):
+        tag = "mark" if k == marked else "b"
+        words = piece.replace("\n", "⏎").replace("\t", "⇥")
+        if math.isnan(score):
+            parts.append(Markup("<{}>{}</{}>").format(tag, words, tag))
+        else:
+            parts.append(
+                Markup('<{} title="{}" style="background:{}">{}</{}>').format(
+                    tag, f"{score:+.3g}", shade(score, largest), words, tag
+                )
+            )
+    return Markup('<span class="text">{}</span>').format(Markup("").join(parts))
 
 
 def contexts(places: Sequence[Mapping[str, Any]], title: str, largest: float = 3.0) -> Markup:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
+from patterning.core.arrays import check_level
 from patterning.response.moderated import moderate
 
 Floats = NDArray[np.float64]
@@ -22,7 +23,8 @@ class Estimate:
 
     def half_width(self, level: float = 0.95) -> Floats:
         """`values` ± this (n,) is an interval for each entry: Student's t times the standard error."""
-        return student.ppf((1 + level) / 2, self.degrees_of_freedom) * self.standard_error
+        check_level(level)
+        return stdtrit(self.degrees_of_freedom, (1 + level) / 2) * self.standard_error
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class ComponentResponse:
 
     def reliability(self, observable: str = COMPONENT_LOSS) -> dict[str, float]:
         """Split-half reliability by component."""
+        for found in self._all():
+            found.susceptibility.row(observable)  # refuses a name that is none
         return {name: found.susceptibility.reliability()[observable] for name, found in self.by_component.items()}
 
     def devinterp2(self, observable: str = COMPONENT_LOSS) -> dict[str, Floats]:
@@ -94,7 +96,9 @@ class ComponentResponse:
         result = {}
         for name, found in self.by_component.items():
             own, q = sums[name], found.susceptibility.base_weights
-            assert own is not None
+            if own is None:
+                raise PatterningError(f"devinterp2 needs sums of draws, and {name!r} was not sampled by covariance")
+            found.susceptibility.row(observable)  # refuses a name that is none
             row = found.susceptibility.observables.index(observable)
             result[name] = devinterp2_susceptibility(own, full, q)[row]
         return result
@@ -104,6 +108,7 @@ class ComponentResponse:
 
     @staticmethod
     def _pick(found: SampledResponse, values: Floats, observable: str) -> Floats:
+        found.susceptibility.row(observable)  # refuses a name that is none
         return values[found.susceptibility.observables.index(observable)]
 
 

@@ -13,7 +13,9 @@ optimiser nβ is unknown, so it gives a direction and not a size.
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.arrays import as_floats
 from patterning.core.errors import PatterningError
+from patterning.response.base_weights import as_base_weights
 from patterning.response.susceptibility import Susceptibility
 
 Floats = NDArray[np.float64]
@@ -27,11 +29,17 @@ def ensemble_susceptibility(
     The standard error is over runs. Recorded with nβ = 1. Raises `PatterningError` with fewer than 6 runs, or when all
     outcomes are equal.
     """
+    outcome, losses = as_floats("outcome", outcome, 1), as_floats("losses", losses, 2)
+    if len(losses) != len(outcome):
+        raise PatterningError(f"{len(outcome)} outcomes for losses of {len(losses)} runs: one for each run is needed")
+    base_weights = as_base_weights(base_weights, losses.shape[1])
+    if not (np.isfinite(outcome).all() and np.isfinite(losses).all()):
+        raise PatterningError("an outcome or a loss is NaN or infinite: leave out the runs that failed, by name")
     if len(outcome) < 6:
         raise PatterningError(f"{len(outcome)} runs are too few for a covariance over runs: use at least 6")
     if np.ptp(outcome) == 0:
         raise PatterningError("every run has the same outcome: nothing can be read from their differences")
-    ell = losses.astype(np.float64)
+    ell = losses
     relative = ell - (ell @ base_weights)[:, None]
 
     def terms(runs: slice) -> Floats:

@@ -51,7 +51,8 @@ def free_energy_gap(
 ) -> SolutionGap:
     """The gap between a solution A and a solution B, or between the means of several.
 
-    Raises `PatterningError` when they were not sampled on the same data at the same nβ.
+    Raises `PatterningError` when they were not sampled on the same data at the same nβ, by one sampler at one γ: the
+    entropic part depends on these, and a difference of it would be of settings as much as of solutions.
     """
     sides = [(side,) if isinstance(side, FourResponses) else tuple(side) for side in (a, b)]
     every = [solution for side in sides for solution in side]
@@ -59,6 +60,7 @@ def free_energy_gap(
         raise PatterningError("a gap needs at least one solution A and one solution B")
     for solution in every[1:]:
         _check_same_data(every[0], solution)
+        _check_same_posterior(every[0], solution)
     q = every[0].base_weights
     weights = [sign / len(side) for side, sign in zip(sides, (-1, 1), strict=True) for _ in side]
     rows = {name: weighted_sum([solution.row(name) for solution in every], weights) for name in NAMES}
@@ -100,10 +102,18 @@ def _notes(sides: Sequence[tuple[FourResponses, ...]]) -> tuple[str, ...]:
             which = f"solution {name}{number if len(side) > 1 else ''}"
             notes += [f"{which}: {why}" for why in (*solution.two_state.values(), *solution.notes)]
     every = [solution for side in sides for solution in side]
-    if len({solution.localization for solution in every}) > 1:
-        stated = ", ".join(f"{solution.localization:g}" for solution in every)
-        notes.append(f"the solutions were sampled at different γ ({stated}), and the entropic part depends on γ")
+    if len({solution.step_size for solution in every}) > 1:
+        stated = ", ".join(f"{solution.step_size:g}" for solution in every)
+        notes.append(f"the solutions were sampled with different steps ε ({stated}), whose biases do not cancel")
     return tuple(notes)
+
+
+def _check_same_posterior(a: FourResponses, b: FourResponses) -> None:
+    if (a.localization, a.sampler) != (b.localization, b.sampler):
+        raise PatterningError(
+            f"the solutions were sampled at different γ or by different samplers ({a.sampler} at γ {a.localization:g}, "
+            f"{b.sampler} at γ {b.localization:g}), and the entropic part depends on both: sample them alike"
+        )
 
 
 def _check_same_data(a: FourResponses | Susceptibility, b: FourResponses | Susceptibility) -> None:

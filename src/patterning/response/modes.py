@@ -27,7 +27,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from patterning.core.errors import PatterningError
+from patterning.core.arrays import as_floats
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
@@ -86,9 +87,15 @@ def find_modes(
     monotone map): χ is heavy-tailed, and a few samples would otherwise make the modes. Raises `PatterningError` for
     shapes that do not fit, NaN, a constant row, or when neither halves nor noise are given.
     """
+    chi = as_floats("χ", chi, 2)
+    halves = None if halves is None else as_floats("halves", halves)
+    noise = None if noise is None else as_floats("noise", noise)
     k, n = chi.shape
     if len(components) != k or k < 2 or n < 3:
         raise PatterningError(f"χ is {chi.shape} for {len(components)} components: modes need 2 of them and 3 samples")
+    if len(set(components)) < k:
+        raise PatterningError(f"components must be named once each (got {', '.join(components)})")
+    check_whole("permutations", permutations, 1)
     if halves is None and noise is None:
         raise PatterningError("modes need the two halves of the chains, or a noise sample: without, no floor is known")
     if transform not in get_args(Transform):

@@ -10,6 +10,9 @@ from patterning.core.batch import Batch, leaves
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
 
+ROUNDING = 2e-4
+"""By which the values of an observable may differ besides a share of what they are: one near 0 is a difference."""
+
 
 def check_names(names: Mapping[str, object]) -> None:
     """Raise `PatterningError` for names that a table or a file could not hold, or that read alike."""
@@ -62,7 +65,7 @@ def try_observables(observables: Mapping[str, Callable[[Tensor], Tensor]], ancho
             )
         if not bool(value.isfinite().all()):
             raise PatterningError(f"observable {name!r} is {float(value[0])} at w*")
-        if not same(evaluated(name, function, anchor[None]), value):
+        if not same(evaluated(name, function, anchor[None]), value, ROUNDING):
             raise PatterningError(
                 f"observable {name!r} is not the same twice at w*: something in it is random. Draw its random numbers "
                 "once, before"
@@ -73,7 +76,7 @@ def try_observables(observables: Mapping[str, Callable[[Tensor], Tensor]], ancho
             together = evaluated(name, function, torch.stack([anchor, *others]))
         except PatterningError:
             continue  # it is defined near w* alone, which suffices, and is refused by name where it is not
-        if not same(together[:1], value):
+        if not same(together[:1], value, ROUNDING):
             raise PatterningError(
                 f"observable {name!r} is {float(value[0]):.6g} for w* alone and {float(together[0]):.6g} for w* beside "
                 "other rows: it must give each row (P,) of (r, P) a value of its own"

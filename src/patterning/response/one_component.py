@@ -18,8 +18,9 @@ from patterning.core.task import Task
 from patterning.models.components import Component
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
-from patterning.posterior.band import advise, default_band
+from patterning.posterior.band import Band, advise, find_band
 from patterning.posterior.chains import ChainConfig, Kernel
+from patterning.posterior.resolution import below_resolution, resolution
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
 from patterning.response.capability import LARGE, SMALL, try_pathwise
@@ -111,14 +112,27 @@ def sample_component(work: Work) -> SampledResponse:
     """χ of one component. Raises `PatterningError` where what was sampled is no result, with what to change."""
     free = Restricted(work.task, work.anchor, work.component)
     probe = Probe(free, work.settings.rows, work.chains.replicas)
-    band = work.settings.loss_band
-    if band is None:
-        band = default_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, probe.at_anchor)
+    band = Band(math.inf if work.settings.loss_band is None else work.settings.loss_band)
+    if work.settings.loss_band is None:
+        everything = len(work.settings.rows) == len(work.task.base_weights)
+        losses = probe.at_anchor if everything else None  # a few rows may have another loss than the minibatches
+        band = find_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, losses)
     try:
-        response = _judged(_sample(work, free, probe, band), probe, band)
-        return replace(response, note="; ".join(filter(None, [work.component.note, response.note])))
+        sampled = _sample(work, free, probe, band.loss)
+        work.task.check_still_the_same()
+        response = _judged(sampled, probe, band)
     except _LostError as error:
-        raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band)}") from None
+        raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
+    note = "; ".join(filter(None, [work.component.note, response.note]))
+    return replace(response, note=note, kernel=work.kernel, phi=_phi_of(work.settings))
+
+
+def _phi_of(settings: Settings) -> str:
+    """Whose loss φ is: rows that are the probed ones in another order are the probes."""
+    if isinstance(settings.phi, str):
+        return settings.phi
+    same = torch.equal(settings.phi.cpu().sort().values, settings.rows.cpu().sort().values)
+    return "probes" if same else "rows"
 
 
 class _LostError(PatterningError):
@@ -239,14 +253,15 @@ def _observables(work: Work, free: Restricted, probe: Probe) -> dict[str, Observ
     return phis
 
 
-def _judged(response: SampledResponse, probe: Probe, band: float) -> SampledResponse:
+def _judged(response: SampledResponse, probe: Probe, band: Band) -> SampledResponse:
     """The response with its warnings; raises where it is none."""
     chi = response.susceptibility
     if not (np.isfinite(chi.chi).all() and np.isfinite(chi.standard_error).all()):
         raise _LostError("χ holds NaN or infinite entries")
-    warnings = []
-    start = float(probe.at_anchor.double().cpu().numpy() @ chi.base_weights)
-    room = band - start
+    at_anchor = probe.at_anchor.double().cpu().numpy()
+    least, kind = resolution(at_anchor, chi.base_weights, probe.at_anchor.dtype), probe.at_anchor.dtype
+    warnings = [why for why in (band.note, below_resolution(response.rise, least, kind)) if why]
+    room = band.loss - float(at_anchor @ chi.base_weights)
     if math.isfinite(room) and room > 0 and response.rise > FAR * room:
         warnings.append(
             f"the loss rises by {response.rise:.3g} nats, {response.rise / room:.0%} of the way to a model that knows "
@@ -265,8 +280,9 @@ def _stop(response: SampledResponse, settings: Settings, rounds: int) -> str | N
     values = response.susceptibility.reliability()
     wanted = {name: values[name] for name in settings.observables} or values  # the rows that were asked for
     value = min(wanted.values())
+    how = response.susceptibility.how_reliability_is_made()
     if settings.reliability is not None and value >= settings.reliability:
-        return f"reliability {value:.2f} reached after {rounds} round(s)"
+        return f"reliability {value:.2f} reached after {rounds} round(s){how}"
     if rounds == settings.rounds:
-        return f"budget of {rounds} round(s) used, reliability {value:.2f}"
+        return f"budget of {rounds} round(s) used, reliability {value:.2f}{how}"
     return None

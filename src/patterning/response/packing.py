@@ -1,15 +1,19 @@
 """A `SampledResponse` as named arrays and back, for units of work."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 
 from patterning.core.store import Arrays
 from patterning.posterior.diagnostics import diagnose
+from patterning.posterior.preconditioned import RMSPropSGLD
+from patterning.posterior.sgld import SGLD
 from patterning.response.moments import Moments
 from patterning.response.sample import SampledResponse
 from patterning.response.susceptibility import Susceptibility
 
+KERNELS = {kind.__name__: kind for kind in (SGLD, RMSPropSGLD)}
 ARRAYS = ("base_weights", "chi", "standard_error", "halves", "mean_losses", "mean_losses_error")
 
 
@@ -27,6 +31,8 @@ def pack(found: SampledResponse) -> Arrays:
         "note": found.note,
         "expansion": found.expansion,
         "warnings": list(found.warnings),
+        "kernel": None if found.kernel is None else [type(found.kernel).__name__, asdict(found.kernel)],
+        "phi": found.phi,
     }
     return {
         "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
@@ -74,4 +80,6 @@ def unpack(arrays: Arrays) -> SampledResponse:
         expansion=facts["expansion"],
         warnings=tuple(facts["warnings"]),
         moments=Moments(**sums) if sums else None,
+        kernel=None if facts["kernel"] is None else KERNELS[facts["kernel"][0]](**facts["kernel"][1]),
+        phi=facts["phi"],
     )

@@ -15,7 +15,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.arrays import as_floats
 from patterning.core.errors import PatterningError
+from patterning.response.base_weights import as_base_weights
 
 Floats = NDArray[np.float64]
 MOST_GROUPS = 8
@@ -36,7 +38,8 @@ class TrainingResponse:
     @property
     def reliability(self) -> float:
         """1 - (expected noise) / (size), both under m."""
-        return float(1 - (self.mass @ self.standard_error**2) / (self.mass @ self.chi**2))
+        size = float(self.mass @ self.chi**2)
+        return float(1 - (self.mass @ self.standard_error**2) / size) if size > 0 else float("nan")
 
 
 def half_splits(groups: int) -> Floats:
@@ -63,6 +66,19 @@ def split_weights(signs: Floats, groups: NDArray[np.int64], base_weights: Floats
     return rho
 
 
+def _check_groups(weights: Floats, groups: NDArray[np.int64], count: int) -> None:
+    """Raise `PatterningError` unless every group from 0 to `count` - 1 has members of one positive weight."""
+    missing = set(range(max(count, 1))) - set(groups.tolist())
+    if missing:
+        raise PatterningError(f"groups {sorted(missing)} have no members: number them from 0 on")
+    for group in range(count):
+        own = weights[:, :, groups == group]
+        if not (np.isfinite(own).all() and (own > 0).all()):
+            raise PatterningError(f"the weights of group {group} are not all finite and > 0: they have no logarithm")
+        if not np.allclose(own, own[:, :, :1], rtol=1e-6, atol=0):
+            raise PatterningError(f"the weights differ within group {group}: the response of a group needs one for it")
+
+
 def training_response(
     outcomes: NDArray[np.floating], weights: NDArray[np.floating], groups: NDArray[np.int64], base_weights: Floats
 ) -> TrainingResponse:
@@ -70,8 +86,17 @@ def training_response(
 
     Pairs share a seed. Raises `PatterningError` when the pairs do not determine every group and leave an error bar.
     """
+    outcomes, weights = as_floats("outcomes", outcomes, 2), as_floats("weights", weights, 3)
+    groups = np.asarray(groups)
+    base_weights = as_base_weights(base_weights, len(groups))
+    if outcomes.shape[1] != 2 or weights.shape != (*outcomes.shape, len(groups)):
+        shapes = f"outcomes {outcomes.shape} and weights {weights.shape}"
+        raise PatterningError(f"{shapes} are not (pairs, 2) and (pairs, 2, n)")
+    if not np.isfinite(outcomes).all():
+        raise PatterningError("an outcome is NaN or infinite: a run that failed has no place in a paired response")
     free = groups >= 0
     count = int(groups.max()) + 1
+    _check_groups(weights, groups, count)
     mass = np.bincount(groups[free], base_weights[free], minlength=count).astype(np.float64)
     first = np.array([np.flatnonzero(groups == g)[0] for g in range(count)])
     log_weights = np.log(weights[:, :, first])

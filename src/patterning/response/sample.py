@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.anchors import check_anchor
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask, evaluate
 from patterning.core.task import Task
-from patterning.posterior.band import advise, default_band
+from patterning.posterior.band import Band, advise, find_band
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import Diagnostics, diagnose
+from patterning.posterior.resolution import below_resolution, resolution
 from patterning.response.moments import Moments, join
 from patterning.response.observables import check_names, evaluated, try_observables
 from patterning.response.susceptibility import Susceptibility, susceptibility
@@ -80,6 +81,8 @@ class SampledResponse:
     those chains are in none of the other fields. `rise` is E[L] - L(w*) in nats. `moments` are the sums that χ was made
     of, None where another estimator made it; `note` says why sampling stopped where that was left open.
     `expansion` is the largest growth of the adjoint (pathwise only); `warnings` say what a reader of χ should know.
+    `kernel`: that of the chains, None where it was not noted. `phi`: whose mean loss the component loss is, "probes",
+    "data" or "rows" (others than the probed ones).
     """
 
     susceptibility: Susceptibility
@@ -94,6 +97,8 @@ class SampledResponse:
     note: str = ""
     expansion: float = math.nan
     warnings: tuple[str, ...] = ()
+    kernel: Kernel | None = None
+    phi: str = "probes"
 
 
 def join_draws(parts: Sequence[Draws]) -> Draws:
@@ -127,6 +132,10 @@ def sample_draws(
     """
     if not observables:
         raise PatterningError("there is no observable: χ has a row for each")
+    check_whole("batches", batches, 1)
+    check_whole("watched", watched, 1)
+    if math.isnan(loss_band):
+        raise PatterningError("loss_band is NaN: it is the loss in nats past which a chain is left out")
     if batches < 2 or chains.draws < max(4, batches):
         raise PatterningError(
             f"{chains.draws} draws in {batches} batches give no standard error: use at least 2 batches, and 4 draws or "
@@ -201,7 +210,7 @@ def sample_response(
     without a module), or when an observable or a sample's loss is not finite at a draw. `watched` samples,
     evenly spaced, are diagnosed. Raises `PatterningError` for settings that leave no error bar, an observable of the
     wrong shape or that does not depend on the parameters, a w* that is no finite row of the task's, an undefined value
-    at w*, or fewer than 2 chains left.
+    at w*, fewer than 2 chains left, or a loss that is another one afterwards.
     """
     anchor = check_anchor(task, anchor)
     if chains.chains < 2:
@@ -212,16 +221,22 @@ def sample_response(
         anchor,
         getattr(task, "data", None),
     )
-    if loss_band is None:
-        known = isinstance(task, Task)
-        loss_band = default_band(task, anchor, chains.batch_size, kernel.n_beta) if known else math.inf
+    band = Band(math.inf if loss_band is None else loss_band)
+    if loss_band is None and isinstance(task, Task):
+        band = find_band(task, anchor, chains.batch_size, kernel.n_beta)
     draws = sample_draws(
-        task, anchor, observables, kernel, chains, batches=batches, loss_band=loss_band, watched=watched
+        task, anchor, observables, kernel, chains, batches=batches, loss_band=band.loss, watched=watched
     )
+    weights = Readout.of(task).weights
+    if isinstance(task, Task):
+        task.check_still_the_same()
     try:
-        return summarise(draws, tuple(observables), Readout.of(task).weights, kernel.n_beta)
+        found = summarise(draws, tuple(observables), weights, kernel.n_beta)
     except PatterningError as error:
-        raise PatterningError(f"{error}: {advise(task, anchor, kernel, chains, loss_band)}") from None
+        raise PatterningError(f"{error}: {advise(task, anchor, kernel, chains, band.loss)}") from None
+    rounding = below_resolution(found.rise, resolution(draws.moments.at_anchor, weights, anchor.dtype), anchor.dtype)
+    warnings = tuple(why for why in (band.note, rounding) if why)
+    return replace(found, kernel=kernel, warnings=warnings)
 
 
 def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_beta: float) -> SampledResponse:

@@ -24,12 +24,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from patterning.core.arrays import as_floats
 from patterning.core.errors import PatterningError
 from patterning.posterior.chains import Kernel
 from patterning.posterior.two_state import FEWEST_DRAWS, two_state_chains
+from patterning.response.base_weights import as_base_weights
 from patterning.response.chain_errors import Cosine, Estimate, cosine, jackknife, over_chains
+from patterning.response.find_phi import check_means, find_phi
 from patterning.response.moments import Moments, unbiased_covariances
-from patterning.response.sample import SampledResponse
+from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 
 Floats = NDArray[np.float64]
 
@@ -66,6 +69,7 @@ class FourResponses:
     notes: tuple[str, ...] = ()
     posterior_by_chain: Floats | None = None
     free_energy_by_chain: Floats | None = None
+    sampler: str = "SGLD"
 
     def row(self, name: str) -> Estimate:
         """A response by its name, one of `NAMES`."""
@@ -116,12 +120,15 @@ def four_responses(
     chi = response.susceptibility
     if kernel.n_beta != chi.n_beta:
         raise PatterningError(f"the chains ran at n_beta {chi.n_beta:g}, not {kernel.n_beta:g}: pass their own kernel")
+    if response.kernel is not None and response.kernel != kernel:
+        raise PatterningError(f"the chains ran with {response.kernel}, not with {kernel}: pass their own kernel")
     if response.moments is None:
+        check_means(response, observable)
         if leave_out:
             raise PatterningError("the pathwise estimator keeps no single chains: leave_out has nothing to act on")
         return _of_means(response, kernel, at_anchor, false_alarm)
     moments, q = response.moments, chi.base_weights
-    name, scale = _find_phi(moments, chi.observables, q, chi.n_beta, observable)
+    name, scale = find_phi(moments, chi.observables, q, chi.n_beta, observable)
     kept = len(moments.count)
     numbers = [c for c in range(kept + len(response.excluded)) if c not in response.excluded]
     if unknown := sorted(set(leave_out) - set(numbers)):
@@ -164,9 +171,16 @@ def responses_by_chain(
     """The four responses from what each chain says: P, and the rise of losses ⟨ℓ_j⟩ - ℓ_j(w*), (chains, n) both.
 
     Of chains of the pathwise estimator, whose φ is L - L(w*): `posterior` is (nβ)² `Pathwise.chi`, and `rise` is
-    `Pathwise.mean_losses` less `at_anchor`.
+    `Pathwise.mean_losses` less `at_anchor`. Raises `PatterningError` for fewer than 2 chains and other shapes.
     """
-    count, q, n_beta = len(posterior), np.asarray(base_weights, dtype=np.float64), kernel.n_beta
+    posterior, rise = as_floats("posterior", posterior, 2), as_floats("rise", rise, 2)
+    at_anchor = as_floats("at_anchor", at_anchor, 1)
+    if rise.shape != posterior.shape or at_anchor.shape != posterior.shape[1:]:
+        raise PatterningError(
+            f"P {posterior.shape}, rises {rise.shape} and losses at w* {at_anchor.shape} do not fit: (chains, n) "
+            "twice, and (n,)"
+        )
+    count, q, n_beta = len(posterior), as_base_weights(base_weights, len(at_anchor)), kernel.n_beta
     if count < 2:
         raise PatterningError(f"{count} chain is left: an error needs at least 2")
     entropic, energy = n_beta * (rise - (rise @ q)[:, None]), n_beta * (at_anchor - at_anchor @ q)
@@ -191,6 +205,7 @@ def responses_by_chain(
         notes=tuple(notes),
         posterior_by_chain=posterior,
         free_energy_by_chain=entropic + energy,
+        sampler=type(kernel).__name__,
     )
 
 
@@ -205,24 +220,6 @@ def _covariances(moments: Moments, row: int) -> Floats:
     )
     share = moments.count / moments.count.sum(1, keepdims=True)
     return np.einsum("cb,cbn->cn", share, unbiased_covariances(single)[:, :, 0])
-
-
-def _find_phi(
-    moments: Moments, observables: Sequence[str], q: Floats, n_beta: float, wanted: str | None
-) -> tuple[str, float]:
-    """Name of the observable that is a multiple of L - L(w*), nβ or 1, and that multiple, by the sums of draws."""
-    if wanted is not None and wanted not in observables:
-        raise PatterningError(f"there is no observable {wanted!r}: χ has rows for {', '.join(observables)}")
-    rise = moments.losses @ q
-    for name in observables if wanted is None else [wanted]:
-        sums = moments.phi[:, :, observables.index(name)]
-        for scale in (n_beta, 1.0):
-            if np.allclose(sums, scale * rise, rtol=1e-4, atol=1e-6 * scale * np.abs(moments.losses).max()):
-                return name, scale
-    raise PatterningError(
-        f"{'no observable' if wanted is None else repr(wanted)} is L(w) - L(w*) of these samples under their base "
-        f"weights, or nβ times it (there are {', '.join(observables)}): sample with `llc_observable`, which P needs"
-    )
 
 
 def _traces(response: SampledResponse, phi: str) -> dict[str, Floats]:
@@ -251,12 +248,19 @@ def _of_means(response: SampledResponse, kernel: Kernel, at_anchor: Floats | Non
             f"the {response.estimator} estimator keeps no losses at w*: pass those of its {len(chi.mean_losses)} "
             "samples as at_anchor"
         )
-    q, name = chi.base_weights, chi.observables[0]
+    q, name = chi.base_weights, COMPONENT_LOSS
     trace = response.traces[name]
-    start = np.asarray(at_anchor, dtype=np.float64)
+    start = as_floats("at_anchor", at_anchor, 1)
+    rise, tolerance = float((chi.mean_losses - start) @ q), 1e-5 * float(np.abs(start) @ q) + 1e-9
+    if not abs(rise - response.rise) <= tolerance + 1e-3 * abs(response.rise):
+        raise PatterningError(
+            f"at_anchor are not the losses at this w*: with them E[L] - L(w*) is {rise:.4g} nats, and the chains saw "
+            f"{response.rise:.4g}"
+        )
     energy = n_beta * (start - start @ q)
+    place = chi.observables.index(name)
     posterior = Estimate(
-        n_beta**2 * chi.chi[0], n_beta**2 * chi.standard_error[0], np.full(len(q), float(chi.degrees_of_freedom))
+        n_beta**2 * chi.row(name), n_beta**2 * chi.standard_error[place], np.full(len(q), float(chi.degrees_of_freedom))
     )
     chains = trace.shape[1]
     mean_error = float(trace.mean(0).std(ddof=1) / np.sqrt(chains))
@@ -289,4 +293,5 @@ def _of_means(response: SampledResponse, kernel: Kernel, at_anchor: Floats | Non
         left_out=response.excluded,
         two_state=_two_state({name: trace}, numbers, false_alarm),
         notes=("errors of entropic, llc-total and free-energy are upper bounds", *_notes(len(trace))),
+        sampler=type(kernel).__name__,
     )

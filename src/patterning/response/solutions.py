@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patterning.core.errors import PatterningError
+from patterning.core.arrays import as_floats, check_level
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
+from patterning.response.base_weights import as_base_weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,6 +34,13 @@ def gap_direction(mean_losses: Floats, shares: Floats, target: int, base_weights
 
     Raises `PatterningError` where the target has no rival, or where all solutions have the same losses.
     """
+    mean_losses, shares = as_floats("mean losses", mean_losses, 2), as_floats("shares", shares, 1)
+    base_weights = as_base_weights(base_weights, mean_losses.shape[1])
+    check_whole("target", target, 0, len(mean_losses) - 1)
+    if len(shares) != len(mean_losses) or not (np.isfinite(shares).all() and (shares >= 0).all()):
+        raise PatterningError(f"shares must be {len(mean_losses)} finite numbers >= 0, one for each solution")
+    if not np.isfinite(mean_losses).all():
+        raise PatterningError("mean losses hold NaN or infinite entries: a chain diverged")
     rivals = shares.copy()
     rivals[target] = 0
     if not rivals.sum() > 0:
@@ -66,6 +75,10 @@ def predict_shares(shares: Floats, mean_losses: Floats, rho: Floats, base_weight
 
     `mean_losses` (..., B, n). First order in ρ; exact in the softmax over solutions.
     """
+    rho = as_floats("the weights", rho, 1)
+    base_weights = as_base_weights(base_weights, len(rho))
+    if not (np.isfinite(rho).all() and (rho >= 0).all() and base_weights @ rho > 0):
+        raise PatterningError("the weights must be finite and >= 0, not all 0")
     change = rho / (base_weights @ rho) - 1
     log_share = np.log(shares) - n_beta * (mean_losses @ (base_weights * change))
     weight = np.exp(log_share - log_share.max(axis=-1, keepdims=True))
@@ -88,6 +101,7 @@ def prediction_intervals(
     Bootstrap over the chains of each solution (`chain_means[B]` is (chains, n)) and over pilot runs: solutions are
     alike by symmetry within each of `pilot_classes`, and `counts` (B,) pilot runs ended in each. Deterministic.
     """
+    check_level(level)
     rng = generator(0, Stream.BOOTSTRAP)
     means = np.empty((resamples, len(chain_means), rhos.shape[1]))
     for b, chains in enumerate(chain_means):

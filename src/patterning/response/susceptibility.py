@@ -10,14 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning.core.arrays import as_mask, check_level
 from patterning.core.errors import PatterningError
+from patterning.response.base_weights import as_base_weights
 from patterning.response.moments import Moments, batch_covariances, unbiased_covariances
 
 Floats = NDArray[np.float64]
+
+FEWEST_SAMPLES = 8
+"""Of fewer samples a rank correlation between halves says nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Susceptibility:
 
     def row(self, observable: str) -> Floats:
         """χ of one observable (n,)."""
+        if observable not in self.observables:
+            raise PatterningError(f"χ has no row {observable!r}: it has {', '.join(self.observables)}")
         return self.chi[self.observables.index(observable)]
 
     def half_width(self, level: float = 0.95) -> Floats:
         """χ ± this (k, n) is an interval for each entry: Student's t times the standard error."""
         check_level(level)
-        return float(student.ppf((1 + level) / 2, self.degrees_of_freedom)) * self.standard_error
+        return float(stdtrit(self.degrees_of_freedom, (1 + level) / 2)) * self.standard_error
 
     def half_difference(self) -> Floats:
         """An error sample of χ (k, n): half the difference of the two independent halves; the `noise` of `solve`."""
@@ -57,13 +62,43 @@ class Susceptibility:
     def reliability(self, free: NDArray[np.bool_] | None = None) -> dict[str, float]:
         """Split-half reliability of each row over the (free) samples, stepped up to all chains (Spearman-Brown).
 
-        Rank correlation: χ is heavy-tailed, and a handful of samples would decide a plain correlation.
+        Rank correlation: χ is heavy-tailed, and a handful of samples would decide a plain correlation. Of fewer than
+        `FEWEST_SAMPLES` samples a rank correlation says nothing (of 2 it is 1 or -1): there it is `from_errors`, and of
+        a single sample NaN. Raises `PatterningError` where no sample is free.
         """
         keep = as_mask("free", free, self.chi.shape[1])
+        if not keep.any():
+            raise PatterningError("no sample is free: there is nothing whose reliability could be told")
+        if keep.sum() < FEWEST_SAMPLES:
+            chains = self.halves if self.by_chain is None else self.by_chain
+            return {name: from_errors(chains[:, i, keep]) for i, name in enumerate(self.observables)}
         return {
             name: step_up(rank_correlation(self.halves[0, i, keep], self.halves[1, i, keep]))
             for i, name in enumerate(self.observables)
         }
+
+    def how_reliability_is_made(self) -> str:
+        """A clause where the samples are too few for a rank correlation, else nothing."""
+        count = self.chi.shape[1]
+        return "" if count >= FEWEST_SAMPLES else f" (a lower bound from errors over chains: {count} samples are few)"
+
+
+def from_errors(chains: Floats) -> float:
+    """A lower bound (95 %) on the reliability of a row's differences between samples, from χ of each chain (c, n).
+
+    1 - F N / S with S the sum of squares of the centred row, N what chains that differ by noise alone add to it, and F
+    the 95 % quantile of the F distribution with 1 and c - 1 degrees of freedom (a row of noise: above 0 in at most one
+    of 20 cases). NaN where all samples have the same χ, or there is one.
+    """
+    count = len(chains)
+    row = chains.mean(0)
+    signal = float(((row - row.mean()) ** 2).sum())
+    if count < 2 or not signal > 0:
+        return float("nan")
+    apart = chains - row
+    apart = apart - apart.mean(1, keepdims=True)
+    noise = float((apart**2).sum()) / (count * (count - 1))
+    return max(0.0, 1 - float(stdtrit(count - 1, 0.975)) ** 2 * noise / signal)
 
 
 def susceptibility(
@@ -82,7 +117,7 @@ def susceptibility(
     if chains < 2:
         raise PatterningError(f"{chains} chain is left: χ needs at least 2 for its error and its reliability")
     covariances = unbiased_covariances(moments) if unbiased else batch_covariances(moments)
-    q = np.asarray(base_weights, dtype=np.float64)
+    q = as_base_weights(base_weights, len(moments.at_anchor))
 
     def centre(covariance: Floats) -> Floats:
         # Cov(φ, ℓ_j - L) = Cov(φ, ℓ_j) - Σ_i q_i Cov(φ, ℓ_i): the sums of φL are sums of φℓ.
@@ -117,9 +152,20 @@ def susceptibility(
 
 def rank_correlation(a: Floats, b: Floats) -> float:
     """Spearman's ρ; NaN where one side is constant."""
-    x, y = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
+    x, y = _ranks(a) - (len(a) + 1) / 2, _ranks(b) - (len(b) + 1) / 2
     norm = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / norm) if norm > 0 else float("nan")
+
+
+def _ranks(values: Floats) -> Floats:
+    """1 for the least; equal values share the mean of their ranks; all NaN where one value is.
+
+    As `scipy.stats.rankdata`, whose import takes as long as a small χ.
+    """
+    if np.isnan(values).any():
+        return np.full(len(values), np.nan)
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def step_up(correlation: float, factor: float = 2.0) -> float:

@@ -19,6 +19,9 @@ from patterning.models.language import LanguageModel, losses_of_logits, mix, nex
 CHUNK = 64
 """Rows that go through a model together; the measures are means over rows and change in the last bits at most."""
 
+PART = 32
+"""Rows of one part of a measure that is differentiated."""
+
 
 def attention_patterns(model: LanguageModel, tokens: Tensor) -> Tensor:
     """Attention of every head on `tokens` (b, t): (layers, b, heads, t, t), from query (row) to key (column)."""
@@ -167,10 +170,49 @@ def _read(
     return _mean_over_rows(iter(parts)), torch.cat(losses).double().numpy()
 
 
+Part = Callable[[LanguageModel], Tensor]
+"""A scalar of a model that autograd can differentiate."""
+
+
+def gap_parts(blocks: Tensor) -> list[Part]:
+    """The repeated-random gap on `blocks` (m, 2L), nats, as the sum of parts of few rows each."""
+    length = _block_length(blocks)
+
+    def part(model: LanguageModel, rows: Tensor) -> Tensor:
+        losses = next_token_losses(model, rows)
+        return (losses[:, : length - 1].mean(1) - losses[:, length:].mean(1)).sum() / len(blocks)
+
+    return [lambda model, rows=rows: part(model, rows) for rows in blocks.split(PART)]
+
+
+def loss_parts(tokens: Tensor, label: NDArray[np.bool_]) -> list[Part]:
+    """The mean loss of the predictions in `tokens` (n, t) that `label` (n, t - 1) names, nats, as a sum of parts."""
+    mask = torch.from_numpy(label)
+    count = mask.sum()
+    pieces = zip(tokens.split(PART), mask.split(PART), strict=True)
+    return [lambda model, rows=rows, own=own: (next_token_losses(model, rows) * own).sum() / count
+            for rows, own in pieces]  # fmt: skip
+
+
 def onset(steps: Sequence[float] | NDArray[np.integer], values: ArrayLike, threshold: float) -> float:
     """The first of `steps` (c,) at which `values` (c,) is at or over the threshold; inf if it never is."""
     over = np.asarray(values) >= threshold
     return float(np.asarray(steps)[over.argmax()]) if over.any() else float("inf")
+
+
+def interpolated_onset(steps: NDArray[np.int64], ratio: NDArray[np.float64]) -> float:
+    """The step at which `ratio` (c,) first reaches 1; inf if it never does.
+
+    Between the last checkpoint below 1 and the first one at or above it, interpolated linearly in log(step).
+    """
+    if not (ratio >= 1).any():
+        return float("inf")
+    i = int((ratio >= 1).argmax())
+    if i == 0:
+        return float(steps[0])
+    low, high = np.log(np.maximum(steps[i - 1 : i + 1].astype(np.float64), 1.0))
+    part = (1 - ratio[i - 1]) / (ratio[i] - ratio[i - 1])
+    return float(np.exp(low + part * (high - low)))
 
 
 def _block_length(tokens: Tensor) -> int:

@@ -4,8 +4,9 @@ TRUE strings are balanced; FALSE strings have unequal counts. NESTED (check the 
 counts) agree on all of them and part on the out-of-distribution set, unbalanced strings of equal counts.
 
 *Reconstruction*, where the paper is silent: a string drawn several times is one sample whose base weight q_j is its
-share of the draws, so the training law is the paper's at every size; the ID test holds strings that are not in the
-training set; the loss is the cross-entropy of the full five-logit head, the answer the larger of logits 0 and 1.
+share of the draws, or, with `distinct`, no string is drawn twice (the paper trains on 200,000 different ones); the ID
+test holds strings that are not in the training set; the loss is the cross-entropy of the full five-logit head, the
+answer the larger of logits 0 and 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -165,11 +166,20 @@ def name_rule(measures: dict[str, float], threshold: float = 0.9) -> str:
 
 
 def make_parentheses(
-    *, max_length: int, draws: int, layers: int, heads: int, width: int = 64, test_strings: int = 1000, seed: int = 0
+    *,
+    max_length: int,
+    draws: int,
+    layers: int,
+    heads: int,
+    width: int = 64,
+    test_strings: int = 1000,
+    seed: int = 0,
+    distinct: bool = False,
 ) -> Parentheses:
     """Draw the data sets from `seed` and pair them with a model.
 
     `draws` training strings are drawn, half of them TRUE; distinct ones become samples with q_j = share of the draws.
+    `distinct`: drawn on until there are `draws` different strings, each of which is one sample of the same weight.
     Raises `PatterningError` for lengths or counts that make no task.
     """
     if max_length % 2 or not 6 <= max_length <= 200:
@@ -179,7 +189,8 @@ def make_parentheses(
     if width % heads:
         raise PatterningError(f"width {width} is not a multiple of {heads} heads")
     rng = generator(seed, Stream.DATA)
-    drawn = np.concatenate([_draw(_true, rng, draws // 2, max_length), _draw(_false, rng, draws // 2, max_length)])
+    draw = _draw_distinct if distinct else _draw
+    drawn = np.concatenate([draw(law, rng, draws // 2, max_length) for law in (_true, _false)])
     train, inverse, multiplicity = _distinct(drawn)
     known = {row.tobytes() for row in train.steps}
     test_rng = generator(seed, Stream.TEST_DATA)
@@ -219,6 +230,21 @@ def _draw(law: _Law, rng: np.random.Generator, count: int, max_length: int) -> S
     while len(rows) < count:
         rows = np.concatenate([rows, law(rng, count, max_length)])
     return rows[:count]
+
+
+def _draw_distinct(law: _Law, rng: np.random.Generator, count: int, max_length: int) -> Steps:
+    """`count` different rows from a law, in the order in which they first came up."""
+    rows = np.empty((0, max_length), dtype=np.int8)
+    for _ in range(500):
+        rows = np.concatenate([rows, law(rng, count, max_length)])
+        _, first = np.unique(rows, axis=0, return_index=True)
+        rows = rows[np.sort(first)]
+        if len(rows) >= count:
+            return rows[:count]
+    raise PatterningError(
+        f"there are not {count} different strings up to length {max_length} to be found: {len(rows)} came up; lower "
+        "draws or raise max_length"
+    )
 
 
 def _unseen(law: _Law, rng: np.random.Generator, count: int, max_length: int, known: set[bytes]) -> Steps:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,18 +20,30 @@ from patterning.core.rng import Stream, generator
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Adam with coupled L2 (`weight_decay`), as in the paper's code."""
+    """Adam with coupled L2 (`weight_decay`), as in the paper's code.
+
+    `epsilon` is added to the root of the second moment: a large one makes small gradients take small steps.
+    """
 
     steps: int
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         """Refuse settings that train nothing, or leave NaN behind."""
         check_whole("steps", self.steps, 0)
         check_whole("batch_size", self.batch_size, 1)
-        for name, value, low in (("learning_rate", self.learning_rate, 0), ("weight_decay", self.weight_decay, 0)):
+        for name in ("learning_rate", "weight_decay", "epsilon"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise PatterningError(f"{name} is {value!r}: it must be a number")
+        for name, value, low in (
+            ("learning_rate", self.learning_rate, 0),
+            ("weight_decay", self.weight_decay, 0),
+            ("epsilon", self.epsilon, 0),
+        ):
             if not (math.isfinite(value) and value >= low) or (name == "learning_rate" and value == 0):
                 raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if name[0] == 'l' else '>= 0'}")
 
@@ -53,6 +66,9 @@ def init_state(task: FlatTask, seeds: Sequence[int]) -> TrainState:
 
 def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
     """ρ scaled to mean 1 under q. `rho` is (n,) or (r, n); raises `PatterningError` when it cannot weight a loss."""
+    rho = torch.as_tensor(rho).detach()
+    if rho.ndim not in (1, 2) or rho.is_complex():
+        raise PatterningError(f"weights of shape {tuple(rho.shape)} ({rho.dtype}) are not real numbers (n,) or (r, n)")
     if rho.shape[-1] != len(base_weights):
         raise PatterningError(f"there are {rho.shape[-1]} weights for {len(base_weights)} samples")
     if not bool(torch.isfinite(rho).all()):
@@ -107,10 +123,18 @@ def advance(
     `on_step(step, losses)` sees the number of finished steps and the weighted minibatch loss of each replica (r,).
     Stopping and going on gives the same bits as not stopping.
     """
+    if len(seeds) != len(state.flat):
+        raise PatterningError(f"there are {len(seeds)} seeds for {len(state.flat)} replicas: one for each is needed")
+    check_whole("until", until, 0)
+    rho = torch.as_tensor(rho)
+    if rho.ndim == 2 and len(rho) not in (1, len(seeds)):
+        raise PatterningError(f"there are weights for {len(rho)} replicas, and {len(seeds)} seeds")
     weights = normalise_weights(rho, task.base_weights).to(state.flat.dtype).expand(len(seeds), -1)
     minibatches = [epoch_minibatches(task, seed, config.batch_size) for seed in seeds]
-    flat = state.flat.clone().requires_grad_()
-    optimizer = torch.optim.Adam([flat], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    flat = state.flat.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam(
+        [flat], lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.epsilon, fused=True
+    )
     optimizer.state[flat] = {
         "step": torch.tensor(float(state.step)),
         "exp_avg": state.first_moment.clone(),

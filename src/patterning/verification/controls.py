@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import as_floats, as_mask
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 
 Floats = NDArray[np.float64]
@@ -24,11 +24,19 @@ def thinned(classes: Bools, base_weights: Floats, free: Bools | None, keep: floa
     """
     base_weights = as_floats("base_weights", base_weights, 1)
     classes, free = as_mask("classes", classes, len(base_weights)), as_mask("free", free, len(base_weights))
-    if not (math.isfinite(keep) and keep >= 0):
-        raise PatterningError(f"keep is {keep}: a sample's relative weight must be finite and >= 0")
+    if (
+        isinstance(keep, bool)
+        or not isinstance(keep, int | float | np.number)
+        or not (math.isfinite(keep) and keep >= 0)
+    ):
+        raise PatterningError(f"keep is {keep!r}: a sample's relative weight must be finite and >= 0")
+    if not (np.isfinite(base_weights).all() and (base_weights >= 0).all()):
+        raise PatterningError("base_weights must be finite and >= 0")
     if not (classes & free).any() or not (free & ~classes).any():
         raise PatterningError("the classes to thin out hold no free sample, or every one: nothing would move")
     rho = np.where(classes & free, keep, 1.0)
+    if not (base_weights * rho)[free].sum() > 0:
+        raise PatterningError("nothing would be left: every free sample outside of the classes has base weight 0")
     rho[free] *= base_weights[free].sum() / (base_weights * rho)[free].sum()
     return rho
 
@@ -40,8 +48,13 @@ def random_direction_like(s: Floats, seed: int, profiles: NDArray[np.floating] |
     function of them: a direction as smooth over samples as a real one, which is much the harder control.
     """
     rng, s = generator(seed, Stream.CONTROL), as_floats("the direction", s, 1)
+    if not np.isfinite(s).all():
+        raise PatterningError("the direction holds NaN or infinite entries")
     if profiles is None:
         return rng.permutation(s)
+    profiles = as_floats("profiles", profiles)
+    if not np.isfinite(profiles).all():
+        raise PatterningError("the profiles hold NaN or infinite entries: samples cannot be put in order by them")
     if profiles.ndim != 2 or len(profiles) != len(s):
         raise PatterningError(f"profiles {profiles.shape} are not (n, f) for {len(s)} samples")
     spread = profiles.std(axis=0, dtype=np.float64)
@@ -58,6 +71,11 @@ def frequency_bands(tokens: Ints, vocabulary: int, bands: int) -> Ints:
     Bands hold nearly equal numbers of samples; a kind of token is never split, so a very common one may fill more than
     its share and leave a band empty. For `permuted_within`, pass the *predicted* tokens.
     """
+    tokens = np.asarray(tokens)
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+        raise PatterningError(f"tokens are {tokens.dtype} of shape {tokens.shape}: they must be whole numbers (n,)")
+    check_whole("bands", bands, 0)
+    check_whole("vocabulary", vocabulary, 1)
     if bands < 1 or len(tokens) == 0 or tokens.min() < 0 or tokens.max() >= vocabulary:
         raise PatterningError(f"{bands} bands of {len(tokens)} tokens: at least 1 of each, tokens below {vocabulary}")
     count = np.bincount(tokens, minlength=vocabulary)
@@ -76,6 +94,8 @@ def compressibility(texts: Sequence[bytes]) -> Floats:
     """
     result = np.empty(len(texts))
     for i, text in enumerate(texts):
+        if not isinstance(text, bytes | bytearray | memoryview):
+            raise PatterningError(f"text {i} is {type(text).__name__}: it must be bytes (text.encode())")
         if not text:
             raise PatterningError(f"text {i} is empty: it has no compression ratio")
         packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -95,6 +115,10 @@ def labelled_like(rho: Floats, labels: Bools, toward: Literal["more", "less"]) -
     weight from one side, that side has weight 0, and the control pulls less: check with `weights.summarise`.
     """
     rho = as_floats("the weights", rho, 1)
+    if toward not in ("more", "less"):
+        raise PatterningError(f"toward is {toward!r}: it must be 'more' or 'less'")
+    if not (np.isfinite(rho).all() and (rho >= 0).all() and rho.any()):
+        raise PatterningError("the weights must be finite and >= 0, not all 0")
     labels = as_mask("labels", labels, len(rho))
     share = labels.mean()
     if not 0 < share < 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from patterning.core.errors import PatterningError
 from patterning.core.store import write_json, write_whole
 from patterning.verification.arms import HEAD, Arm
 from patterning.verification.effects import Effect
@@ -19,7 +20,7 @@ from patterning.verification.rule import ENOUGH_PAIRS, Verdict
 class Evidence:
     """`arms` in the order of the table, the unweighted one first; `verdicts` by (arm, measure).
 
-    `yes_or_no`: which measures are shares of seeds.
+    `yes_or_no`: which measures are shares of seeds. `notes`: what else a reader should know, a sentence each.
     """
 
     measures: tuple[str, ...]
@@ -27,14 +28,22 @@ class Evidence:
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     verdicts: Mapping[tuple[str, str], Verdict]
+    notes: tuple[str, ...] = ()
 
     def steers(self, arm: str, measure: str | None = None) -> bool:
         """Whether an arm steers a measure (the first, unless named), by the rule of `verification.rule`."""
-        return self.verdicts[arm, self.measures[0] if measure is None else measure].steers
+        name = self._measure(measure)
+        if self._arm(arm).kind != "arm":
+            verified = ", ".join(own.name for own in self.arms if own.kind == "arm")
+            raise PatterningError(f"{arm!r} is compared only, and has no verdict: verified are {verified}")
+        return self.verdicts[arm, name].steers
 
     def effect(self, arm: str, measure: str | None = None) -> Effect:
         """The paired difference of an arm to unweighted, with its 95 % interval."""
-        return self._arm(arm).effects[self.measures[0] if measure is None else measure]
+        name, own = self._measure(measure), self._arm(arm)
+        if name not in own.effects:
+            raise PatterningError(f"{arm!r} is the arm that others are compared with: it has no effect")
+        return own.effects[name]
 
     def sentences(self) -> list[str]:
         """What was found, one sentence for each arm and measure; first, whether there are enough pairs."""
@@ -42,6 +51,7 @@ class Evidence:
         lines = (
             [f"{len(self.seeds)} paired seeds are a look, not evidence: use at least {ENOUGH_PAIRS}."] if few else []
         )
+        lines += [f"{note}." for note in self.notes]
         return lines + [f"{arm}, {measure}: {verdict}." for (arm, measure), verdict in self.verdicts.items()]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -54,7 +64,8 @@ class Evidence:
                 if self.yes_or_no[name]:
                     row["low"], row["high"] = share_interval(int(values.sum()), len(values))
                 else:
-                    row["standard_error"] = float(values.std(ddof=1) / np.sqrt(len(values)))
+                    spread = values.std(ddof=1) if len(values) > 1 else None
+                    row["standard_error"] = None if spread is None else float(spread / np.sqrt(len(values)))
                 row["values"] = values.tolist()
                 for key, effects in (("against_unweighted", arm.effects), ("against_permuted", arm.beyond)):
                     row[key] = asdict(effects[name]) if name in effects else None
@@ -83,9 +94,7 @@ class Evidence:
             [
                 row["arm"],
                 row["measure"],
-                f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
-                if "low" in row
-                else f"{row['mean']:.4g} ± {row['standard_error']:.2g}",
+                mean_of(row, 4),
                 _interval(row["against_unweighted"]),
                 _interval(row["against_permuted"]),
                 row["finding"] or "",
@@ -96,14 +105,31 @@ class Evidence:
     def to_json(self, path: str | Path) -> None:
         """Write the numbers."""
         facts = {arm.name: dict(arm.facts) for arm in self.arms}
-        write_json(Path(path), {"seeds": list(self.seeds), "rows": self.rows(), "weights": facts})
+        known = {"seeds": list(self.seeds), "notes": list(self.notes), "rows": self.rows(), "weights": facts}
+        write_json(Path(path), known)
 
     def page(self, path: str | Path, title: str = "What the weights did") -> None:
         """Write one self-contained HTML page: the answer, a figure, the table."""
         write_whole(Path(path), evidence_page(self, title).encode())
 
     def _arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise PatterningError(f"there is no arm {name!r}: there are {', '.join(arm.name for arm in self.arms)}")
+
+    def _measure(self, name: str | None) -> str:
+        if name is not None and name not in self.measures:
+            raise PatterningError(f"there is no measure {name!r}: there are {', '.join(self.measures)}")
+        return self.measures[0] if name is None else name
+
+
+def mean_of(row: Mapping[str, Any], digits: int = 3) -> str:
+    """The mean of a row of the table with its error, as text; of a single run, the mean alone."""
+    if "low" in row:
+        return f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    error = row["standard_error"]
+    return f"{row['mean']:.{digits}g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def _interval(effect: Mapping[str, Any] | None) -> str:

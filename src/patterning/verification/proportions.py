@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import check_level
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 from patterning.verification.effects import Effect
 
@@ -22,6 +22,8 @@ Bools = NDArray[np.bool_]
 def share_interval(count: int, runs: int, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (JASA 22, 1927) for the share `count / runs`; it never leaves [0, 1]."""
     check_level(level)
+    check_whole("count", count, 0)
+    check_whole("runs", runs, 0)
     if not (runs > 0 and 0 <= count <= runs):
         raise PatterningError(f"{count} of {runs} runs is no share")
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -38,6 +40,7 @@ def paired_share_difference(arm: Bools, baseline: Bools, *, level: float = 0.95)
     Method 10 of Newcombe (Statistics in Medicine 17, 1998, 2635-2650): the Wilson limits of both shares, combined by
     their correlation φ over pairs, which is corrected for continuity.
     """
+    arm, baseline = np.asarray(arm), np.asarray(baseline)
     if arm.shape != baseline.shape or arm.ndim != 1 or len(arm) == 0:
         raise PatterningError(f"outcomes of shapes {arm.shape} and {baseline.shape} are not paired")
     if arm.dtype != np.bool_ or baseline.dtype != np.bool_:
@@ -78,6 +81,8 @@ def compare_shares(
     check_level(level)
     if hits.dtype != np.bool_ or hits.ndim != 2 or predicted.shape != hits.shape[:1]:
         raise PatterningError(f"{predicted.shape} predictions do not fit outcomes of shape {hits.shape}")
+    if not np.isfinite(predicted).all():
+        raise PatterningError("a predicted share is NaN or infinite")
     realised = hits.mean(axis=1)
     error = np.abs(predicted - realised)
     mean, largest = float(error.mean()), float(error.max())

@@ -7,7 +7,8 @@ An arm *steers* a measure when, over paired seeds,
 
 each interval excluding 0 at the level that allows for the number of directions tried (Bonferroni: 1 - 0.05 / tried).
 Where a direction was asked for ("more", "less"), the change must go that way. Fewer than 6 pairs are a look: the
-verdict says so, and is no evidence.
+verdict says so, and is no evidence. Where all differences over seeds are equal to the last bit, there is no error bar
+and nothing is claimed.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from patterning.verification.effects import Effect
 ENOUGH_PAIRS = 6
 LEVEL = 0.95
 
-Finding = Literal["steers", "steers the other way", "moves, as its permuted control does", "no clear change", "a look"]
+Finding = Literal[
+    "steers", "steers the other way", "moves, as its permuted control does", "no clear change", "a look", "no error bar"
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def judge(
     """
     if against_unweighted.pairs < ENOUGH_PAIRS:
         return Verdict("a look", against_unweighted, against_permuted, tried)
+    if any(effect is not None and without_width(effect) for effect in (against_unweighted, against_permuted)):
+        return Verdict("no error bar", against_unweighted, against_permuted, tried)
     moved = against_unweighted.excludes_zero
     beyond = (
         against_permuted is not None
@@ -76,6 +81,11 @@ def judge(
     else:
         finding = "steers" if wanted * against_unweighted.difference >= 0 else "steers the other way"
     return Verdict(finding, against_unweighted, against_permuted, tried)
+
+
+def without_width(effect: Effect) -> bool:
+    """Whether an effect has no error bar: a difference that is the same, to the last bit, for every seed."""
+    return effect.difference != 0 and effect.low == effect.high
 
 
 def _interval(effect: Effect) -> str:

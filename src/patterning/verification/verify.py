@@ -4,7 +4,7 @@ The training loop is the user's, in any framework: `train(weights, seed)` return
 same seed in every arm is a pair. What is claimed follows the one rule of `verification.rule`.
 """
 
-import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,74 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.identity import digest
 from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.workers import Progress, Workers
 from patterning.intervention.data_weights import Weights
-from patterning.verification.arms import Arm
-from patterning.verification.effects import Effect, paired_effect
+from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
-from patterning.verification.proportions import paired_share_difference
-from patterning.verification.rule import Verdict, judge, level_for
-
-Train = Callable[[Weights, int], Any]
-"""(weights, seed) → a trained model, or whatever the measures take. It must depend on these two alone."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number read off what `train` returned, with the range that it can take.
-
-    `function(result)` returns a float, or a bool for an outcome that happens or not (its share over seeds is shown,
-    with intervals for shares). `low`, `high`: differences outside of what they allow are cut off the intervals.
-    """
-
-    function: Callable[[Any], Any]
-    low: float = -math.inf
-    high: float = math.inf
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """One training run and its measures; `fingerprint` covers the weights, the functions and the seed."""
-
-    train: Train
-    measures: Mapping[str, Measure]
-    weights: Weights
-    seed: int
-    key: str
-
-    @property
-    def fingerprint(self) -> str:
-        """What the numbers depend on."""
-        return self.key
-
-
-def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
-    """Train, and measure: a unit of work. Names → float64 scalars; `is_bool.<name>` says which were yes or no."""
-    del scratch  # the user's loop resumes by itself, or starts again
-    with torch.random.fork_rng(devices=[]):
-        result = job.train(job.weights, job.seed)
-        values: Arrays = {}
-        for name, measure in job.measures.items():
-            value = measure.function(result)
-            if isinstance(value, torch.Tensor):
-                value = value.item()
-            yes_or_no = isinstance(value, bool | np.bool_)
-            if not yes_or_no and not isinstance(value, int | float | np.number):
-                raise PatterningError(f"measure {name!r} returned {type(value).__name__}: it must return a number")
-            if not np.isfinite(float(value)):
-                raise PatterningError(f"measure {name!r} is {value} after training with seed {job.seed}")
-            if not measure.low <= float(value) <= measure.high:
-                raise PatterningError(
-                    f"measure {name!r} is {float(value):.4g}, outside of its range {measure.low:g} to {measure.high:g}"
-                )
-            values[name] = np.array(float(value))
-            values[f"is_bool.{name}"] = np.array(float(yes_or_no))
-    return values
+from patterning.verification.jobs import Measure, Train, TrainJob, run_job
+from patterning.verification.suspicion import STATE, refuse_equal_outcomes, refuse_equal_states
 
 
 def verify(
@@ -89,7 +31,7 @@ def verify(
     measures: Mapping[str, Measure | Callable[[Any], Any]],
     seeds: Sequence[int],
     *,
-    controls: Sequence[str] = ("permuted",),
+    controls: str | Sequence[str] = ("permuted",),
     extra: Mapping[str, Weights] | None = None,
     wanted: Mapping[str, Mapping[str, float]] | None = None,
     out: str | Path | None = None,
@@ -104,21 +46,45 @@ def verify(
     weights' own target is taken for measures of the same name. `out`: a folder in which finished runs are found again
     after a kill; without one, nothing is kept. `workers`: processes of one thread each.
 
-    Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained.
+    Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained; after three
+    runs where the trained modules show that `train` does not use its seed or its weights; and at the end where all
+    outcomes do.
     """
-    parsed = {name: m if isinstance(m, Measure) else Measure(m) for name, m in measures.items()}
-    _check(arms, extra or {}, parsed, seeds)
+    check_whole("workers", workers, 1)
+    controls = [controls] if isinstance(controls, str) else controls
+    seeds = _checked_seeds(seeds)
+    parsed = _checked_measures(measures)
+    _check(train, arms, extra or {}, parsed, wanted or {})
     plan = _plan(arms, controls, extra or {}, seeds)
     code = digest(train, parsed)
-    units = [
-        Unit(f"train-{name}", run_job, {"job": TrainJob(train, parsed, weights, seed, _key(code, weights, seed))})
+    units = {
+        name: [
+            Unit(
+                f"train-{re.sub('[^A-Za-z0-9]+', '-', name)}",
+                run_job,
+                {
+                    "job": TrainJob(
+                        train, parsed, weights, seed, _key(code, weights, seed), name, name == UNWEIGHTED and i == 0
+                    )
+                },
+            )
+            for i, (seed, weights) in enumerate(zip(seeds, planned.weights, strict=True))
+        ]
         for name, planned in plan.items()
-        for seed, weights in zip(seeds, planned.weights, strict=True)
-    ]
+    }
     with _folder(out) as folder, Workers(RunFolder(folder), workers, progress) as pool:
-        results = iter(pool.compute(units, "retraining every arm"))
+        _first_look(pool, units, next(iter(arms)), seeds)
+        results = iter(pool.compute([unit for own in units.values() for unit in own], "retraining every arm"))
     outcomes = {name: [next(results) for _ in seeds] for name in plan}
-    return _evidence(parsed, list(seeds), outcomes, _signs(arms, parsed, wanted or {}), plan)
+    refuse_equal_states(outcomes, seeds, UNWEIGHTED)
+    return _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
+
+
+def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int]) -> None:
+    """Three runs first: seeds and weights that `train` does not use show in the modules that it returns."""
+    base, other = units[UNWEIGHTED][:2], units[arm][:1]
+    found = pool.compute([*base, *other], "a first look at train")
+    refuse_equal_states({UNWEIGHTED: found[:2], arm: found[2:]}, seeds[:2], UNWEIGHTED)
 
 
 @dataclass(frozen=True)
@@ -133,13 +99,9 @@ def _plan(
     arms: Mapping[str, Weights], controls: Sequence[str], extra: Mapping[str, Weights], seeds: Sequence[int]
 ) -> dict[str, _Planned]:
     """Every arm by name; the unweighted one first."""
+    controls = [controls] if isinstance(controls, str) else list(controls)
     if unknown := set(controls) - {"permuted"}:
         raise PatterningError(f"unknown controls {', '.join(sorted(unknown))}: there is 'permuted'; others go in extra")
-    if not arms:
-        raise PatterningError("there is no arm to verify: give a name and weights")
-    for name, weights in {**arms, **extra}.items():
-        if not isinstance(weights, Weights):
-            raise PatterningError(f"arm {name!r} is {type(weights).__name__}: it must be Weights (Weights.of_rows(ρ))")
     first = next(iter(arms.values()))
     plain = replace(first, rho=np.ones_like(first.rho), facts={"what": UNWEIGHTED})
     plan = {UNWEIGHTED: _Planned("base", [plain] * len(seeds))}
@@ -158,22 +120,82 @@ def permuted_name(arm: str) -> str:
     return f"{arm}, permuted"
 
 
-def _check(
-    arms: Mapping[str, Weights], extra: Mapping[str, Weights], measures: Mapping[str, Measure], seeds: Sequence[int]
-) -> None:
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    if isinstance(seeds, int | str | bytes) or not hasattr(seeds, "__iter__"):
+        raise PatterningError(f"seeds is {seeds!r}: give a list of whole numbers, range(6) say")
+    found = list(seeds)
+    for seed in found:
+        check_whole("seed", seed, 0)
+    if len(set(found)) < len(found):
+        raise PatterningError("some seeds are named twice: a pair would be counted twice")
+    if len(found) < 3:
+        raise PatterningError(f"{len(found)} seeds give no interval: use at least 3, and 6 for evidence")
+    return [int(seed) for seed in found]
+
+
+def _checked_measures(measures: Mapping[str, Measure | Callable[[Any], Any]]) -> dict[str, Measure]:
+    if not isinstance(measures, Mapping):
+        raise PatterningError(f"measures is {type(measures).__name__}: give names and functions, {{'loss': function}}")
     if not measures:
         raise PatterningError("there is no measure: what is to change must be measured")
+    for name in measures:
+        if name.startswith("is_bool.") or name == STATE:
+            raise PatterningError(f"a measure is called {name!r}, a name that is kept for its results: rename it")
+    parsed = {name: m if isinstance(m, Measure) else Measure(m) for name, m in measures.items()}
+    for name, measure in parsed.items():
+        if not callable(measure.function):
+            raise PatterningError(f"measure {name!r} is no function of what train returns")
+    return parsed
+
+
+def _check(
+    train: Train,
+    arms: Mapping[str, Weights],
+    extra: Mapping[str, Weights],
+    measures: Mapping[str, Measure],
+    wanted: Mapping[str, Mapping[str, float]],
+) -> None:
+    if not callable(train):
+        raise PatterningError(f"train is {type(train).__name__}: it must be a function of (weights, seed)")
+    for what, given in (("arms", arms), ("extra", extra)):
+        if not isinstance(given, Mapping):
+            raise PatterningError(f"{what} is {type(given).__name__}: give names and weights, {{'more': weights}}")
+    if not arms:
+        raise PatterningError("there is no arm to verify: give a name and weights")
     names = [UNWEIGHTED, *arms, *(permuted_name(name) for name in arms), *extra]
     if len(set(names)) < len(names):
-        raise PatterningError(f"names of arms must differ, and {UNWEIGHTED!r} is taken (got {', '.join(names)})")
-    if len({len(weights) for weights in arms.values()}) > 1:
-        raise PatterningError("the arms are of data of different lengths")
-    for seed in seeds:
-        check_whole("seed", seed, 0)
-    if len(set(seeds)) < len(seeds):
-        raise PatterningError("some seeds are named twice: a pair would be counted twice")
-    if len(seeds) < 3:
-        raise PatterningError(f"{len(seeds)} seeds give no interval: use at least 3, and 6 for evidence")
+        raise PatterningError(
+            f"names of arms must differ, {UNWEIGHTED!r} is taken, and '<arm>, permuted' is an arm's control (got "
+            f"{', '.join(names)})"
+        )
+    every = {**arms, **extra}
+    for name, weights in every.items():
+        if not isinstance(weights, Weights):
+            raise PatterningError(f"arm {name!r} is {type(weights).__name__}: it must be Weights (Weights.of_rows(ρ))")
+    for name, weights in arms.items():
+        if np.ptp(weights.rho[weights.base_weights > 0]) == 0:
+            raise PatterningError(f"arm {name!r} weighs everything alike: it is the unweighted arm, which is there")
+    if len({weights.rho.shape for weights in every.values()}) > 1:
+        shapes = ", ".join(f"{name} {weights.rho.shape}" for name, weights in every.items())
+        raise PatterningError(f"the arms are of data of different lengths, or of rows and of tokens ({shapes})")
+    if len({weights.data for weights in every.values() if weights.data}) > 1:
+        raise PatterningError("the arms were made for different data, or for the same rows in another order")
+    _check_wanted(arms, measures, wanted)
+
+
+def _check_wanted(
+    arms: Mapping[str, Weights], measures: Mapping[str, Measure], wanted: Mapping[str, Mapping[str, float]]
+) -> None:
+    for arm, signs in wanted.items():
+        if arm not in arms:
+            raise PatterningError(f"wanted names the arm {arm!r}: there are {', '.join(arms)}")
+        if not isinstance(signs, Mapping):
+            raise PatterningError(f"wanted[{arm!r}] is {signs!r}: give a sign for each measure, {{measure: +1}}")
+        for name, sign in signs.items():
+            if name not in measures:
+                raise PatterningError(f"wanted[{arm!r}] names the measure {name!r}: there are {', '.join(measures)}")
+            if isinstance(sign, bool) or not isinstance(sign, int | float | np.number) or not np.isfinite(sign):
+                raise PatterningError(f"wanted[{arm!r}][{name!r}] is {sign!r}: it must be a number, its sign counts")
 
 
 def _key(code: str, weights: Weights, seed: int) -> str:
@@ -210,35 +232,32 @@ def _evidence(
     values = {
         arm: {name: np.array([float(run[name]) for run in runs]) for name in measures} for arm, runs in outcomes.items()
     }
-    yes_or_no = {name: bool(outcomes[UNWEIGHTED][0][f"is_bool.{name}"]) for name in measures}
-    table, verdicts = [], dict[tuple[str, str], Verdict]()
-    for arm, planned in plan.items():
-        control = permuted_name(arm) if permuted_name(arm) in outcomes else None
-        effects, beyond = dict[str, Effect](), dict[str, Effect]()
-        for name, measure in measures.items():
-
-            def against(other: str, level: float = 0.95, name: str = name, arm: str = arm, measure: Measure = measure):
-                return difference(values[arm][name], values[other][name], measure, yes_or_no[name], level)
-
-            if arm != UNWEIGHTED:
-                effects[name] = against(UNWEIGHTED)
-            if control is not None:
-                beyond[name] = against(control)
-            if planned.kind == "arm":
-                tried = sum(own[name] == signs[arm][name] for own in signs.values())
-                level = level_for(tried)
-                strict = None if control is None else against(control, level)
-                verdicts[arm, name] = judge(against(UNWEIGHTED, level), strict, tried=tried, wanted=signs[arm][name])
-        table.append(Arm(arm, planned.kind, values[arm], effects, beyond, dict(planned.weights[0].facts)))
-    return Evidence(tuple(measures), yes_or_no, tuple(seeds), tuple(table), verdicts)
+    yes_or_no = {name: _is_bool(name, outcomes) for name in measures}
+    constant = [name for name, planned in plan.items() if planned.kind != "control"]
+    unclear = {name: _unclear(values, name, measures[name], yes_or_no) for name in measures}
+    notes = refuse_equal_outcomes(values, seeds, UNWEIGHTED, constant, unclear, yes_or_no)
+    ranges = {name: Range(m.low, m.high, yes_or_no[name]) for name, m in measures.items()}
+    arms = [
+        ArmRuns(
+            name, planned.kind, values[name], permuted_name(name) if permuted_name(name) in plan else None,
+            signs.get(name, {}), dict(planned.weights[0].facts),
+        )
+        for name, planned in plan.items()
+    ]  # fmt: skip
+    return replace(assemble(arms, ranges, seeds, judge_all=True), notes=notes)
 
 
-def difference(arm: np.ndarray, baseline: np.ndarray, measure: Measure, yes_or_no: bool, level: float = 0.95) -> Effect:
-    """The paired difference of a measure with its interval, which stays inside of what the measure's range allows."""
-    if yes_or_no:
-        return paired_share_difference(arm > 0.5, baseline > 0.5, level=level)
-    effect = paired_effect(arm, baseline, level=level)
-    # the mean of the arm lies in the range, so the mean difference cannot leave it, less the baseline's mean
-    least, most = measure.low - baseline.mean(), measure.high - baseline.mean()
-    low, high = float(np.clip(effect.low, least, most)), float(np.clip(effect.high, least, most))
-    return Effect(effect.difference, low, high, effect.pairs, level)
+def _is_bool(name: str, outcomes: Mapping[str, Sequence[Arrays]]) -> bool:
+    """Whether a measure is a yes or no; raises `PatterningError` where it is one after some runs only."""
+    kinds = {bool(run[f"is_bool.{name}"]) for runs in outcomes.values() for run in runs}
+    if len(kinds) > 1:
+        raise PatterningError(f"measure {name!r} returned yes or no after some runs and a number after others")
+    return kinds.pop()
+
+
+def _unclear(
+    values: Mapping[str, Mapping[str, np.ndarray]], name: str, measure: Measure, yes_or_no: Mapping[str, bool]
+) -> bool:
+    """Whether equal outcomes prove nothing: a yes or no, or numbers that all lie at an end of the stated range."""
+    every = np.concatenate([arm[name] for arm in values.values()])
+    return yes_or_no[name] or bool(np.isin(every, (measure.low, measure.high)).all())

@@ -1,1 +1,1 @@
-"""Choose by data which of two algorithms a transformer learns."""
+"""The parentheses experiment: its subject, and the study of it."""

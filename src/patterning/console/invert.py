@@ -1,0 +1,150 @@
+"""What `patterning invert` and `patterning verify` do: weights from a stored χ, and the proof of weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from patterning.console.response import load_task
+from patterning.core.errors import PatterningError
+from patterning.core.store import write_json
+from patterning.core.user_code import call, load_object
+from patterning.core.workers import Progress
+from patterning.face.response import load
+from patterning.intervention.data_weights import Weights
+from patterning.intervention.weights import Policy
+from patterning.verification.evidence import Evidence
+from patterning.verification.verify import Measure, verify
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The arguments of `patterning invert`: what is asked of a stored χ, and how strongly to weight.
+
+    `want`: "ROW=SIGN" for each row of χ that is to move ("8s=-1"); `hold`: rows to hold.
+    """
+
+    folder: Path
+    task: str
+    want: Sequence[str]
+    hold: Sequence[str] = ()
+    strength: float = 0.25
+    policy: str = "clip"
+    cap: float | None = None
+    min_ess: float | None = None
+    per: str = "sample"
+    force: bool = False
+
+
+def invert_to(wish: Wish, out: Path) -> Results:
+    """Weights for the wish, written to `out` as parquet; returns what was asked, expected and made.
+
+    Raises `PatterningError` for rows that χ has not, for other data, and for a direction that is refused.
+    """
+    store = wish.folder / "chi.zarr" if (wish.folder / "chi.zarr").exists() else wish.folder
+    response = load(store, load_task(wish.task))
+    direction = response.invert(_parsed(wish.want), hold=list(wish.hold))
+    weights = direction.weights(
+        wish.strength, cast("Policy", wish.policy), cap=wish.cap, min_ess=wish.min_ess, per=wish.per, force=wish.force
+    )
+    weights.to_parquet(out)
+    return {"direction": str(direction), "refused": direction.refused, "weights": dict(weights.facts), "file": str(out)}
+
+
+def print_wish(results: Results, console: Console) -> None:
+    """What was asked, what is to be expected, and where the weights are."""
+    console.print(results["direction"], highlight=False)
+    facts = results["weights"]
+    console.print(
+        f"{facts['policy']}, strength {facts['strength']:.3g}: effective sample size "
+        f"{100 * facts['effective_sample_size']:.0f} % of the data that may move",
+        highlight=False,
+    )
+    console.print(f"weights: {results['file']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _parsed(want: Sequence[str]) -> dict[str | tuple[str, str], float]:
+    wanted: dict[str | tuple[str, str], float] = {}
+    for part in want:
+        name, equals, value = part.rpartition("=")
+        try:
+            wanted[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise PatterningError(f'--want {part!r}: write the name of a row and a sign, as in --want "8s=-1"')
+    return wanted
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The arguments of `patterning verify`: `train` and `measures` as FILE.py:NAME, arms as NAME=FILE.parquet."""
+
+    train: str
+    measures: str
+    arms: Sequence[str]
+    seeds: str = "0-7"
+    controls: Sequence[str] = field(default_factory=lambda: ("permuted",))
+
+
+def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) -> Results:
+    """Retrain every arm over the seeds, into the folder `out`: `results.json` and `report.html`."""
+    train = load_object(claim.train)
+    if not callable(train):
+        raise PatterningError(f"{claim.train} is a {type(train).__name__}: it must be a function train(weights, seed)")
+    found = load_object(claim.measures)
+    found = call(claim.measures, found) if callable(found) else found
+    if not isinstance(found, Mapping):
+        raise PatterningError(
+            f"{claim.measures} gave a {type(found).__name__}: it must be a dict (or a function without arguments that "
+            "returns one) of names and functions of what train returns"
+        )
+    measures = cast("Mapping[str, Measure | Callable[[Any], Any]]", found)
+    evidence = verify(
+        cast("Callable[[Weights, int], Any]", train), dict(_arm(part) for part in claim.arms), measures,
+        _seeds(claim.seeds), controls=claim.controls, out=out, workers=workers, progress=progress,
+    )  # fmt: skip
+    results = results_of(evidence)
+    write_json(out / "results.json", results)
+    evidence.page(out / "report.html")
+    return results
+
+
+def results_of(evidence: Evidence) -> Results:
+    """Evidence as plain values."""
+    return {"findings": evidence.sentences(), "seeds": list(evidence.seeds), "rows": evidence.rows(),
+            "cells": evidence.cells()}  # fmt: skip
+
+
+def print_claim(results: Results, console: Console) -> None:
+    """The table and what was found."""
+    from rich.table import Table
+
+    from patterning.verification.arms import HEAD
+
+    table = Table(*HEAD, title=f"{len(results['seeds'])} paired seeds")
+    for cells in results["cells"]:
+        table.add_row(*cells)
+    console.print(table)
+    for line in results["findings"]:
+        console.print(line, highlight=False)
+
+
+def _arm(part: str) -> tuple[str, Weights]:
+    name, equals, path = part.partition("=")
+    if not equals:
+        name, path = Path(part).stem, part
+    return name, Weights.from_parquet(path)
+
+
+def _seeds(text: str) -> list[int]:
+    """Seeds as written: "0-7", or "3,5,8"."""
+    try:
+        first, dash, last = text.partition("-")
+        return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise PatterningError(f'--seeds {text!r}: write "0-7", or numbers separated by commas') from None

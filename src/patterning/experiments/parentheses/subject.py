@@ -1,0 +1,194 @@
+"""Parentheses as the subject of a study: how it is trained under weights, and what of a run is measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+
+from patterning.core.arrays import Bools, Floats
+from patterning.core.store import write_whole
+from patterning.response.sample import DifferentiableObservable
+from patterning.study.subject import FlatObservable, Outcome, Rho, Runs, Subject
+from patterning.tasks.parentheses import Parentheses, Strings, make_parentheses, name_rule
+from patterning.training.weighted import TrainConfig, TrainState, advance, init_state
+
+SAVE_EVERY = 1000
+"""Steps of training between saved states: what a killed run can lose."""
+LATE = 2 / 3
+"""From this share of the steps on, a checkpoint is late."""
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """Arguments of `make_parentheses`."""
+
+    max_length: int
+    draws: int
+    layers: int
+    heads: int
+    width: int = 64
+    test_strings: int = 1000
+    seed: int = 0
+    distinct: bool = False
+
+
+@lru_cache(maxsize=3)
+def build_task(size: TaskSize) -> Parentheses:
+    """The task; built once in each process."""
+    return make_parentheses(**vars(size))
+
+
+@dataclass(frozen=True)
+class ParenthesesSubject(Subject):
+    """Measured at `measure_at` steps of training: OOD accuracy is 1 for Nested and 0 for Equal-Count.
+
+    `free_labels`: which strings' weights may move; both labels keep their total weight. `id_floor`: the accuracy on
+    the training law that weights must leave.
+    """
+
+    size: TaskSize
+    settings: TrainConfig
+    measure_at: tuple[int, ...]
+    free_labels: tuple[bool, ...] = (True, False)
+    id_floor: float = 0.97
+    name: str = "parentheses"
+    outcomes: tuple[Outcome, ...] = (
+        Outcome("ood_accuracy", "Nested", "Equal-Count", 0.0, 1.0),
+        Outcome("named_nested", "Nested", "not Nested", yes_or_no=True),
+        Outcome("named_equal_count", "Equal-Count", "not Equal-Count", yes_or_no=True),
+    )
+
+    @property
+    def task(self) -> Parentheses:
+        """Data and model."""
+        return build_task(self.size)
+
+    @property
+    def flat(self) -> Parentheses:
+        """The same, as samplers see it."""
+        return self.task
+
+    @property
+    def base_weights(self) -> Floats:
+        """q (n,)."""
+        return self.task.base_weights.numpy()
+
+    @property
+    def free(self) -> Bools:
+        """Strings of the labels that may move."""
+        return np.isin(self.task.train.labels, self.free_labels)
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """The label: each keeps its weight, so that no weighting moves the balance of the answers."""
+        return self.task.train.labels.astype(np.int64)
+
+    @property
+    def guarded(self) -> str:
+        """Accuracy on unseen strings of the training law."""
+        return "id_accuracy"
+
+    def keeps(self, way: str, guard: float, unweighted: float) -> bool:
+        """At least the floor."""
+        del way, unweighted
+        return guard >= self.id_floor
+
+    @property
+    def groups(self) -> Mapping[str, Bools]:
+        """Classes of strings."""
+        return self.task.classes
+
+    def text(self, sample: int) -> str:
+        """The string and its label."""
+        train = self.task.train
+        return f"{train.text(sample)} {'TRUE' if train.labels[sample] else 'FALSE'}"
+
+    def observables(self) -> Mapping[str, FlatObservable]:
+        """Mean losses on the OOD set, and on the TRUE and the FALSE strings of the ID test."""
+        task = self.task
+        true, false = np.flatnonzero(task.id_test.labels), np.flatnonzero(~task.id_test.labels)
+        everything = np.arange(len(task.ood_test))
+        sets = {
+            "ood_loss": (task.ood_test, everything), "true_loss": (task.id_test, true),
+            "false_loss": (task.id_test, false),
+        }  # fmt: skip
+        return {name: _mean_loss(task, data, rows) for name, (data, rows) in sets.items()}
+
+    def for_sampling(self) -> "ParenthesesSubject":
+        """The data and the model alone."""
+        return replace(self, settings=TrainConfig(0), measure_at=())
+
+    def train(self, rho: Rho, seeds: Sequence[int], keep: Sequence[int], scratch: Path) -> Runs:
+        """Adam on the weighted loss (`training.weighted`), measured on the way; parameters are kept where asked."""
+        task, last = self.task, self.settings.steps
+        wanted = {step for step in keep if step <= last}
+        state, seen, kept = _resume(task, seeds, scratch)
+        weights = torch.from_numpy(np.asarray(rho, dtype=np.float64))
+        saves = set(range(SAVE_EVERY, last, SAVE_EVERY))
+        for stop in sorted({*self.measure_at, *wanted, *saves, last}):
+            if stop <= state.step and state.step > 0:
+                continue
+            state = advance(task, self.settings, state, seeds, weights, stop)
+            if stop in self.measure_at or stop == last:
+                seen[stop] = task.measure(state.flat)
+            if stop in wanted:
+                kept[stop] = state.flat.numpy()
+            if stop in saves:
+                _save(state, seen, kept, scratch)
+        return _as_runs(seen, kept, last)
+
+
+def _as_runs(seen: Mapping[int, Mapping[str, Floats]], kept: Mapping[int, NDArray[np.float32]], last: int) -> Runs:
+    """Curves, final measures, and what the late checkpoints say."""
+    steps = np.array(sorted(seen))
+    curves = {name: np.stack([seen[int(step)][name] for step in steps], axis=1) for name in seen[last]}
+    final = {name: values[:, -1] for name, values in curves.items()}
+    late = steps >= LATE * last
+    named = [[name_rule({key: float(curve[r, c]) for key, curve in curves.items()}) for c in range(len(steps))]
+             for r in range(len(final["ood_accuracy"]))]  # fmt: skip
+    for rule in ("nested", "equal_count"):
+        hit = np.array([[name == rule for name in row] for row in named], dtype=np.float64)
+        final[f"named_{rule}"] = hit[:, -1]
+        final[f"late_{rule}"] = hit[:, late].mean(axis=1)
+    final["late_ood_accuracy"] = curves["ood_accuracy"][:, late].mean(axis=1)
+    return Runs(final, steps, curves, kept)
+
+
+def _mean_loss(task: Parentheses, data: Strings, rows: NDArray[np.int64]) -> DifferentiableObservable:
+    index, losses = torch.from_numpy(rows), task.losses_on(data)
+    return lambda flat: torch.stack([losses(row[None], index[None])[0].mean() for row in flat])
+
+
+_Seen = dict[int, dict[str, Floats]]
+_Kept = dict[int, NDArray[np.float32]]
+
+
+def _save(state: TrainState, seen: _Seen, kept: _Kept, scratch: Path) -> None:
+    tensors = {"flat": state.flat, "first": state.first_moment, "second": state.second_moment,
+               "step": torch.tensor(state.step)}  # fmt: skip
+    tensors |= {f"kept:{step}": torch.from_numpy(row) for step, row in kept.items()}
+    tensors |= {
+        f"seen:{step}:{name}": torch.from_numpy(np.asarray(values, dtype=np.float64))
+        for step, measures in seen.items()
+        for name, values in measures.items()
+    }
+    write_whole(scratch, save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}))
+
+
+def _resume(task: Parentheses, seeds: Sequence[int], scratch: Path) -> tuple[TrainState, _Seen, _Kept]:
+    if not scratch.exists():
+        return init_state(task, seeds), {}, {}
+    tensors = load_file(scratch)
+    state = TrainState(int(tensors["step"]), tensors["flat"], tensors["first"], tensors["second"])
+    seen: _Seen = {}
+    for name, tensor in tensors.items():
+        if name.startswith("seen:"):
+            _, step, measure = name.split(":", 2)
+            seen.setdefault(int(step), {})[measure] = tensor.numpy()
+    kept = {int(name.split(":")[1]): tensor.numpy() for name, tensor in tensors.items() if name.startswith("kept:")}
+    return state, seen, kept

@@ -1,0 +1,95 @@
+"""Curvature of a mean loss along a direction: by its second derivative, or by differences of its gradient.
+
+Some losses have no usable second derivative: a function whose gradient cannot be differentiated, one that hides a part
+of it, or a piecewise linear one, whose curvature lies in its kinks. There the change of the gradient over a short step
+says what a chain of such steps meets, and the result says that it was made so.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning.core.errors import PatterningError
+
+DISAGREEMENT = 0.3
+"""Where the second derivative misses more than this share of the gradient's change, differences are used."""
+STEP = 0.02
+"""Root mean square of a step over the coordinates, as a share of that of the parameters."""
+NOTE = "curvature by differences of the gradient: the loss has no usable second derivative"
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Products of the Hessian of a mean loss at `flat` (1, P) with directions.
+
+    `losses`: parts of the mean loss, as functions of `flat` whose sum it is. `by_differences`: how products are made.
+    """
+
+    losses: tuple[Callable[[Tensor], Tensor], ...]
+    flat: Tensor
+    by_differences: bool = False
+
+    @classmethod
+    def of(cls, losses: Iterable[Callable[[Tensor], Tensor]], flat: Tensor, direction: Tensor) -> "Curvature":
+        """By second derivatives where these say how the gradient changes along `direction`, else by differences.
+
+        A smooth loss may bend within a step, so that shorter ones are tried before the second derivative is given up.
+        Raises `PatterningError` where the loss has no finite gradient at `flat`.
+        """
+        exact = cls(tuple(losses), flat.detach().clone())
+        rough = cls(exact.losses, exact.flat, by_differences=True)
+        if not bool(exact.gradient(exact.flat).isfinite().all()):
+            raise PatterningError("the gradient of L at w* is NaN or infinite: it is no checkpoint to sample around")
+        try:
+            product = exact.times(direction)
+        except PatterningError:
+            raise
+        except Exception:  # whatever a function without a second derivative raises
+            return rough
+        if not bool(product.isfinite().all()):
+            return rough
+        agrees = any(exact.agrees(product, direction, share) for share in (1.0, 1 / 4, 1 / 16))
+        return exact if agrees else rough
+
+    def agrees(self, product: Tensor, direction: Tensor, share: float) -> bool:
+        """Whether a product is the change of the gradient, as far as rounding and the loss's bending let one tell."""
+        change, rounding = self._change(direction, share)
+        size = max(float(change.norm()), float(product.norm()))
+        return float((change - product).norm()) <= DISAGREEMENT * size + rounding
+
+    def gradient(self, flat: Tensor) -> Tensor:
+        """∇L (1, P); raises `PatterningError` where there is none."""
+        at = flat.detach().clone().requires_grad_()
+        total = torch.zeros_like(flat)
+        for loss in self.losses:
+            try:
+                total += torch.autograd.grad(loss(at), at)[0]
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise PatterningError(f"the loss has no gradient in the parameters ({reason})") from error
+        return total
+
+    def times(self, direction: Tensor) -> Tensor:
+        """H v (1, P)."""
+        if self.by_differences:
+            return self._change(direction, 0.25)[0]
+        at = self.flat.clone().requires_grad_()
+        total = torch.zeros_like(self.flat)
+        for loss in self.losses:
+            (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
+            if gradient.requires_grad:  # a linear part has a constant gradient
+                (product,) = torch.autograd.grad(gradient, at, direction, materialize_grads=True)
+                total += product
+        return total
+
+    def _change(self, direction: Tensor, share: float) -> tuple[Tensor, float]:
+        """The gradient's change along a direction per unit of it, by a central difference, and its rounding error."""
+        size = float(self.flat.square().mean().sqrt())
+        length = share * STEP * (size if size > 0 else 1.0) * math.sqrt(self.flat.numel())
+        step = length / float(direction.norm())
+        ahead, behind = (self.gradient(self.flat + sign * step * direction) for sign in (1, -1))
+        rounding = 8 * torch.finfo(self.flat.dtype).eps * float(ahead.norm() + behind.norm()) / (2 * step)
+        return (ahead - behind) / (2 * step), rounding

@@ -1,0 +1,1 @@
+"""A whole experiment, once: pilots, readings, directions, strengths, arms, retraining, evidence, page."""

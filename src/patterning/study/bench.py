@@ -1,0 +1,162 @@
+"""What readings work with: the subject, its unweighted pilot runs, the solutions among their checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from patterning.core.arrays import Floats
+from patterning.core.errors import PatterningError
+from patterning.core.workers import Workers
+from patterning.intervention.data_weights import Weights
+from patterning.intervention.direction import Direction
+from patterning.intervention.weights import standardise
+from patterning.study.seeds import Seeds
+from patterning.study.settings import Strength, Way
+from patterning.study.subject import Parameters, Rho, Runs, Subject
+from patterning.study.training import Planned, train_all
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A checkpoint that is a solution: `flat` parameters (P,), of pilot `seed` after `step` steps, and its measures."""
+
+    kind: str
+    seed: int
+    step: int
+    flat: Parameters
+    measures: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """For people and files."""
+        return f"{self.kind}-{self.seed}-{self.step}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which checkpoints of the pilot runs count as a solution: `measure` is at least `at_least`, by the `most` best.
+
+    `settings`: the pilots to look at, by the name of their settings; "" for all.
+    """
+
+    measure: str
+    at_least: float
+    most: int = 3
+    settings: str = ""
+
+
+@dataclass
+class Bench:
+    """The subject and its pilots: `pilots` by the name of their settings ("" are the subject's own).
+
+    `min_reliability`: a row of χ under it is refused, unless `force`. `chosen`: the strength of each direction and way,
+    once it is chosen.
+    """
+
+    subject: Subject
+    pool: Workers
+    seeds: Seeds
+    pilots: Mapping[str, Runs]
+    min_reliability: float = 0.5
+    force: bool = False
+    chosen: Mapping[tuple[str, Way], Strength] = field(default_factory=dict)
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def train(self, plan: Mapping[str, Planned], stage: str) -> dict[str, Runs]:
+        """Runs of the subject under weights."""
+        return train_all(self.subject, self.pool, plan, stage)
+
+    def once(self, key: Any, compute: Any) -> Any:
+        """`compute()`, or what it gave before: readings share samples."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def solutions(self, name: str, kind: Kind) -> list[Solution]:
+        """The solutions of a kind among the pilots' checkpoints, the best of each run, best first.
+
+        Raises `PatterningError` where there is none, with what was seen.
+        """
+        found, seen = list[tuple[float, int, Solution]](), list[str]()
+        for settings, runs in self.pilots.items():
+            if kind.settings and settings != kind.settings:
+                continue
+            values = runs.curves[kind.measure]
+            seen.append(f"{settings or 'pilots'}: best {values.max():.3f}")
+            for r, seed in enumerate(self.seeds.pilots[: len(runs)]):
+                best = int(np.flatnonzero(values[r] == values[r].max())[-1])
+                step = int(runs.steps[best])
+                if values[r, best] < kind.at_least or step not in runs.kept:
+                    continue
+                measures = {key: float(curve[r, best]) for key, curve in runs.curves.items() if curve.ndim == 2}
+                solution = Solution(name, seed, step, runs.kept[step][r], measures)
+                found.append((float(values[r, best]), step, solution))
+        if not found:
+            raise PatterningError(
+                f"no checkpoint of the pilot runs is a solution of the kind {name!r} ({kind.measure} at least "
+                f"{kind.at_least}): {'; '.join(seen)}"
+            )
+        found.sort(key=lambda item: item[:2], reverse=True)
+        return [solution for *_, solution in found[: kind.most]]
+
+    def direction(
+        self,
+        name: str,
+        what: str,
+        s: Floats,
+        *,
+        refused: str | None = None,
+        wanted: Mapping[str, float] | None = None,
+        **facts: Any,
+    ) -> Direction:
+        """A direction along s (n,), positive where weight moves the main outcome up; s is standardised."""
+        subject = self.subject
+        target = {subject.outcomes[0].measure: 1.0} if wanted is None else dict(wanted)
+        scaled = s if refused else standardise(s.ravel(), subject.samples.weight, subject.free.ravel())
+        return Direction(
+            scaled.ravel(), target, {}, None if self.force else refused, subject.samples, subject.data,
+            name=name, what=what, facts=facts,
+        )  # fmt: skip
+
+
+class Forecast(Protocol):
+    """What a reading expects of any weights, before training."""
+
+    def __call__(self, weights: Sequence[Rho]) -> Floats:
+        """Expected change (arms, 3) of the outcome up, or share of runs: value, low and high."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reading gives: a direction (its `refused` says why it is not used), and a forecast where it has one.
+
+    The forecast is of the measure that the direction asks for: a change in units of the reading, or, `of_shares`, the
+    share of runs for which a yes-or-no measure is true.
+    """
+
+    direction: Direction
+    forecast: Forecast | None = None
+    of_shares: bool = False
+
+    @property
+    def measure(self) -> str:
+        """What it is about."""
+        return next(iter(self.direction.wanted))
+
+
+class Reading(Protocol):
+    """A way to find which samples an outcome answers to."""
+
+    def read(self, name: str, bench: Bench) -> Found:
+        """Find it; what cannot be found raises `PatterningError`, and the study goes on without."""
+        ...
+
+
+def weights_of(subject: Subject, rho: Rho, **facts: Any) -> Weights:
+    """ρ as `Weights` of the subject's data."""
+    data = subject.data
+    return Weights(np.asarray(rho, dtype=np.float64), data.ids, subject.base_weights, subject.free, data.fingerprint,
+                   facts)  # fmt: skip

@@ -1,0 +1,195 @@
+"""A study, top to bottom like the method section of a paper.
+
+Unweighted pilots → readings → a strength for each direction, on seeds of its own → arms and controls on the claim's
+seeds → evidence. What a killed run finished is found again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from patterning.core.errors import PatterningError
+from patterning.core.store import RunFolder
+from patterning.core.workers import Progress, Workers
+from patterning.intervention.direction import Direction
+from patterning.report.page import Section
+from patterning.study.arms import UNWEIGHTED, PlannedArm, Rival, plan_arms
+from patterning.study.bench import Bench, Found, Reading
+from patterning.study.conduct import conduct, keeping_results, read_json_results
+from patterning.study.findings import share_findings
+from patterning.study.outcomes import evidence_of, foretold, table_of
+from patterning.study.settings import StudySettings
+from patterning.study.strength import choose_strengths
+from patterning.study.subject import Runs, Subject
+from patterning.study.training import Planned, train_all, unweighted
+
+Results = dict[str, Any]
+"""What `results.json` holds."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an experiment puts into `run_study`.
+
+    `readings` by name, the leading one first. `keep`: steps at which the pilots' parameters are kept; `settings`:
+    other settings that pilots are trained with as well (name → subject). `rivals`: arms to compare with, made once the
+    arms' weights are known. `more`: further results ("notes" among them are shown with the table). `sections`: the
+    experiment's own part of the page; `drawings`: what the runs of each arm look like, shown beside their shares,
+    with their `legend`; `figure`: a picture that is written as `figure.svg`.
+    """
+
+    subject: Subject
+    readings: Mapping[str, Reading]
+    keep: Sequence[int] = ()
+    settings: Mapping[str, Subject] = field(default_factory=dict)
+    rivals: Callable[[Bench, Mapping[str, Direction]], Mapping[str, Rival]] | None = None
+    more: Callable[[Bench, Mapping[str, Runs]], Results] | None = None
+    sections: Callable[[Results], Sequence[Section]] | None = None
+    drawings: Callable[[Results], Mapping[str, Markup]] | None = None
+    legend: str = ""
+    figure: Callable[[Results], Markup] | None = None
+
+
+def run_study(
+    config: StudySettings,
+    build: Callable[[Any], Study],
+    folder: Path,
+    *,
+    read: Callable[[Path], Any],
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Results:
+    """Run everything, or what a killed run left; write `results.json` and `report.html`; return the results.
+
+    Raises `PatterningError` when the folder holds another configuration, or when no reading gives a direction.
+    """
+    run, _ = conduct(
+        config, folder, read, lambda own, place, count, told: stages(own, build(own), place, count, told), workers,
+        progress,
+    )  # fmt: skip
+    results = read_results(run, str(config.model_dump()["experiment"]))
+    with keeping_results(run.path, run.path / "results.json"):
+        write_page(run, results, build(config))
+    return results
+
+
+def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, progress: Progress | None) -> Results:
+    """Every stage, and what comes of it as plain values."""
+    study = placed(study, run.path)
+    subject, seeds = study.subject, config.seed_ranges
+    if unknown := [name for name in config.directions if name not in study.readings]:
+        raise PatterningError(f"unknown directions {', '.join(unknown)}: there are {', '.join(study.readings)}")
+    with Workers(run, workers, progress) as pool:
+        pilots = train_pilots(study, pool, seeds.pilots)
+        bench = Bench(subject, pool, seeds, pilots, config.min_reliability, config.force)
+        found, refused = read_all(config, study, bench)
+        directions = {name: one.direction for name, one in found.items()}
+        tried, chosen = choose_strengths(config, bench, directions)
+        bench.chosen = chosen
+        rivals = study.rivals(bench, directions) if study.rivals else {}
+        arms = plan_arms(config, bench, directions, chosen, rivals)
+        expected = foretold(bench, found, arms)  # before anything is trained
+        runs = bench.train({arm.name: arm.planned for arm in arms}, "retraining every arm")
+        more = study.more(bench, runs) if study.more else {}
+    evidence = evidence_of(subject, arms, runs, seeds.claims)
+    results = {
+        "experiment": config.model_dump()["experiment"],
+        "config": config.model_dump(mode="json"),
+        "subject": describe(subject),
+        "pilots": {name or "pilots": described_runs(subject, part, seeds.pilots) for name, part in pilots.items()},
+        "directions": [told(one.direction) for one in found.values()] + refused,
+        "strengths": [asdict(row) | {"strength": str(row.strength)} for row in tried],
+        "rows": evidence.rows(),
+        "arms": table_of(bench, arms, runs),
+        "foretold": expected.results(arms, runs),
+        **more,
+    }
+    return results | {"findings": share_findings(results) if subject.outcomes[0].yes_or_no else evidence.sentences()}
+
+
+def placed(study: Study, folder: Path) -> Study:
+    """The study with what its subjects need laid out in the run folder."""
+    settings = {name: subject.placed(folder) for name, subject in study.settings.items()}
+    return replace(study, subject=study.subject.placed(folder), settings=settings)
+
+
+def train_pilots(study: Study, pool: Workers, seeds: range) -> dict[str, Runs]:
+    """Unweighted runs, under the subject's settings ("") and the study's others."""
+    pilots = {}
+    for name, subject in {"": study.subject, **study.settings}.items():
+        plan = {f"pilot{'-' if name else ''}{name}": Planned.alike(unweighted(subject), seeds, study.keep)}
+        pilots[name] = next(iter(train_all(subject, pool, plan, f"pilot runs {name}".strip()).values()))
+    return pilots
+
+
+def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[str, Found], list[Results]]:
+    """Every reading that gives a direction, and why the others do not. Raises `PatterningError` where none does."""
+    found, refused = dict[str, Found](), list[Results]()
+    for name in config.directions:
+        try:
+            one = study.readings[name].read(name, bench)
+        except PatterningError as error:
+            refused.append({"name": name, "what": type(study.readings[name]).__name__, "refused": str(error)})
+            continue
+        if one.direction.refused:
+            refused.append(told(one.direction))
+        else:
+            found[name] = one
+    if not found:
+        reasons = dict.fromkeys(row["refused"] for row in refused)  # readings that share samples fail alike
+        names = {why: ", ".join(row["name"] for row in refused if row["refused"] == why) for why in reasons}
+        why = "; ".join(f"{name}: {why}" for why, name in names.items())
+        raise PatterningError(f"no reading gives a direction ({why}); --force uses unreliable ones all the same")
+    return found, refused
+
+
+def told(direction: Direction) -> Results:
+    """A direction as plain values."""
+    return {
+        "name": direction.name, "what": direction.what, "wanted": dict(direction.wanted), "refused": direction.refused,
+        **direction.facts,
+    }  # fmt: skip
+
+
+def describe(subject: Subject) -> Results:
+    """What the page says of the subject."""
+    q = subject.base_weights
+    groups = {name: float(q.ravel()[mask.ravel()].sum()) for name, mask in subject.groups.items() if mask.any()}
+    outcomes = [asdict(outcome) for outcome in subject.outcomes]
+    return {"name": subject.name, "samples": int(q.size), "outcomes": outcomes, "guarded": subject.guarded,
+            "group_shares": groups}  # fmt: skip
+
+
+def described_runs(subject: Subject, runs: Runs, seeds: Sequence[int]) -> Results:
+    """Final measures by seed, and curves of the outcomes and the guarded measure."""
+    shown = [*(outcome.measure for outcome in subject.outcomes), *([subject.guarded] if subject.guarded else [])]
+    return {
+        "seeds": list(seeds),
+        "steps": runs.steps.tolist(),
+        "measures": {name: values.tolist() for name, values in runs.measures.items()},
+        "curves": {name: np.round(runs.curves[name], 5).tolist() for name in shown if name in runs.curves},
+    }
+
+
+def read_results(run: RunFolder, experiment: str) -> Results:
+    """The results of a finished run; raises `PatterningError` when it has none or they are damaged."""
+    return read_json_results(run, experiment, lambda results: "foretold" in results)
+
+
+def write_page(run: RunFolder, results: Results, study: Study) -> None:
+    """`report.html`."""
+    from patterning.core.store import write_whole
+    from patterning.study.page import study_page
+
+    own = study.sections(results) if study.sections else ()
+    drawings = study.drawings(results) if study.drawings else {}
+    write_whole(run.path / "report.html", study_page(results, own, drawings, study.legend).encode())
+    if study.figure:
+        write_whole(run.path / "figure.svg", study.figure(results).encode())
+
+
+__all__ = ["UNWEIGHTED", "PlannedArm", "Study", "read_results", "run_study", "write_page"]

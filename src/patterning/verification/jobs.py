@@ -1,0 +1,183 @@
+"""One training run of the user's and its measures, as a unit of work; what goes wrong is named by arm and seed."""
+
+import copy
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from patterning.core.answers import reason_of
+from patterning.core.errors import PatterningError
+from patterning.core.store import Arrays
+from patterning.intervention.data_weights import Weights
+from patterning.verification.suspicion import STATE
+
+Train = Callable[[Weights, int], Any]
+"""(weights, seed) → a trained model, or whatever the measures take. It must depend on these two alone."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number read off what `train` returned, with the range that it can take.
+
+    `function(result)` returns a float, or a bool for an outcome that happens or not (its share over seeds is shown,
+    with intervals for shares). `low`, `high`: differences outside of what they allow are cut off the intervals.
+    """
+
+    function: Callable[[Any], Any]
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be called, and a range that holds nothing."""
+        if not callable(self.function):
+            raise PatterningError(f"a measure is {type(self.function).__name__}: it must be a function of the result")
+        for name, value in (("low", self.low), ("high", self.high)):
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(value):
+                raise PatterningError(f"{name} of a measure is {value!r}: it must be a number")
+        if not self.low < self.high:
+            raise PatterningError(f"a measure ranges from {self.low:g} to {self.high:g}: low must be below high")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run and its measures; `fingerprint` covers the weights, the functions and the seed.
+
+    `twice`: where `train` returns a module that was there before, it is called again and must end where it did.
+    """
+
+    train: Train
+    measures: Mapping[str, Measure]
+    weights: Weights
+    seed: int
+    key: str
+    arm: str = ""
+    twice: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """What the numbers depend on."""
+        return self.key
+
+
+def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
+    """Train, and measure: a unit of work. Names → float64 scalars; `is_bool.<name>` says which were yes or no.
+
+    `train` gets weights of its own, which it may change, and global random generators that start from the seed. Of a
+    module that it returns, the digest of the parameters is kept (`STATE`). Raises `PatterningError`, with arm and seed,
+    for whatever goes wrong.
+    """
+    del scratch  # the user's loop resumes by itself, or starts again
+    where = f"{f'arm {job.arm!r}, ' if job.arm else ''}seed {job.seed}"
+    with _seeded(job.seed):
+        before = _modules_of(job.train)
+        result = _trained(job, where)
+        values: Arrays = {}
+        if (state := _state(result)) is not None:
+            values[STATE] = state
+        for name, measure in job.measures.items():
+            value, yes_or_no = _measured(name, measure, result, where)
+            values[name] = np.array(value)
+            values[f"is_bool.{name}"] = np.array(float(yes_or_no))
+    if job.twice and any(result is module for module in before):
+        _refuse_going_on(job, result, where)
+    return values
+
+
+def _trained(job: TrainJob, where: str) -> Any:
+    try:
+        return job.train(copy.deepcopy(job.weights), job.seed)
+    except PatterningError:
+        raise
+    except Exception as error:
+        raise PatterningError(f"train failed ({where}): {type(error).__name__}: {reason_of(error)}") from error
+
+
+def _modules_of(train: Train) -> list[nn.Module]:
+    """Modules that a function finds outside of itself: in its closure, its module's names, its object."""
+    function = getattr(train, "func", train)  # of a partial
+    own: list[Any] = [*getattr(train, "args", ()), *getattr(train, "keywords", {}).values()]
+    own += [getattr(function, "__self__", None), *vars(getattr(function, "__self__", function)).values()]
+    code = getattr(function, "__code__", None)
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # one that is not filled yet
+            own.append(cell.cell_contents)
+    names = code.co_names if code is not None else ()
+    own += [function.__globals__[name] for name in names if name in getattr(function, "__globals__", {})]
+    return [value for value in own if isinstance(value, nn.Module)]
+
+
+def _refuse_going_on(job: TrainJob, module: nn.Module, where: str) -> None:
+    """Raise `PatterningError` where a second run of the same seed ends elsewhere: it went on from the first."""
+    first = [p.detach().clone() for p in module.parameters()]
+    with _seeded(job.seed):
+        again = _trained(job, where)
+    for one, other in zip(first, again.parameters(), strict=False):
+        if float((one - other.detach()).norm()) > 1e-3 * float(one.norm()):
+            raise PatterningError(
+                f"train gives other parameters when it is called again with the same weights and seed ({where}): it "
+                "goes on with a module from outside of it; let it make a fresh one, or load the initial weights first"
+            )
+
+
+def _measured(name: str, measure: Measure, result: Any, where: str) -> tuple[float, bool]:
+    """The number, and whether it is a yes or no."""
+    try:
+        value = measure.function(result)
+        if isinstance(value, torch.Tensor | np.ndarray):
+            value = value.item()
+    except PatterningError:
+        raise
+    except Exception as error:
+        raise PatterningError(
+            f"measure {name!r} failed ({where}): {type(error).__name__}: {reason_of(error)}"
+        ) from error
+    yes_or_no = isinstance(value, bool | np.bool_)
+    if not yes_or_no and (not isinstance(value, int | float | np.number) or isinstance(value, np.complexfloating)):
+        raise PatterningError(f"measure {name!r} returned {type(value).__name__} ({where}): it must return a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise PatterningError(
+            f"measure {name!r} is {number} ({where}): a pair without an outcome cannot be left out, as failing may "
+            "depend on the weights; mend the run, or let the measure say what a failed run counts as"
+        )
+    if not measure.low <= number <= measure.high:
+        raise PatterningError(
+            f"measure {name!r} is {number:.4g} ({where}), outside of its range {measure.low:g} to {measure.high:g}"
+        )
+    return number, yes_or_no
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global random generators that start from the seed, for training loops that read them; then as they were."""
+    numbers, plain = np.random.get_state(), random.getstate()  # noqa: NPY002 - a user's loop may read them
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numbers)  # noqa: NPY002
+        random.setstate(plain)
+
+
+def _state(result: Any) -> np.ndarray | None:
+    """The digest of a module's parameters (32,) uint8, None for any other result."""
+    if not isinstance(result, nn.Module):
+        return None
+    sha, some = hashlib.sha256(), False
+    for name, p in result.named_parameters():
+        sha.update(name.encode())
+        sha.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        some = True
+    return np.frombuffer(sha.digest(), dtype=np.uint8) if some else None

@@ -1,0 +1,25 @@
+"""Every Python block of README and docs runs. Blocks of a page share their names, in order.
+
+What a block needs and a reader does not, a page holds in comments: `<!-- test`, Python, `-->`.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^(?:```python|<!-- test)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
+PAGES = [
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if BLOCK.search(page.read_text())
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(BLOCK.findall(page.read_text())):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    if page.name == "README.md":
+        assert "steers" in capsys.readouterr().out
