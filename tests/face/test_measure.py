@@ -124,7 +124,7 @@ def test_calibrate_says_what_it_chose_and_its_verdict(capsys: pytest.CaptureFixt
 
 def test_calibrate_of_what_the_loss_does_not_feel_has_too_little_signal() -> None:
     task = blobs()
-    dead = pt.Task(task.module, lambda m, b: 1.0 + 1e-6 * m(b[0]).square().sum(1), task.data)
+    dead = pt.Task(task.module, lambda m, b: 1.0 + 3e-5 * m(b[0]).square().sum(1), task.data)
     response = pt.measure(dead, sampler="calibrate", estimator="covariance", **SHORT)
     assert "verdict: too little signal (the loss hardly answers" in response.calibration
     assert response.calibration in response.warnings
@@ -145,7 +145,7 @@ def test_calibrate_of_what_the_loss_does_not_feel_has_too_little_signal() -> Non
         ({"probes": [99]}, "probes must be row numbers from 0 to 19"),
         ({"observables": {"first": 3}}, "observable 'first' is int: it must be a function of the module"),
         ({"observables": {"component loss": OBSERVABLES["first"]}}, "rename yours"),
-        ({"observables": {"first": lambda m: m.weight}}, "observable 'first' returned (1, 3)"),
+        ({"observables": {"first": lambda m: m.weight}}, "observable 'first' returned torch.float32 (1, 3)"),
         ({"observables": OBSERVABLES, "phi": "data"}, "phi says whose loss the component loss is"),
         ({"estimator": "covariance", "phi": "data"}, "phi"),
         ({"at": torch.zeros(7)}, "7"),

@@ -88,7 +88,7 @@ def test_permuted_controls_have_the_same_weights_elsewhere() -> None:
 
     def look(weights: pt.Weights, seed: int) -> float:
         seen.setdefault(str(weights.facts.get("what")), []).append(weights)
-        return float(seed)
+        return float(seed + weights.rho[0])
 
     pt.verify(look, {"up": along(0.5)}, {"y": lambda result: result}, range(4))
     (name,) = [name for name in seen if name.startswith("permuted")]
@@ -150,14 +150,16 @@ def test_a_range_cuts_intervals_off() -> None:
     evidence = pt.verify(close, {"down": along(-0.5)}, measures, range(6))
     base = evidence.arms[0].values["accuracy"].mean()
     assert evidence.effect("down").high <= 1 - base + 1e-12
-    with pytest.raises(pt.PatterningError, match=r"measure 'accuracy' is 2, outside of its range 0 to 1"):
+    with pytest.raises(
+        pt.PatterningError, match=r"measure 'accuracy' is 2 \(arm 'unweighted', seed 0\), outside of its range 0 to 1"
+    ):
         pt.verify(lambda w, s: 2.0, {"down": along(-0.5)}, measures, range(6))
 
 
 def test_random_numbers_of_the_caller_are_left_alone() -> None:
     def draw(weights: pt.Weights, seed: int) -> float:
         torch.manual_seed(seed)
-        return float(torch.rand(()))
+        return float(torch.rand(()) * weights.rho[0])
 
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -177,19 +179,25 @@ def returns(value: object):
         ({"arms": {"up": [1.0] * N}}, "arm 'up' is list: it must be Weights"),
         ({"arms": {"up": 3.0}}, "arm 'up' is float: it must be Weights"),
         ({"arms": {"unweighted": along(0.1)}}, "'unweighted' is taken"),
-        ({"arms": {"up": along(0.1), "b": pt.Weights.of_rows([1.0, 2.0])}}, "different lengths (40, 2 rows)"),
-        ({"extra": {"b": pt.Weights.of_rows([1.0, 2.0])}}, "different lengths (40, 2 rows)"),
+        (
+            {"arms": {"up": along(0.1), "b": pt.Weights.of_rows([1.0, 2.0])}},
+            "of data of different lengths, or of rows and of tokens (up (40,), b (2,))",
+        ),
+        (
+            {"extra": {"b": pt.Weights.of_rows([1.0, 2.0])}},
+            "of data of different lengths, or of rows and of tokens (up (40,), b (2,))",
+        ),
         ({"extra": {"up": along(0.1)}}, "names of arms must differ"),
         ({"measures": {}}, "there is no measure"),
-        ({"measures": {"tilt": 3}}, "measure 'tilt' is no function"),
+        ({"measures": {"tilt": 3}}, "a measure is int: it must be a function of the result"),
         ({"seeds": [1, 1, 2]}, "some seeds are named twice"),
         ({"seeds": [1, 2]}, "2 seeds give no interval"),
         ({"seeds": [1, 2, -3]}, "seed is -3"),
         ({"seeds": [1, 2, 3.5]}, "seed is 3.5: it must be a whole number"),
         ({"controls": ["random"]}, "unknown controls random"),
         ({"controls": "shuffled"}, "unknown controls shuffled"),
-        ({"wanted": {"upp": {"tilt": 1}}}, "wanted names the arm 'upp': there is up"),
-        ({"wanted": {"up": {"tild": 1}}}, "wanted names the measure 'tild': there is tilt"),
+        ({"wanted": {"upp": {"tilt": 1}}}, "wanted names the arm 'upp': there are up"),
+        ({"wanted": {"up": {"tild": 1}}}, "wanted['up'] names the measure 'tild': there are tilt"),
         ({"wanted": {"up": {"tilt": "more"}}}, "it must be a number"),
         ({"workers": 0}, "workers is 0"),
     ],
@@ -206,8 +214,8 @@ def test_what_proves_nothing_is_refused_before_training(changed: dict, says: str
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (float("nan"), "measure 'y' is nan after training with seed 0"),
-        ("high", "measure 'y' returned str: it must return a number"),
+        (float("nan"), "measure 'y' is nan (arm 'unweighted', seed 0)"),
+        ("high", "measure 'y' returned str (arm 'unweighted', seed 0): it must return a number"),
         (None, "measure 'y' returned NoneType"),
     ],
 )

@@ -235,5 +235,7 @@ def test_solutions_are_found_along_the_way_and_the_best_of_each_run() -> None:
     bench = Bench(Line(), None, seeds, {"": runs})  # type: ignore[arg-type]
     found = bench.solutions("pure", Kind("agree", 0.99))
     assert [(one.seed, one.step) for one in found] == [(2, 20), (0, 20)]  # of equals the later checkpoint
-    with pytest.raises(PatterningError, match=r"no checkpoint of the pilot runs is a solution of the kind 'all'.*1\.0"):
+    with pytest.raises(
+        PatterningError, match=r"no checkpoint of the pilot runs is a solution of the kind 'all'.*1\.000"
+    ):
         bench.solutions("all", Kind("agree", 1.1))

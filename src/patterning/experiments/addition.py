@@ -1,7 +1,7 @@
 """Modular addition: does a network that fits every training sum learn the rule, or the table? (Power et al., 2022.)
 
-Training fits the table first and finds the rule later, at a step that differs from seed to seed. Weights that ask for
-the rule come from the free-energy gap between checkpoints that hold the table and checkpoints that hold the rule.
+Training fits the table first, and the rule later. Weights that ask for the rule come from the free-energy gap between
+checkpoints that hold the one and the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,7 @@ class Adder(nn.Module):
 
     def __init__(self, p: int, width: int = 64, embedding: int = 24) -> None:
         super().__init__()
-        self.embed = nn.Parameter(0.3 * torch.randn(p, embedding))
-        self.hidden = nn.Linear(embedding, width)
+        self.embed, self.hidden = nn.Parameter(0.3 * torch.randn(p, embedding)), nn.Linear(embedding, width)
         self.out = nn.Linear(width, p, bias=False)
 
     def forward(self, pairs: Tensor) -> Tensor:
@@ -50,8 +49,7 @@ def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def sums(p: int, share: float) -> tuple[Task, tuple[Tensor, Tensor]]:
     """The training sums as a task, and the others. No sum is in both parts the other way around."""
     pairs = torch.tensor([(a, b) for a in range(p) for b in range(a, p)])
-    order = torch.from_numpy(generator(0, Stream.DATA).permutation(len(pairs)))
-    data = (pairs, pairs.sum(1) % p)
+    order, data = torch.from_numpy(generator(0, Stream.DATA).permutation(len(pairs))), (pairs, pairs.sum(1) % p)
     known, unseen = ((data[0][rows], data[1][rows]) for rows in order.tensor_split([int(share * len(pairs))]))
     return Task(Adder(p), loss, known, make=lambda seed: Adder(p)), unseen
 
@@ -82,14 +80,12 @@ class AdditionSubject(Subject):
 
     def observables(self) -> Mapping[str, FlatObservable]:
         """The mean loss on the sums that are held out."""
-        task, unseen = sums(self.p, self.share)
-        index = torch.arange(len(unseen[1]))
-        return {"held_out_loss": lambda flat: task.run(task.named(flat), unseen, index.expand(len(flat), -1)).mean(1)}
+        (task, unseen), rows = sums(self.p, self.share), torch.arange(len(sums(self.p, self.share)[1][1]))
+        return {"held_out_loss": lambda flat: task.run(task.named(flat), unseen, rows.expand(len(flat), -1)).mean(1)}
 
     def text(self, sample: int) -> str:
         """The sum."""
-        a, b = self.flat.data[0][sample].tolist()
-        return f"{a} + {b}"
+        return " + ".join(map(str, self.flat.data[0][sample].tolist()))
 
     def measure(self, flat: Tensor) -> dict[str, Floats]:
         """Accuracies on both parts; `table` is high where the training sums are known and the others are not."""
@@ -102,14 +98,12 @@ class AdditionSubject(Subject):
         return {"held_out_accuracy": other, "train_accuracy": known, "table": known * (1 - other)}
 
     def train(self, rho: Rho, seeds: Sequence[int], keep: Sequence[int], scratch: Path) -> Runs:
-        """Every seed a replica; a run takes seconds, so that a killed one starts again."""
+        """Every seed a replica. A run takes seconds: a killed one starts again."""
         del scratch
         task = self.flat
-        weights = torch.from_numpy(np.asarray(rho)).float()
-        flat = task.init(seeds).requires_grad_()
+        weights, flat = torch.from_numpy(np.asarray(rho)).float(), task.init(seeds).requires_grad_()
         optimizer = torch.optim.AdamW([flat], self.learning_rate, (0.9, 0.98), weight_decay=self.weight_decay)
-        index = torch.arange(len(weights)).expand(len(seeds), -1)
-        seen, kept = list[dict[str, Floats]](), {}
+        index, seen, kept = torch.arange(len(weights)).expand(len(seeds), -1), list[dict[str, Floats]](), {}
         for step in range(1, self.steps + 1):
             optimizer.zero_grad()
             (weights * task.losses(flat, index)).mean(1).sum().backward()
@@ -122,7 +116,7 @@ class AdditionSubject(Subject):
 
 
 class AdditionConfig(StudySettings):
-    """Sums mod `p`, `share` of them trained on; claims train for `steps`, pilots for `pilot_steps`."""
+    """Sums mod `p`, `share` of them known; claims train for `steps`, pilots for `pilot_steps`: of 100 … 4,500."""
 
     experiment: Literal["addition"] = "addition"
     p: int = 31
@@ -132,26 +126,23 @@ class AdditionConfig(StudySettings):
     sampling: Sampling
 
 
-CONFIG = AdditionConfig
-PRESETS: dict[str, dict[str, Any]] = {
-    "standard": {
-        "sampling": {"n_beta": 347.0, "localization": 100.0, "step_size": 1e-4, "batch_size": 64, "draws": 64},
-        "pilots": 8, "seeds": 16, "directions": ("gap", "losses", "held-out", "runs"),
-        "strengths": ({"policy": "rank-tilt", "alpha": 0.5},),
-    },
-}  # fmt: skip
-DEFAULT = "standard"
+CONFIG, DEFAULT = AdditionConfig, "standard"
+PRESETS: dict[str, dict[str, Any]] = {DEFAULT: {
+    "sampling": {"n_beta": 347.0, "localization": 100.0, "step_size": 1e-4, "batch_size": 64, "draws": 64},
+    "pilots": 8, "seeds": 16, "directions": ("gap", "losses", "held-out", "runs"),
+    "strengths": ({"policy": "rank-tilt", "alpha": 0.5},),
+}}  # fmt: skip
 
 
 def study(config: AdditionConfig) -> Study:
-    """What is compared: the gap of the two solutions, its parts, the held-out loss, and the pilots' own differences."""
-    at = tuple(step for step in (100, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 4500) if step <= config.steps)
-    late = tuple(step for step in (200, 300, 400, 800, 1500, 3000, 4500) if step <= config.pilot_steps)
+    """The gap of the two solutions, its part without sampling, the held-out loss, and the pilots' own differences."""
+    marks = (100, 200, 300, 400, 800, 1500, 3000, 4500)
+    at, late = (tuple(step for step in marks if step <= last) for last in (config.steps, config.pilot_steps))
     rule, table = Kind("held_out_accuracy", 0.97), Kind("table", 0.97)
-    band, names = float(np.log(config.p)), ("rule", "table")
+    band = float(np.log(config.p))
     readings = {
-        "gap": Gap(rule, table, config.sampling, band, names),
-        "losses": LossGap(rule, table, names),
+        "gap": Gap(rule, table, config.sampling, band, ("rule", "table")),
+        "losses": LossGap(rule, table, ("rule", "table")),
         "held-out": Around(table, {"held_out_loss": -1.0}, config.sampling, band, name_of_kind="table"),
         "runs": OverRuns(steps=(400,)),
     }

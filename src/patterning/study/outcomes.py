@@ -144,6 +144,8 @@ def _compared(
     pairs = min(len(own) for own in values)
     table = np.stack([own[:pairs] for own in values])  # (arms, seeds)
     predicted = expected[:, 0]
+    unit = 1e-9 * float(np.abs(predicted).max())
+    predicted = np.round(predicted / unit) * unit if unit > 0 else predicted  # what rounding tells apart is a tie
     result: dict[str, Any] = {"arms": _told(expected, arms, values)}
     if len(arms) < 4 or not np.ptp(predicted) > 0:
         return result

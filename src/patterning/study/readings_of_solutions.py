@@ -9,13 +9,14 @@ switch between the two, in both directions (docs/llc-responses.md).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from patterning.core.arrays import Floats
+from patterning.core.errors import PatterningError
 from patterning.core.flat import evaluate
 from patterning.intervention.solve import solve
 from patterning.response.free_energy import SolutionGap, free_energy_gap
@@ -58,15 +59,23 @@ class Gap:
         return Found(direction, Expected(gap) if self.row == "free-energy" else None)
 
     def _sample(self, bench: Bench) -> tuple[SolutionGap, dict[str, Solution]]:
+        """The gap between the solutions whose chains stayed; the others are left out by name."""
         sides = [bench.solutions(name, kind) for name, kind in zip(self.names, (self.up, self.down), strict=True)]
-        solutions = {solution.name: solution for side in sides for solution in side}
-        sampled = sample_around(
-            bench.subject, bench.pool, self.sampling, {name: one.flat for name, one in solutions.items()},
-            self.loss_band,
-        )  # fmt: skip
-        responses = {name: four_responses(one.response, one.kernel, observable=LLC) for name, one in sampled.items()}
-        up, down = ([responses[solution.name] for solution in side] for side in sides)
-        return free_energy_gap(up, down), solutions
+        responses, left_out = dict[str, FourResponses](), dict[str, str]()
+        for solution in [one for side in sides for one in side]:
+            anchor = {solution.name: solution.flat}
+            try:
+                (one,) = sample_around(bench.subject, bench.pool, self.sampling, anchor, self.loss_band).values()
+                responses[solution.name] = four_responses(one.response, one.kernel, observable=LLC)
+            except PatterningError as error:
+                left_out[solution.name] = str(error)
+        stayed = [[one for one in side if one.name in responses] for side in sides]
+        if not all(stayed):
+            raise PatterningError("; ".join(left_out.values()))
+        up, down = ([responses[one.name] for one in side] for side in stayed)
+        gap = free_energy_gap(up, down)
+        notes = tuple(f"left out: {why}" for why in left_out.values())
+        return replace(gap, notes=(*gap.notes, *notes)), {one.name: one for side in stayed for one in side}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from patterning.core.settings import Frozen
 from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskSize, build_task
 from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
@@ -29,29 +28,6 @@ PURE = 0.99
 """A checkpoint is a solution of a rule when its answers agree with the rule on this share of the OOD strings."""
 
 
-class Size(Frozen):
-    """The data sets and the model (`make_parentheses`)."""
-
-    max_length: int
-    draws: int
-    layers: int
-    heads: int = 4
-    width: int = 64
-    test_strings: int = 1000
-    seed: int = 0
-    distinct: bool = False
-
-
-class Training(Frozen):
-    """The optimiser (`TrainConfig`)."""
-
-    steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    epsilon: float = Field(default=1e-8, gt=0)
-
-
 class ParenthesesConfig(StudySettings):
     """`train` is what claims are trained with, measured at `measure_at`.
 
@@ -61,10 +37,10 @@ class ParenthesesConfig(StudySettings):
     """
 
     experiment: Literal["parentheses"] = "parentheses"
-    task: Size
-    train: Training
-    pilot_train: Training | None = None
-    smooth: Training | None = None
+    task: TaskSize
+    train: TrainConfig
+    pilot_train: TrainConfig | None = None
+    smooth: TrainConfig | None = None
     measure_at: tuple[int, ...]
     sampling: Sampling
     solutions: int = Field(default=3, ge=1)
@@ -77,14 +53,11 @@ class ParenthesesConfig(StudySettings):
 CONFIG = ParenthesesConfig
 
 
-def subject_of(config: ParenthesesConfig, train: Training | None = None) -> ParenthesesSubject:
+def subject_of(config: ParenthesesConfig, train: TrainConfig | None = None) -> ParenthesesSubject:
     """The subject under the claims' training settings, or under others."""
     own = config.train if train is None else train
     steps = sorted({step for step in config.measure_at if step <= own.steps} | {own.steps})
-    return ParenthesesSubject(
-        TaskSize(**config.task.model_dump()), TrainConfig(**own.model_dump()), tuple(steps), config.free_labels,
-        config.id_floor,
-    )  # fmt: skip
+    return ParenthesesSubject(config.task, own, tuple(steps), config.free_labels, config.id_floor)
 
 
 def study(config: ParenthesesConfig) -> Study:
@@ -125,7 +98,7 @@ def rivals(config: ParenthesesConfig, bench: Bench, directions: Mapping[str, Dir
     del directions
     if config.oracle_keep is None:
         return {}
-    task = build_task(TaskSize(**config.task.model_dump()))
+    task = build_task(config.task)
     q, free = bench.subject.base_weights, ~task.train.labels
     never = np.any([mask for name, mask in task.classes.items() if name.startswith("FALSE, never dips")], axis=0)
     thin: Sequence[tuple[str, str, Any]] = [("Nested", "up", never), ("Equal-Count", "down", free & ~never)]

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
 
 from patterning.core.arrays import Bools, Floats
-from patterning.core.store import write_whole
+from patterning.core.store import Arrays
 from patterning.response.sample import DifferentiableObservable
 from patterning.study.subject import FlatObservable, Outcome, Rho, Runs, Subject
 from patterning.tasks.parentheses import Parentheses, Strings, make_parentheses, name_rule
-from patterning.training.weighted import TrainConfig, TrainState, advance, init_state
+from patterning.training.checkpoint import load_state, save_state
+from patterning.training.weighted import TrainConfig, advance, init_state
 
 SAVE_EVERY = 1000
 """Steps of training between saved states: what a killed run can lose."""
@@ -30,7 +30,7 @@ class TaskSize:
     max_length: int
     draws: int
     layers: int
-    heads: int
+    heads: int = 4
     width: int = 64
     test_strings: int = 1000
     seed: int = 0
@@ -126,27 +126,29 @@ class ParenthesesSubject(Subject):
     def train(self, rho: Rho, seeds: Sequence[int], keep: Sequence[int], scratch: Path) -> Runs:
         """Adam on the weighted loss (`training.weighted`), measured on the way; parameters are kept where asked."""
         task, last = self.task, self.settings.steps
-        wanted = {step for step in keep if step <= last}
-        state, seen, kept = _resume(task, seeds, scratch)
+        wanted, saves = {step for step in keep if step <= last}, set(range(SAVE_EVERY, last, SAVE_EVERY))
+        state, seen = load_state(scratch) if scratch.exists() else (init_state(task, seeds), {})
         weights = torch.from_numpy(np.asarray(rho, dtype=np.float64))
-        saves = set(range(SAVE_EVERY, last, SAVE_EVERY))
-        for stop in sorted({*self.measure_at, *wanted, *saves, last}):
-            if stop <= state.step and state.step > 0:
-                continue
+        for stop in sorted({*self.measure_at, *wanted, *saves, last} - set(range(1, state.step + 1))):
             state = advance(task, self.settings, state, seeds, weights, stop)
             if stop in self.measure_at or stop == last:
-                seen[stop] = task.measure(state.flat)
+                seen |= {f"{stop}:{name}": values for name, values in task.measure(state.flat).items()}
             if stop in wanted:
-                kept[stop] = state.flat.numpy()
+                seen[f"{stop}:kept"] = state.flat.numpy()
             if stop in saves:
-                _save(state, seen, kept, scratch)
-        return _as_runs(seen, kept, last)
+                save_state(state, seen, scratch)
+        return _as_runs(seen, last)
 
 
-def _as_runs(seen: Mapping[int, Mapping[str, Floats]], kept: Mapping[int, NDArray[np.float32]], last: int) -> Runs:
+def _as_runs(seen: Arrays, last: int) -> Runs:
     """Curves, final measures, and what the late checkpoints say."""
-    steps = np.array(sorted(seen))
-    curves = {name: np.stack([seen[int(step)][name] for step in steps], axis=1) for name in seen[last]}
+    by_step: dict[int, dict[str, NDArray[np.float64]]] = {}
+    for key, values in seen.items():
+        step, _, name = key.partition(":")
+        by_step.setdefault(int(step), {})[name] = values
+    kept = {step: part.pop("kept").astype(np.float32) for step, part in by_step.items() if "kept" in part}
+    steps = np.array(sorted(step for step, part in by_step.items() if part))
+    curves = {name: np.stack([by_step[int(step)][name] for step in steps], axis=1) for name in by_step[last]}
     final = {name: values[:, -1] for name, values in curves.items()}
     late = steps >= LATE * last
     named = [[name_rule({key: float(curve[r, c]) for key, curve in curves.items()}) for c in range(len(steps))]
@@ -162,33 +164,3 @@ def _as_runs(seen: Mapping[int, Mapping[str, Floats]], kept: Mapping[int, NDArra
 def _mean_loss(task: Parentheses, data: Strings, rows: NDArray[np.int64]) -> DifferentiableObservable:
     index, losses = torch.from_numpy(rows), task.losses_on(data)
     return lambda flat: torch.stack([losses(row[None], index[None])[0].mean() for row in flat])
-
-
-_Seen = dict[int, dict[str, Floats]]
-_Kept = dict[int, NDArray[np.float32]]
-
-
-def _save(state: TrainState, seen: _Seen, kept: _Kept, scratch: Path) -> None:
-    tensors = {"flat": state.flat, "first": state.first_moment, "second": state.second_moment,
-               "step": torch.tensor(state.step)}  # fmt: skip
-    tensors |= {f"kept:{step}": torch.from_numpy(row) for step, row in kept.items()}
-    tensors |= {
-        f"seen:{step}:{name}": torch.from_numpy(np.asarray(values, dtype=np.float64))
-        for step, measures in seen.items()
-        for name, values in measures.items()
-    }
-    write_whole(scratch, save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}))
-
-
-def _resume(task: Parentheses, seeds: Sequence[int], scratch: Path) -> tuple[TrainState, _Seen, _Kept]:
-    if not scratch.exists():
-        return init_state(task, seeds), {}, {}
-    tensors = load_file(scratch)
-    state = TrainState(int(tensors["step"]), tensors["flat"], tensors["first"], tensors["second"])
-    seen: _Seen = {}
-    for name, tensor in tensors.items():
-        if name.startswith("seen:"):
-            _, step, measure = name.split(":", 2)
-            seen.setdefault(int(step), {})[measure] = tensor.numpy()
-    kept = {int(name.split(":")[1]): tensor.numpy() for name, tensor in tensors.items() if name.startswith("kept:")}
-    return state, seen, kept
