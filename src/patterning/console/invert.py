@@ -45,9 +45,10 @@ def invert_to(wish: Wish, out: Path) -> Results:
 
     Raises `PatterningError` for rows that χ has not, for other data, and for a direction that is refused.
     """
+    wanted = _parsed(wish.want)
     store = wish.folder / "chi.zarr" if (wish.folder / "chi.zarr").exists() else wish.folder
     response = load(store, load_task(wish.task))
-    direction = response.invert(_parsed(wish.want), hold=list(wish.hold))
+    direction = response.invert(wanted, hold=list(wish.hold))
     weights = direction.weights(
         wish.strength, cast("Policy", wish.policy), cap=wish.cap, min_ess=wish.min_ess, per=wish.per, force=wish.force
     )
@@ -93,7 +94,7 @@ class Claim:
 
 def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) -> Results:
     """Retrain every arm over the seeds, into the folder `out`: `results.json` and `report.html`."""
-    train = load_object(claim.train)
+    seeds, train = _seeds(claim.seeds), load_object(claim.train)
     if not callable(train):
         raise PatterningError(f"{claim.train} is a {type(train).__name__}: it must be a function train(weights, seed)")
     found = load_object(claim.measures)
@@ -106,7 +107,7 @@ def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) 
     measures = cast("Mapping[str, Measure | Callable[[Any], Any]]", found)
     evidence = verify(
         cast("Callable[[Weights, int], Any]", train), dict(_arm(part) for part in claim.arms), measures,
-        _seeds(claim.seeds), controls=claim.controls, out=out, workers=workers, progress=progress,
+        seeds, controls=claim.controls, out=out, workers=workers, progress=progress,
     )  # fmt: skip
     results = results_of(evidence)
     write_json(out / "results.json", results)

@@ -38,13 +38,17 @@ class Solution:
 class Kind:
     """Which checkpoints of the pilot runs count as a solution: `measure` is at least `at_least`, by the `most` best.
 
-    `settings`: the pilots to look at, by the name of their settings; "" for all.
+    `settings`: the pilots to look at, by the name of their settings; "" for all. `guard`: a measure that must be at
+    least `guard_at_least` as well, such as the accuracy on the training law: a model that has learned nothing may
+    agree with a rule on the strings that tell rules apart.
     """
 
     measure: str
     at_least: float
     most: int = 3
     settings: str = ""
+    guard: str = ""
+    guard_at_least: float = 0.99
 
 
 @dataclass
@@ -84,6 +88,8 @@ class Bench:
             if kind.settings and settings != kind.settings:
                 continue
             values = runs.curves[kind.measure]
+            if kind.guard:
+                values = np.where(runs.curves[kind.guard] >= kind.guard_at_least, values, -np.inf)
             seen.append(f"{settings or 'pilots'}: best {values.max():.3f}")
             for r, seed in enumerate(self.seeds.pilots[: len(runs)]):
                 best = int(np.flatnonzero(values[r] == values[r].max())[-1])
@@ -96,7 +102,8 @@ class Bench:
         if not found:
             raise PatterningError(
                 f"no checkpoint of the pilot runs is a solution of the kind {name!r} ({kind.measure} at least "
-                f"{kind.at_least}): {'; '.join(seen)}"
+                f"{kind.at_least}{f', {kind.guard} at least {kind.guard_at_least}' if kind.guard else ''}): "
+                f"{'; '.join(seen)}"
             )
         found.sort(key=lambda item: item[:2], reverse=True)
         return [solution for *_, solution in found[: kind.most]]

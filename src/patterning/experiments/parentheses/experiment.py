@@ -62,8 +62,8 @@ def subject_of(config: ParenthesesConfig, train: TrainConfig | None = None) -> P
 
 def study(config: ParenthesesConfig) -> Study:
     """What `run_study` runs."""
-    nested = Kind("agree_nested", PURE, config.solutions, "smooth" if config.smooth else "")
-    equal = Kind("agree_equal_count", PURE, config.solutions)
+    nested = Kind("agree_nested", PURE, config.solutions, "smooth" if config.smooth else "", "id_accuracy", PURE)
+    equal = Kind("agree_equal_count", PURE, config.solutions, guard="id_accuracy", guard_at_least=PURE)
     names = ("Nested", "Equal-Count")
 
     def gap(row: Any) -> Gap:

@@ -1,0 +1,126 @@
+"""From a task file to weights and a proof on the command line: measure, invert, verify, doctor."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patterning.intervention.data_weights import Weights
+
+FILE = """
+import torch
+from torch import nn
+import patterning as pt
+
+x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+y = torch.where(torch.arange(60) < 30, x[:, 0], x[:, 1])
+
+
+def loss(model, batch):
+    return (model(batch[0])[:, 0] - batch[1]).square()
+
+
+def task():
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.5, 0.5, 0.0]]))
+        model.bias.zero_()
+    return pt.Task(model, loss, (x, y))
+
+
+observables = {"first": lambda model: model.weight[0, 0]}
+
+
+def train(weights, seed):
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(60):
+        rows = torch.randint(60, (20,))
+        optimizer.zero_grad()
+        weights.loss(loss(model, (x[rows], y[rows])), rows).backward()
+        optimizer.step()
+    return model
+
+
+def measures():
+    return {"first": lambda model: model.weight[0, 0].item()}
+
+
+def broken():
+    raise KeyError("nothing")
+"""
+SETTINGS = ["--n-beta", "60", "--localization", "60", "--step-size", "1e-3", "--draws", "8", "--burn-in", "4",
+            "--batch-size", "20", "--rounds", "1", "--components", "full", "--workers", "1"]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(FILE)
+    return tmp_path
+
+
+def test_measure_invert_verify(place: Path, in_process) -> None:
+    mine = str(place / "mine.py")
+    chi, rho, proof = place / "chi", place / "rho.parquet", place / "proof"
+    done = in_process(
+        "measure", f"{mine}:task", "--observables", f"{mine}:observables", *SETTINGS, "--out", str(chi)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "first" in (chi / "report.html").read_text()
+    done = in_process(
+        "invert", str(chi), "--task", f"{mine}:task", "--want", "first=1", "--out", str(rho), "--strength", "0.8",
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["weights"]["target"] == {"first": 1.0}
+    weights = Weights.from_parquet(rho)
+    first, second = weights.rho[:30].mean(), weights.rho[30:].mean()
+    assert first > second  # the first half follows the first input
+    done = in_process(
+        "verify", f"{mine}:train", "--measures", f"{mine}:measures", "--arm", f"first rule={rho}", "--seeds", "0-7",
+        "--out", str(proof), "--workers", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "steers" in done.stdout
+    results = json.loads((proof / "results.json").read_text())
+    rows = {row["arm"]: row for row in results["rows"]}
+    assert rows["first rule"]["against_unweighted"]["low"] > 0
+    assert np.isfinite(rows["first rule, permuted"]["mean"])
+    assert "first rule" in (proof / "report.html").read_text()
+
+
+INVERT = ["invert", "{folder}", "--task", "{mine}:task", "--out", "x"]
+VERIFY = ["verify", "{mine}:train", "--arm", "a=b", "--out", "o", "--measures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([*INVERT, "--want", "first"], "write the name of a row and a sign"),
+        ([*INVERT, "--want", "first=1"], "holds no susceptibilities"),
+        ([*VERIFY, "{mine}:loss"], "loss"),
+        ([*VERIFY, "{mine}:measures"], "b"),
+        ([*VERIFY, "{mine}:measures", "--seeds", "x"], "--seeds 'x': write \"0-7\""),
+    ],
+)
+def test_bad_requests_are_one_sentence(place: Path, in_process, arguments: list[str], sentence: str) -> None:
+    mine = place / "mine.py"
+    done = in_process(*(part.format(mine=mine, folder=place) for part in arguments))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_tries_a_task(place: Path, in_process) -> None:
+    done = in_process("doctor", f"{place / 'mine.py'}:task", "--json")
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    assert told["task"]["works"]
+    assert told["task"]["rows"] == 60
+    assert told["packages"]["torch"]
+    done = in_process("doctor", f"{place / 'mine.py'}:broken")
+    assert "the task does not work" in done.stdout
+    assert "nothing" in done.stdout
