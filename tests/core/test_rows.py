@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import patterning as pt
+from patterning.core.rows import RowSource
 
 
 class Squares(torch.utils.data.Dataset):
@@ -82,3 +83,23 @@ def test_bad_data_sets_are_one_sentence(data: Squares, sentence: str) -> None:
     with pytest.raises(pt.PatterningError) as error:
         pt.Task(nn.Linear(3, 1), loss, data)
     assert sentence in str(error.value)
+
+
+def test_numbers_of_one_row_are_not_taken_for_a_column() -> None:
+    """Close to each other in a row, and far apart over the rows: rounding to float32 does not matter."""
+    rows = [np.array([1e5 * i + 1e-3, 1e5 * i + 2e-3]) for i in range(1, 5)]
+    source = RowSource(MapStyle(rows))
+    np.testing.assert_allclose(source.take(torch.arange(4)).numpy(), np.stack(rows), rtol=1e-6)
+    with pytest.raises(pt.PatterningError, match="cannot tell such numbers apart"):
+        RowSource(MapStyle([np.array([16777217.0])])).take(torch.zeros(1, dtype=torch.int64))
+
+
+class MapStyle:
+    def __init__(self, rows: list[np.ndarray]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.rows[i]

@@ -1,9 +1,14 @@
 """Modules with a memory, values without an address, and numbers that float32 cannot hold."""
 
 import collections
+import os
 import random
+import subprocess
+import sys
 import threading
 import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from torch import Tensor, nn
 from patterning.core.arrays import as_floats
 from patterning.core.batch import as_batch
 from patterning.core.errors import PatterningError, PatterningWarning
-from patterning.core.identity import digest
+from patterning.core.identity import digest, digest_of
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
 from patterning.intervention.data_weights import Weights
@@ -114,6 +119,42 @@ def test_sparse_entries_in_any_order_have_one_key() -> None:
     one = torch.sparse_coo_tensor(torch.tensor([[0, 1, 0]]), torch.tensor([1.0, 2.0, 3.0]), (2,), check_invariants=True)
     other = torch.sparse_coo_tensor(torch.tensor([[0, 1]]), torch.tensor([4.0, 2.0]), (2,), check_invariants=True)
     assert digest(one) == digest(other)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A dataclass with all that its decorator, `cached_property` and annotations put into a class."""
+
+    items: tuple[int, ...] = (1, 2)
+    either: list[str] | None = None
+    made: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def once(self) -> int:
+        return len(self.items)
+
+    @property
+    def twice(self) -> int:
+        return 2 * self.once
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    items: tuple[int, ...] = (1, 2)
+    made: list[int] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("kind", [Plain, Slotted])
+def test_dataclasses_have_a_key_and_it_is_that_of_another_process(kind) -> None:
+    assert digest_of(kind, kind())[1] == []
+    assert digest(kind, kind()) == digest(kind, kind()) != digest(kind, kind((1, 3)))
+    command = (
+        f"from patterning.core.identity import digest; from {__name__} import {kind.__name__} as kind; "
+        "print(digest(kind, kind()))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
+    told = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == digest(kind, kind())
 
 
 def test_locks_are_left_out_and_what_has_no_value_is_told() -> None:
