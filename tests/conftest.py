@@ -12,6 +12,9 @@ from collections.abc import Callable
 from subprocess import CompletedProcess
 
 import pytest
+
+os.environ["PATTERNING_CHECK_SHAPES"] = "1"  # before the package is imported
+
 import torch
 from hypothesis import settings
 

@@ -81,13 +81,22 @@ def report(
     from patterning.experiments.registry import experiment_of
     from patterning.study.conduct import keeping_results
 
-    is_response = any((folder / name).exists() for name in ("chi.zarr", "units"))
+    is_response = (folder / "chi.zarr").exists() or (
+        (folder / "units").exists() and not (folder / "results.json").exists()
+    )
     if is_response and not (folder / "config.yaml").exists():
         from patterning.console.response import print_results, publish
 
         with RunFolder(folder).lock():
             results = publish(folder)
         _output.show(results, print_results, json, folder)
+        return
+    from patterning.console.invert import is_claim, print_claim, publish_claim
+
+    if folder.is_dir() and is_claim(folder):
+        with RunFolder(folder).lock():
+            claim = publish_claim(folder)
+        _output.show(claim, print_claim, json, folder)
         return
     run_folder = open_run(folder)
     chosen, _ = experiment_of(folder / "config.yaml")

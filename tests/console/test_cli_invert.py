@@ -89,7 +89,12 @@ def test_measure_invert_verify(place: Path, in_process) -> None:
     rows = {row["arm"]: row for row in results["rows"]}
     assert rows["first rule"]["against_unweighted"]["low"] > 0
     assert np.isfinite(rows["first rule, permuted"]["mean"])
-    assert "first rule" in (proof / "report.html").read_text()
+    page = (proof / "report.html").read_text()
+    assert "first rule" in page
+    (proof / "report.html").unlink()
+    done = in_process("report", str(proof))
+    assert done.returncode == 0, done.stderr
+    assert (proof / "report.html").read_text() == page
 
 
 INVERT = ["invert", "{folder}", "--task", "{mine}:task", "--out", "x"]

@@ -370,3 +370,14 @@ def test_warnings_are_grouped_worst_first_and_said_once() -> None:
         "alike)"
     ]
     assert cautions([]) == []
+
+
+def test_shapes_of_the_face_are_checked_in_the_tests() -> None:
+    from patterning.core.shapes import Chi, shaped
+
+    @shaped
+    def transposed(chi: np.ndarray) -> Chi:
+        return chi.sum(0)
+
+    with pytest.raises(TypeError, match="is annotated"):
+        transposed(np.ones((2, 3)))

@@ -1,21 +1,26 @@
 """What `patterning invert` and `patterning verify` do: weights from a stored χ, and the proof of weights."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from rich.console import Console
 
 from patterning.console.response import load_task
 from patterning.core.errors import PatterningError
-from patterning.core.store import write_json
+from patterning.core.store import strict_json, write_json, write_whole
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress
 from patterning.face.response import load
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.weights import Policy
+from patterning.verification.arms import Arm
+from patterning.verification.effects import Effect
 from patterning.verification.evidence import Evidence
+from patterning.verification.page import evidence_page
 from patterning.verification.verify import Measure, verify
 
 Results = dict[str, Any]
@@ -110,15 +115,72 @@ def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) 
         seeds, controls=claim.controls, out=out, workers=workers, progress=progress,
     )  # fmt: skip
     results = results_of(evidence)
-    write_json(out / "results.json", results)
-    evidence.page(out / "report.html")
-    return results
+    write_json(out / "results.json", strict_json(results))
+    return publish_claim(out)
 
 
 def results_of(evidence: Evidence) -> Results:
     """Evidence as plain values."""
     return {"findings": evidence.sentences(), "seeds": list(evidence.seeds), "rows": evidence.rows(),
-            "cells": evidence.cells()}  # fmt: skip
+            "cells": evidence.cells(), "weights": {arm.name: dict(arm.facts) for arm in evidence.arms}}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredClaim:
+    """What `results.json` of a proof holds, as its page shows it."""
+
+    results: Results
+
+    @property
+    def measures(self) -> list[str]:
+        """In the order of the table."""
+        return list(dict.fromkeys(row["measure"] for row in self.results["rows"]))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The paired seeds."""
+        return self.results["seeds"]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """In the order of the table."""
+        arms = dict[str, Arm]()
+        for row in self.results["rows"]:
+            arm = arms.setdefault(
+                row["arm"], Arm(row["arm"], row["kind"], {}, {}, {}, self.results["weights"][row["arm"]])
+            )
+            cast("dict[str, Any]", arm.values)[row["measure"]] = np.array(row["values"])
+            for kept, key in ((arm.effects, "against_unweighted"), (arm.beyond, "against_permuted")):
+                if row[key]:
+                    cast("dict[str, Any]", kept)[row["measure"]] = Effect(**row[key])
+        return list(arms.values())
+
+    def sentences(self) -> list[str]:
+        """What was found."""
+        return self.results["findings"]
+
+    def cells(self) -> list[list[str]]:
+        """The table."""
+        return self.results["cells"]
+
+
+def is_claim(folder: Path) -> bool:
+    """Whether a folder is one of `patterning verify`."""
+    return not (folder / "config.yaml").exists() and (folder / "results.json").exists() and "cells" in _read(folder)
+
+
+def _read(folder: Path) -> Results:
+    try:
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise PatterningError(f"{folder / 'results.json'} is damaged ({error}): verify again, it resumes") from None
+
+
+def publish_claim(folder: Path) -> Results:
+    """`report.html` from `results.json`, which is returned."""
+    results = _read(folder)
+    write_whole(folder / "report.html", evidence_page(StoredClaim(results), "What the weights did").encode())
+    return results
 
 
 def print_claim(results: Results, console: Console) -> None:

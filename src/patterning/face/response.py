@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats, check_level
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.samples import Samples
+from patterning.core.shapes import Chi, PerSample, SampleNumbers, shaped
 from patterning.core.task import Task
 from patterning.face.examples import Decode, Example, as_text
 from patterning.face.response_table import cautions, component_table, warnings_of
@@ -56,12 +56,14 @@ class Response:
         return float(self.data.attrs["n_beta"])
 
     @property
-    def chi(self) -> Floats:
+    @shaped
+    def chi(self) -> Chi:
         """χ (k, n)."""
         return self._pick("chi")
 
     @property
-    def standard_error(self) -> Floats:
+    @shaped
+    def standard_error(self) -> Chi:
         """Monte Carlo standard errors (k, n)."""
         return self._pick("standard_error")
 
@@ -76,17 +78,20 @@ class Response:
         return dict(zip(self.names, self._pick("r_hat").tolist(), strict=True))
 
     @property
-    def row(self) -> NDArray[np.int64]:
+    @shaped
+    def row(self) -> SampleNumbers:
         """Row of the data that each sample lies in (n,)."""
         return self.data["row"].values
 
     @property
-    def position(self) -> NDArray[np.int64]:
+    @shaped
+    def position(self) -> SampleNumbers:
         """Place of each sample in its row (n,)."""
         return self.data["position"].values
 
     @property
-    def base_weights(self) -> Floats:
+    @shaped
+    def base_weights(self) -> PerSample:
         """q (n,) of the samples, summing to 1."""
         return self.data["base_weight"].values
 
@@ -106,7 +111,8 @@ class Response:
         groups = cautions(warnings_of(self.tree, component_table(self.tree)))
         return [line for group in groups for line in group.lines]
 
-    def half_width(self, level: float = 0.95) -> Floats:
+    @shaped
+    def half_width(self, level: float = 0.95) -> Chi:
         """χ ± this (k, n) is an interval for each entry."""
         check_level(level)
         freedom = np.array([float(self.data["degrees_of_freedom"][c]) for c, _ in self._places])

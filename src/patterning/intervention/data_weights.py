@@ -22,6 +22,7 @@ from torch import Tensor
 from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError
+from patterning.core.shapes import Rho, SampleNumbers, shaped
 from patterning.core.store import cannot_write, part_of, strict_json
 from patterning.intervention.loading import Attached, WeightedRows
 from patterning.intervention.permute import permuted, permuted_within
@@ -100,11 +101,13 @@ class Weights:
         """Whether each token of a row has a weight of its own."""
         return self.rho.ndim == 2
 
-    def of(self, rows: Any) -> Floats:
+    @shaped
+    def of(self, rows: Any) -> Rho:
         """ρ of the rows with these ids, (b,) or (b, t); raises `PatterningError` for an id that is none."""
         return self.rho[self.places(rows)]
 
-    def places(self, rows: Any) -> NDArray[np.int64]:
+    @shaped
+    def places(self, rows: Any) -> SampleNumbers:
         """Where rows with these ids lie, (b,) int64."""
         wanted = np.asarray(rows.cpu().numpy() if isinstance(rows, Tensor) else rows).ravel()
         if np.array_equal(self.ids, np.arange(len(self.ids))):
