@@ -215,7 +215,7 @@ class Choice(nn.Module):
         self.a, self.b = nn.Linear(3, 4), nn.Embedding(4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(x).argmax(1))[:, 0] + 0 * self.a(x).sum(1)
+        return self.b(self.a(x).argmax(1))[:, 0] + 0.1 * self.a(x).sum(1)
 
 
 @pytest.mark.parametrize(("build", "size"), [(Asleep, 40.0), (Choice, 2.0)])

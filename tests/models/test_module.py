@@ -213,7 +213,7 @@ HOLED = X.index_fill(0, torch.tensor([6]), float("nan"))
         (lambda: ModuleTask(mlp(), CROSS_ENTROPY, X[:0], Y[:0]), r"n > 0 samples"),
         (lambda: ModuleTask(mlp(), nn.functional.cross_entropy, X, Y), r"gave shape \(\) for 4 rows"),
         (lambda: ModuleTask(mlp(), lambda o, y: nn.functional.one_hot(y, 3) - o, X, Y), "gave 3 losses for a sample"),
-        (lambda: ModuleTask(mlp(), CROSS_ENTROPY, HOLED, Y), "loss of sample 6 is NaN"),
+        (lambda: ModuleTask(mlp(), CROSS_ENTROPY, HOLED, Y), "loss of row 6 is NaN"),
         (lambda: ModuleTask(mlp(), CROSS_ENTROPY, X[:, :4], Y), "cannot run on the data"),
         (
             lambda: ModuleTask(mlp(), lambda _o, _y: 1.0, X, Y),
@@ -221,8 +221,11 @@ HOLED = X.index_fill(0, torch.tensor([6]), float("nan"))
         ),
         (lambda: ModuleTask(nn.ReLU(), CROSS_ENTROPY, X, Y), "no parameter of the module requires a gradient"),
         (lambda: ModuleTask(mlp(), CROSS_ENTROPY, X, Y, torch.ones(19)), "must be 20 numbers"),
-        (lambda: ModuleTask(mlp(), CROSS_ENTROPY, X, Y, -torch.ones(20)), "must be 20 finite numbers"),
-        (lambda: ModuleTask(mlp(), CROSS_ENTROPY, X, Y, torch.zeros(20)), "not all 0"),
+        (
+            lambda: ModuleTask(mlp(), CROSS_ENTROPY, X, Y, -torch.ones(20)),
+            "must be finite numbers >= 0, one for each of the 20 rows: row 0 has -1",
+        ),
+        (lambda: ModuleTask(mlp(), CROSS_ENTROPY, X, Y, torch.zeros(20)), "are all 0"),
         (lambda: ModuleTask(Bare(), CROSS_ENTROPY, X, Y).init([0]), r"scale: no reset_parameters\(\) sets"),
     ],
 )

@@ -95,7 +95,7 @@ def find_modes(
         raise PatterningError(f"χ is {chi.shape} for {len(components)} components: modes need 2 of them and 3 samples")
     if len(set(components)) < k:
         raise PatterningError(f"components must be named once each (got {', '.join(components)})")
-    check_whole("permutations", permutations, 1)
+    check_whole("permutations", permutations, 0)
     if halves is None and noise is None:
         raise PatterningError("modes need the two halves of the chains, or a noise sample: without, no floor is known")
     if transform not in get_args(Transform):
