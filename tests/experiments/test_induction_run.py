@@ -64,7 +64,7 @@ def test_results_hold_every_arm_paired(finished: Path) -> None:
     for name in ("compressible rows (gzip)", "random direction", "structure → more induction, permuted"):
         assert arms[name]["facts"]["effective_sample_size"] == pytest.approx(size, rel=1e-6)
     more = arms["structure → more induction"]
-    assert more["control"] == "structure → more induction, permuted"
+    assert more["controls"] == ["structure → more induction, permuted"]
     assert (more["wanted"]["gap_area"], more["wanted"]["onset"]) == (1.0, -1.0)  # more induction is sooner
     assert arms["structure → less induction"]["wanted"]["onset"] == 1.0
 

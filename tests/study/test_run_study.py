@@ -174,7 +174,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from study.test_run_study import study_of
-study_of(Path({folder!r}), workers=2, slow=0.2, directions=("right",), seeds=4)
+study_of(Path({folder!r}), workers=2, slow=0.1, directions=("right",), seeds=4)
 """
 
 
@@ -189,7 +189,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "units").glob("*.safetensors")}
-    resumed = study_of(folder, slow=0.2, directions=("right",), seeds=4)
+    resumed = study_of(folder, slow=0.1, directions=("right",), seeds=4)
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "units").glob("*.safetensors")}
     assert before.items() <= after.items()  # what was finished was not made again
     assert resumed["rows"] == study_of(tmp_path / "whole", directions=("right",), seeds=4)["rows"]
