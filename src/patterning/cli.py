@@ -41,9 +41,7 @@ def run(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            help="Its size: demo for superposition, quick or standard for parentheses, nano or small for induction, …"
-        ),
+        typer.Option(help="Its size: demo for superposition, standard for parentheses, nano or small for induction, …"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,

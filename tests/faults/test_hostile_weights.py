@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from patterning.core.errors import PatterningError, PatterningWarning
-from patterning.core.samples import Samples
+from patterning.core.samples import Data, Samples
 from patterning.intervention.data_weights import Weights
-from patterning.intervention.direction import Data, Direction, Rows, find_direction
+from patterning.intervention.direction import Direction, Rows, find_direction
 from patterning.intervention.permute import moved, permuted, permuted_within
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import make_weights, summarise

@@ -18,7 +18,6 @@ NO_NUMBERS = (
     "cli", "console", "report", "core.progress", "core.locks", "core.checksums", "core.user_code", "core.store",
     "core.workers", "core.worker", "core.shipping", "core.errors", "core.terminal", "core.settings", "study.run",
     "study.present", "study.conduct", "study.outcomes", "study.arms", "study.strength", "study.settings",
-    "verification",
 )  # fmt: skip
 """Modules and folders that no number depends on."""
 

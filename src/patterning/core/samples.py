@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from patterning.core.arrays import Floats
 
 DRAWS_PER_SAMPLE = 16
 """Most draws for each sample in an epoch, on average: how finely they follow uneven base weights."""
@@ -26,6 +29,17 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.row)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What weights must know of the data: `rows` × `per_row` cells, ids, fingerprint, base weights of the cells."""
+
+    rows: int
+    per_row: int
+    ids: NDArray[Any]
+    fingerprint: str
+    base_weights: Floats
 
 
 def draws_of(q: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from patterning.face.examples import Decode, Example, as_text
 from patterning.face.response_table import cautions, component_table, warnings_of
 from patterning.face.rows import RowMeans, shown_rows
 from patterning.face.signs import as_docstring
-from patterning.intervention.direction import MIN_RELIABILITY, Data, Direction, Rows, find_direction
+from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
 from patterning.response.modes import Modes, find_modes
 from patterning.response.store import open_response, refused_components, save_tree

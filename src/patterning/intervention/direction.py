@@ -10,7 +10,7 @@ observables move is set by the strength of the weights alone; what is to be expe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,11 @@ from scipy.special import stdtrit
 
 from patterning.core.arrays import Bools, Floats, as_mask
 from patterning.core.errors import PatterningError
+from patterning.core.samples import Data, Samples
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import is_number, strong_enough
 from patterning.intervention.weights import Policy, standardise
-
-if TYPE_CHECKING:
-    from patterning.core.samples import Samples
 
 MIN_RELIABILITY = 0.3
 """A row of χ with a split-half reliability under this is not inverted."""
@@ -54,17 +52,6 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Data:
-    """What weights must know of the data: `rows` × `per_row` cells, ids, fingerprint, base weights of the cells."""
-
-    rows: int
-    per_row: int
-    ids: NDArray[Any]
-    fingerprint: str
-    base_weights: Floats
-
-
-@dataclass(frozen=True)
 class Fold:
     """A direction `s` (n,) chosen on some chains, and nβ χ of the other chains, `response` (c, k, n)."""
 
@@ -88,7 +75,7 @@ class Direction:
     wanted: Mapping[str, float]
     predicted: Mapping[str, Change]
     refused: str | None
-    samples: "Samples"
+    samples: Samples
     data: Data | None
     theta: Mapping[str, float] = field(default_factory=dict)
     singular_values: tuple[float, ...] = ()
@@ -207,7 +194,7 @@ class Direction:
 
 def find_direction(
     rows: Rows,
-    samples: "Samples",
+    samples: Samples,
     data: Data | None,
     n_beta: float,
     wanted: Mapping[str, float],

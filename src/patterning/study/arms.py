@@ -11,8 +11,8 @@ from patterning.study.settings import SIGN, StudySettings, Way
 from patterning.study.strength import Chosen, weigh
 from patterning.study.subject import Rho
 from patterning.study.training import Planned, unweighted
+from patterning.verification.arms import UNWEIGHTED, permuted_name
 
-UNWEIGHTED = "unweighted"
 ASKED = ", asked"
 """Follows the name of an arm whose direction is called as the measure that it asks for."""
 
@@ -44,11 +44,6 @@ class PlannedArm:
     controls: tuple[str, ...] = ()
     wanted: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def permuted_name(arm: str) -> str:
-    """The name of an arm's permuted control."""
-    return f"{arm.removesuffix(ASKED)}, permuted"
 
 
 def plan_arms(

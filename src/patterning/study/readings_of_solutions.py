@@ -9,7 +9,7 @@ switch between the two, in both directions (docs/llc-responses.md).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -131,8 +131,6 @@ class Around:
     loss_band: float
     hold: Sequence[str] = ()
     name_of_kind: str = "solution"
-    up: float = 1.0
-    note: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str, bench: Bench) -> Found:
         """Refused where the first row is unreliable around a solution."""
@@ -161,7 +159,7 @@ class Around:
         refused = f"{names[0]} is too noisy: reliability {', '.join(low)}" if low else None
         facts = {"reliability": min(reliability.values()), "rank": solution.rank, "condition": solution.condition}
         what = f"{asked}{held}, around {len(sampled)} {self.name_of_kind}"
-        return Found(bench.direction(name, what, self.up * solution.s, refused=refused, **facts))
+        return Found(bench.direction(name, what, solution.s, refused=refused, **facts))
 
 
 def _reliability(gap: SolutionGap, row: Row, free: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Sampling around solutions as jobs: γ and ε for a wanted rise, one chain a job, and chains joined and judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -204,8 +204,3 @@ def _kernels(
 def reliability_of(sampled: Sampled, free: NDArray[np.bool_]) -> dict[str, float]:
     """Split-half reliability of each row of χ over the free samples."""
     return sampled.response.susceptibility.reliability(free)
-
-
-def mean_of(rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The mean of rows of several solutions."""
-    return np.mean(np.stack(rows), axis=0)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,8 @@ from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
 from patterning.core.identity import digest
-from patterning.core.samples import Samples
+from patterning.core.samples import Data, Samples
 from patterning.core.store import Arrays
-
-if TYPE_CHECKING:
-    from patterning.intervention.direction import Data
 
 Ints = NDArray[np.int64]
 Rho = NDArray[np.floating]
@@ -184,10 +181,8 @@ class Subject:
         )
 
     @property
-    def data(self) -> "Data":
+    def data(self) -> Data:
         """What weights must know of the data."""
-        from patterning.intervention.direction import Data
-
         q = self.base_weights
         table = q if q.ndim == 2 else q[:, None]
         return Data(len(q), table.shape[1], np.arange(len(q)), self.fingerprint, table)

@@ -7,6 +7,9 @@ from typing import Any
 from patterning.core.arrays import Floats
 from patterning.verification.effects import Effect
 
+UNWEIGHTED = "unweighted"
+"""The arm with ρ = 1."""
+
 HEAD = ("weights", "measure", "mean", "against unweighted", "against permuted", "finding")
 
 
@@ -32,5 +35,10 @@ def order_of(arms: Sequence[Arm]) -> list[Arm]:
     result = [arm for arm in arms if arm.kind == "base"]
     for arm in arms:
         if arm.kind == "arm":
-            result += [arm, *([named[f"{arm.name}, permuted"]] if f"{arm.name}, permuted" in named else [])]
+            result += [arm, *([named[permuted_name(arm.name)]] if permuted_name(arm.name) in named else [])]
     return result + [arm for arm in arms if arm not in result]
+
+
+def permuted_name(arm: str) -> str:
+    """The name of an arm's permuted control."""
+    return f"{arm}, permuted"

@@ -19,6 +19,7 @@ from patterning.core.identity import digest
 from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.workers import Progress, Workers
 from patterning.intervention.data_weights import Weights
+from patterning.verification.arms import UNWEIGHTED, permuted_name
 from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
 from patterning.verification.jobs import Measure, Train, TrainJob, run_job
@@ -110,14 +111,6 @@ def _plan(
         for name, weights in arms.items():
             plan[permuted_name(name)] = _Planned("control", [weights.permuted(seed) for seed in seeds])
     return plan | {name: _Planned("extra", [weights] * len(seeds)) for name, weights in extra.items()}
-
-
-UNWEIGHTED = "unweighted"
-
-
-def permuted_name(arm: str) -> str:
-    """The name of an arm's permuted control."""
-    return f"{arm}, permuted"
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:

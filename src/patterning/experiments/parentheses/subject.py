@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from patterning.core.arrays import Bools, Floats
 from patterning.core.store import Arrays
-from patterning.response.sample import DifferentiableObservable
 from patterning.study.subject import FlatObservable, Outcome, Rho, Runs, Subject
 from patterning.tasks.parentheses import Parentheses, Strings, make_parentheses, name_rule
 from patterning.training.checkpoint import load_state, save_state
@@ -161,6 +160,6 @@ def _as_runs(seen: Arrays, last: int) -> Runs:
     return Runs(final, steps, curves, kept)
 
 
-def _mean_loss(task: Parentheses, data: Strings, rows: NDArray[np.int64]) -> DifferentiableObservable:
+def _mean_loss(task: Parentheses, data: Strings, rows: NDArray[np.int64]) -> FlatObservable:
     index, losses = torch.from_numpy(rows), task.losses_on(data)
     return lambda flat: torch.stack([losses(row[None], index[None])[0].mean() for row in flat])
