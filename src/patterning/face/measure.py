@@ -1,5 +1,6 @@
 """`measure`: from a task to χ in one call."""
 
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.functions import ModuleFunction, OfModule
+from patterning.core.modules import spread
 from patterning.core.progress import Progress
 from patterning.core.store import RunFolder
 from patterning.core.task import Task
@@ -32,6 +35,11 @@ from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.store import to_tree
+
+LOOKED_AT = 256
+"""Rows that are looked at to tell whether the model was trained."""
+UNTRAINED = 0.95
+"""A loss above this share of that of parameters of 0 is that of an untrained model."""
 
 Choice = Literal["auto", "pathwise", "covariance", "first-order"]
 
@@ -96,6 +104,8 @@ def measure(
         phi = row_numbers("phi", phi, len(task.base_weights))
     try_observables(functions, anchor, task.data)
     say = Say(progress)
+    untrained = _untrained(task, anchor)
+    say(untrained)
     antithetic = estimator in ("auto", "pathwise")
     config = ChainConfig(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
@@ -112,13 +122,29 @@ def measure(
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
             )  # fmt: skip
     tree = to_tree(response)
-    tree["susceptibility"].attrs.update(calibration=found.text, verdict=found.verdict)
+    tree["susceptibility"].attrs.update(calibration=found.text, verdict=found.verdict, untrained=untrained)
     return Response(tree, task)
 
 
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
     anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
     return check_anchor(task, anchor)
+
+
+def _untrained(task: Task, anchor: Tensor) -> str:
+    """A sentence where the checkpoint fits the data no better than parameters of 0 do; else nothing."""
+    rows = spread(len(task.base_weights), LOOKED_AT)[None]
+    try:
+        with torch.no_grad():
+            here, nothing = (float(task.losses(flat[None], rows).mean()) for flat in (anchor, torch.zeros_like(anchor)))
+    except Exception:  # a model that cannot run at 0 tells nothing
+        return ""
+    if not (math.isfinite(nothing) and here >= UNTRAINED * nothing > 0):
+        return ""
+    return (
+        f"the model at w* has loss {here:.3g}, about that of parameters of 0 ({nothing:.3g}): it seems untrained, and "
+        "χ is of the place where it stands. Pass the trained model as at="
+    )
 
 
 def _components(

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats, check_level
 from patterning.core.errors import PatterningError, check_whole
-from patterning.core.samples import Samples
+from patterning.core.samples import Data, Samples
 from patterning.core.shapes import Chi, PerSample, SampleNumbers, shaped
 from patterning.core.task import Task
 from patterning.face.examples import Decode, Example, as_text
@@ -109,7 +109,8 @@ class Response:
     def warnings(self) -> list[str]:
         """What a reader should know, worst first."""
         groups = cautions(warnings_of(self.tree, component_table(self.tree)))
-        return [line for group in groups for line in group.lines]
+        untrained = str(self.data.attrs.get("untrained", ""))
+        return [*([untrained] if untrained else []), *(line for group in groups for line in group.lines)]
 
     @shaped
     def half_width(self, level: float = 0.95) -> Chi:

@@ -76,6 +76,15 @@ class Weights:
         for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", names)):
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        """What the weights ask for, and how hard they pull."""
+        pull, what = self.summary(), self.facts.get("what", "weights")
+        shape = " × ".join(str(size) for size in self.rho.shape)
+        return (
+            f"Weights({what}: {shape}, ρ from {pull.smallest:.3g} to {pull.largest:.3g}, effective sample size "
+            f"{100 * pull.effective_sample_size:.0f} % of what may move)"
+        )
+
     @classmethod
     def of_rows(cls, rho: Any, ids: Sequence[Any] | None = None, base_weights: Any = None) -> "Weights":
         """Weights of your own: ρ (n,) or (n, t)."""
