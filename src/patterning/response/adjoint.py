@@ -84,7 +84,8 @@ class ModelReading:
             )
         if not value.requires_grad:
             raise PatterningError(
-                f'observable {self._name!r} has no gradient, which the pathwise estimator needs: pass estimator="covariance"'
+                f"observable {self._name!r} has no gradient, which the pathwise estimator needs: pass "
+                "estimator='covariance'"
             )
         (slope,) = torch.autograd.grad(value.sum(), state, allow_unused=True)
         return value, torch.zeros_like(row) if slope is None else slope
