@@ -209,7 +209,9 @@ def test_what_the_package_refuses_is_said_with_the_users_line() -> None:
 @pytest.mark.parametrize("data", [b"x = 1\0\n", b"x = '\xff\xfe'\n"])
 def test_a_file_that_is_no_python(data: bytes) -> None:
     Path("mine.py").write_bytes(data)
-    with pytest.raises(PatterningError, match=r"mine\.py.*: SyntaxError: "):
+    with pytest.raises(
+        PatterningError, match=r"mine\.py.*: (SyntaxError|ValueError): "
+    ):  # null bytes: which one hangs on the version
         load_task("mine.py:task")
 
 

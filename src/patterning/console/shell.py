@@ -96,6 +96,7 @@ def main_of(command: Callable[[], Any], output: Output) -> int:
             _check_place()
             status = int(command() or 0)
             sys.stdout.flush()
+            _flush_or_drop()
         except (Stopped, KeyboardInterrupt) as stop:
             output.stopped()
             leave(stop.status if isinstance(stop, Stopped) else 130)
@@ -120,7 +121,7 @@ def sentence_of(error: Exception) -> str | None:
     if isinstance(error, PatterningError):
         return words
     describe = getattr(error, "format_message", None)
-    if describe is not None:  # typer's own usage errors (an unknown option); which click it carries is its own affair
+    if describe is not None:  # of typer (an unknown option, say): it has a sentence of its own
         return describe()
     if type(error).__name__ == "Abort":
         return "it asked for input, and there is none"
@@ -187,8 +188,9 @@ def _open_standard_streams() -> None:
 
 
 def _flush_or_drop() -> None:
-    """Standard output that cannot be written must not fail once more when Python ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        silence(1)
+    """Streams that cannot be written must not fail once more when Python ends, which would change the exit status."""
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            silence(descriptor)

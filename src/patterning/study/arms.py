@@ -90,7 +90,7 @@ def permuted_arms(
 
     `dealt`: controls that there are already, so that every draw has a seed of its own.
     """
-    name = permuted_name(label)
+    name = permuted_name(label.removesuffix(ASKED))
     if not config.permuted_draws:
         return [PlannedArm(name, "control", Planned([_dealt(bench, weights, seed) for seed in seeds], seeds), None)]
     rhos = [_dealt(bench, weights, dealt + draw) for draw in range(config.permuted_draws)]
