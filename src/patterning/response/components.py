@@ -160,8 +160,11 @@ def component_response(
             f"estimator is {estimator!r}"
         )
     try_observables(observables or {}, anchor, task.data)
+    ready = None
     for component in chosen:
-        try_gradient(Restricted(task, anchor, component))
+        free = Restricted(task, anchor, component)
+        try_gradient(free)
+        ready = free if len(chosen) == 1 and pool is None else None  # several at once would be as many copies of w*
     settings = Settings(
         rows, dict(observables or {}), estimator, phi, reliability, rounds, batches, loss_band, component_loss
     )
@@ -174,7 +177,7 @@ def component_response(
         )
         for component in chosen
     ]
-    found, refused = _results(work, [component.name for component in chosen], estimator, pool)
+    found, refused = _results(work, [component.name for component in chosen], estimator, pool, ready)
     samples = task.samples(rows)
     return ComponentResponse(
         by_component=found,
@@ -246,15 +249,15 @@ def _check_settings(
 
 
 def _results(
-    work: Sequence[Unit], names: Sequence[str], estimator: str, pool: Workers | None
+    work: Sequence[Unit], names: Sequence[str], estimator: str, pool: Workers | None, ready: Restricted | None
 ) -> tuple[dict[str, SampledResponse], dict[str, str]]:
-    """Results by component, and refusals; raises when there is nothing but refusals."""
+    """Results by component, and refusals; raises when there is nothing but refusals. `ready`: of the only one."""
     found: dict[str, SampledResponse] = {}
     refused: dict[str, str] = {}
     if pool is None:
         for name, unit in zip(names, work, strict=True):
             try:
-                found[name] = sample_component(unit.arguments["work"])
+                found[name] = sample_component(unit.arguments["work"], ready)
             except PatterningError as error:
                 refused[name] = str(error)
     else:

@@ -108,9 +108,12 @@ def component_unit(*, work: Work, scratch: Path) -> Arrays:
         return pack_refusal(str(error))
 
 
-def sample_component(work: Work) -> SampledResponse:
-    """χ of one component. Raises `PatterningError` where what was sampled is no result, with what to change."""
-    free = Restricted(work.task, work.anchor, work.component)
+def sample_component(work: Work, free: Restricted | None = None) -> SampledResponse:
+    """χ of one component. Raises `PatterningError` where what was sampled is no result, with what to change.
+
+    `free`: the component's `Restricted`, where the caller has made it already.
+    """
+    free = free or Restricted(work.task, work.anchor, work.component)
     probe = Probe(free, work.settings.rows, work.chains.replicas)
     band = Band(math.inf if work.settings.loss_band is None else work.settings.loss_band)
     if work.settings.loss_band is None:
