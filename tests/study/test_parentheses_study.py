@@ -23,8 +23,10 @@ TINY: dict[str, Any] = {
     "measure_at": (20, 40),
     "sampling": {"n_beta": 30.0, "localization": 1e6, "step_size": 1e-8, "chains": 2, "draws": 8, "burn_in": 5,
                  "steps_between_draws": 1, "batch_size": 16},
-    "pilots": 3, "seeds": 4, "solutions": 1, "directions": ("gap", "losses", "llc-total", "ood"),
+    "pilots": 3, "seeds": 4, "solutions": 1, "directions": ("gap", "llc-total", "ood"),
     "strengths": ({"policy": "rank-tilt", "alpha": 1.0},), "permuted": ("gap",), "min_reliability": 0.0, "force": True,
+    "rival_readings": ("losses", "llc-posterior"), "other_strengths": ({"policy": "rank-tilt", "alpha": 0.5},),
+    "class_factors": (0.4,), "random_directions": 2, "rival_seeds": 2,
 }  # fmt: skip
 
 
@@ -41,7 +43,12 @@ def test_the_whole_experiment_at_toy_size(tmp_path: Path) -> None:
     results = found.run(config, tmp_path / "run")
     arms = [arm["name"] for arm in results["arms"]]
     assert arms[:3] == ["unweighted", "gap → Nested", "gap → Nested, permuted"]
-    assert "losses → Equal-Count" in arms
+    named = {"losses → Equal-Count", "llc-posterior → Nested", "gap → Nested, rank-tilt 0.5", "random direction 2"}
+    assert named <= set(arms)
+    assert sum(name.startswith("0.4 × FALSE") for name in arms) == 6
+    seeds = {arm["name"]: len(arm["seeds"]) for arm in results["arms"]}
+    assert (seeds["gap → Nested"], seeds["losses → Nested"], seeds["llc-posterior → Nested"]) == (4, 4, 2)
+    assert results["foretold"][0]["pairs"] == [2, 4]
     assert "oracle → Nested" in arms
     told = next(one for one in results["directions"] if one["name"] == "gap")
     assert {"llc-posterior", "entropic", "energy"} <= set(told["rank_correlation_with_free_energy"])

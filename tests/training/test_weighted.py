@@ -136,6 +136,23 @@ class Relabelled(Parentheses):
         return self.losses_on(Strings(self.train.steps, self.train.labels ^ turned))(flat, index)
 
 
+def test_a_run_settles_as_its_learning_rate_falls(regression: QuadraticTask) -> None:
+    config = TrainConfig(steps=200, batch_size=12, learning_rate=0.1, settle=0.25)
+    assert [config.rate(step) for step in (0, 150)] == [0.1, 0.1]
+    assert config.rate(175) == pytest.approx(0.1 * (1 - 0.98 / 2))
+    assert config.rate(200) == pytest.approx(0.002)
+    plain = dataclasses.replace(config, settle=0)
+    state, rho = init_state(regression, [3]), uniform_weights(regression)
+    before = [advance(regression, own, state, [3], rho, 150) for own in (config, plain)]
+    assert_same_bits(*before)
+    rest, moving = (advance(regression, own, before[0], [3], rho, 160) for own in (config, plain))
+    assert not torch.equal(rest.flat, moving.flat)
+    paused = advance(regression, config, advance(regression, config, state, [3], rho, 155), [3], rho, 160)
+    assert_same_bits(paused, rest)
+    with pytest.raises(PatterningError, match="it is a share of the steps"):
+        TrainConfig(10, settle=1.5)
+
+
 def test_samples_of_weight_zero_leave_no_trace(task: Parentheses) -> None:
     relabelled = Relabelled(**{field.name: getattr(task, field.name) for field in dataclasses.fields(task)})
     rho = random_weights(len(task.train))

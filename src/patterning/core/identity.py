@@ -93,6 +93,7 @@ class _Walk:
         self._under_way: list[int] = []
         self._path: list[object] = []
         self._alive: list[object] = []  # an address may be used again once its object is gone
+        self._describers: dict[type, Callable[[Any], str]] = {}
         self.without_key: list[str] = []
         """What had no key, in words."""
 
@@ -105,7 +106,7 @@ class _Walk:
             self._alive.append(what)
             self._under_way.append(id(what))
             self._path.append(what)
-            describe = next((describe for kinds, describe in self._kinds() if isinstance(what, kinds)), self._object)
+            describe = self._describers.get(type(what)) or self._describer(what)
             found = describe(what)
             if describe != self._object and not isinstance(what, _NOT_SUBCLASSED) and not _is_library(_module_of(what)):
                 found = self._join("subclass", found, type(what), getattr(what, "__dict__", None))
@@ -113,6 +114,12 @@ class _Walk:
             self._path.pop()
             self._under_way.pop()
         return self._digests[id(what)]
+
+    def _describer(self, what: object) -> Callable[[Any], str]:
+        """How values of this type are told apart; looked up once for a type, since a walk meets few of them."""
+        found = next((describe for kinds, describe in self._kinds() if isinstance(what, kinds)), self._object)
+        self._describers[type(what)] = found
+        return found
 
     def _kinds(self) -> list[tuple[Any, Callable[[Any], str]]]:
         return [

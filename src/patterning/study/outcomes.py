@@ -123,9 +123,12 @@ def foretold(bench: Bench, found: Mapping[str, Found], arms: Sequence[PlannedArm
 
 def _told(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> list[dict[str, Any]]:
     return [
-        {"name": arm.name, "kind": arm.kind, "expected": row.tolist(), "mean": float(own.mean())}
+        {
+            "name": arm.name, "kind": arm.kind, "expected": row.tolist(), "mean": float(own.mean()),
+            "change": float((own - values[0][: len(own)]).mean()),
+        }
         for arm, row, own in zip(arms, expected, values, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _shares(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> dict[str, Any]:
@@ -140,22 +143,27 @@ def _shares(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Float
 def _compared(
     expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats], resamples: int = 2000
 ) -> dict[str, Any]:
-    """Over arms: Spearman's correlation and the least-squares slope, resampled over the seeds that all arms have."""
-    pairs = min(len(own) for own in values)
-    table = np.stack([own[:pairs] for own in values])  # (arms, seeds)
+    """Over arms: Spearman's correlation and the least-squares slope of the change against the first arm, unweighted.
+
+    Intervals resample the seeds. An arm of fewer seeds is compared with the unweighted runs of these seeds.
+    """
+    changes = [own - values[0][: len(own)] for own in values]
     predicted = expected[:, 0]
     unit = 1e-9 * float(np.abs(predicted).max())
     predicted = np.round(predicted / unit) * unit if unit > 0 else predicted  # what rounding tells apart is a tie
     result: dict[str, Any] = {"arms": _told(expected, arms, values)}
     if len(arms) < 4 or not np.ptp(predicted) > 0:
         return result
-    rng = generator(0, Stream.BOOTSTRAP)
-    draws = [table[:, rng.integers(0, pairs, pairs)].mean(1) for _ in range(resamples)]
-    ranks = [rank_correlation(predicted, draw) for draw in draws]
-    slopes = [float(np.polyfit(predicted, draw, 1)[0]) for draw in draws]
-    mean = table.mean(1)
+    rng, lengths = generator(0, Stream.BOOTSTRAP), sorted({len(own) for own in changes})
+    ranks, slopes = [], []
+    for _ in range(resamples):
+        picks = {length: rng.integers(0, length, length) for length in lengths}  # one for all arms of these seeds
+        draw = np.array([own[picks[len(own)]].mean() for own in changes])
+        ranks.append(rank_correlation(predicted, draw))
+        slopes.append(float(np.polyfit(predicted, draw, 1)[0]))
+    mean = np.array([own.mean() for own in changes])
     return result | {
-        "pairs": pairs,
+        "pairs": lengths,
         "rank_correlation": [rank_correlation(predicted, mean), *np.nanquantile(ranks, [0.025, 0.975]).tolist()],
         "slope": [float(np.polyfit(predicted, mean, 1)[0]), *np.quantile(slopes, [0.025, 0.975]).tolist()],
     }

@@ -164,7 +164,7 @@ def _foretold(results: Results) -> list[Section]:
         colours = _colours(results)
         dots = [
             Point(
-                arm["name"], arm["expected"][0], arm["mean"], tuple(arm["expected"][1:]), None,
+                arm["name"], arm["expected"][0], arm["change"], tuple(arm["expected"][1:]), None,
                 colours.get(arm["name"], GREY),
             )
             for arm in one["arms"]
@@ -174,11 +174,17 @@ def _foretold(results: Results) -> list[Section]:
             ranks, slope = one["rank_correlation"], one["slope"]
             words = (
                 f"Over {len(one['arms'])} arms the rank correlation is {ranks[0]:.2f} [{ranks[1]:.2f}, {ranks[2]:.2f}]"
-                f", the slope {slope[0]:.3g} [{slope[1]:.3g}, {slope[2]:.3g}] (intervals over {one['pairs']} seeds)."
+                f", the slope {slope[0]:.3g} [{slope[1]:.3g}, {slope[2]:.3g}] "
+                f"(intervals over {_spans(one['pairs'])} seeds)."
             )
-        drawing = scatter_points(dots, f"expected by {one['reading']}", "after training")
+        drawing = scatter_points(dots, f"expected by {one['reading']}", "change against unweighted")
         sections.append(Section(f"What {one['reading']} expected, before training", words, html=[drawing]))
     return sections
+
+
+def _spans(pairs: Sequence[int]) -> str:
+    """How many seeds the arms have: "16", or "8 to 16"."""
+    return f"{min(pairs)} to {max(pairs)}" if len(pairs) > 1 else str(pairs[0])
 
 
 def _by_group(results: Results) -> Table:

@@ -17,12 +17,17 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask
 from patterning.core.rng import Stream, generator
 
+SETTLED = 0.02
+"""Share of the learning rate that is left at the end of a run that settles."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Adam with coupled L2 (`weight_decay`), as in the paper's code.
 
-    `epsilon` is added to the root of the second moment: a large one makes small gradients take small steps.
+    `epsilon` is added to the root of the second moment: a large one makes small gradients take small steps. `settle`:
+    over this share of the steps, the last ones, the learning rate falls linearly to `SETTLED` of its value, so that a
+    run that moves between solutions comes to rest in one.
     """
 
     steps: int
@@ -30,12 +35,13 @@ class TrainConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     epsilon: float = 1e-8
+    settle: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse settings that train nothing, or leave NaN behind."""
         check_whole("steps", self.steps, 0)
         check_whole("batch_size", self.batch_size, 1)
-        for name in ("learning_rate", "weight_decay", "epsilon"):
+        for name in ("learning_rate", "weight_decay", "epsilon", "settle"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 raise PatterningError(f"{name} is {value!r}: it must be a number")
@@ -43,9 +49,18 @@ class TrainConfig:
             ("learning_rate", self.learning_rate, 0),
             ("weight_decay", self.weight_decay, 0),
             ("epsilon", self.epsilon, 0),
+            ("settle", self.settle, 0),
         ):
             if not (math.isfinite(value) and value >= low) or (name == "learning_rate" and value == 0):
                 raise PatterningError(f"{name} is {value}: it must be finite and {'> 0' if name[0] == 'l' else '>= 0'}")
+        if self.settle > 1:
+            raise PatterningError(f"settle is {self.settle}: it is a share of the steps, from 0 to 1")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step that follows `step` finished ones."""
+        length = self.settle * self.steps
+        gone = max(0.0, step - (self.steps - length)) / length if length else 0.0
+        return self.learning_rate * (1 - (1 - SETTLED) * min(1.0, gone)) if gone else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,7 @@ def advance(
         index = torch.stack([minibatch(step) for minibatch in minibatches])  # (r, b)
         loss = (weights.gather(1, index) * task.losses(flat, index)).mean(1)  # (r,)
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
+        optimizer.param_groups[0]["lr"] = config.rate(step)
         optimizer.step()
         if on_step is not None:
             on_step(step + 1, loss.detach())

@@ -5,25 +5,29 @@ Training visits both: unweighted pilots, measured along the way, hold checkpoint
 sampled around each, gives weights that ask for one of them (docs/results/parentheses.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from patterning.core.arrays import Floats
 from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskSize, build_task
 from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
 from patterning.study.bench import Bench, Kind, Reading
 from patterning.study.readings import OfTraining, OverRuns
 from patterning.study.readings_of_solutions import Around, Gap, LossGap
+from patterning.study.rivals import Lead
 from patterning.study.run import Study
 from patterning.study.sampling import Sampling
-from patterning.study.settings import StudySettings
+from patterning.study.settings import Strength, StudySettings, Way
+from patterning.study.strength import weigh
 from patterning.tasks.parentheses import CONSTANT_LOSS
 from patterning.training.weighted import TrainConfig
-from patterning.verification.controls import thinned
+from patterning.verification.controls import random_direction_like, thinned
 
+WAYS: tuple[tuple[Way, str], ...] = (("up", "Nested"), ("down", "Equal-Count"))
 PURE = 0.99
 """A checkpoint is a solution of a rule when its answers agree with the rule on this share of the OOD strings."""
 
@@ -32,8 +36,12 @@ class ParenthesesConfig(StudySettings):
     """`train` is what claims are trained with, measured at `measure_at`.
 
     Pilots are trained with `pilot_train` (None: as claims), and with `smooth`, where every run goes to Nested first.
-    `solutions`: how many of each rule the gap is read between. `oracle_keep`: the share of weight that the oracle arms
-    leave to the classes they thin out; None: no oracle arms.
+    `solutions`: how many of each rule the gap is read between.
+
+    Rivals of the gap, trained beside it: `rival_readings`, each way at the gap's strengths; `other_strengths` of the
+    gap; `class_factors` by which each class of FALSE strings is thinned out or multiplied; `random_directions`, the
+    gap's scores dealt to other strings; `oracle_keep`, the share of weight that the oracle arms leave to the classes
+    they thin out (None: no oracle arms). `rival_seeds`: of all but the first of the readings.
     """
 
     experiment: Literal["parentheses"] = "parentheses"
@@ -48,6 +56,11 @@ class ParenthesesConfig(StudySettings):
     id_floor: float = Field(default=0.97, ge=0, le=1)
     seeds_per_split: int = Field(default=1, ge=1)
     oracle_keep: float | None = Field(default=0.1, ge=0, lt=1)
+    rival_readings: tuple[str, ...] = ()
+    other_strengths: tuple[Strength, ...] = ()
+    class_factors: tuple[float, ...] = ()
+    random_directions: int = Field(default=0, ge=0)
+    rival_seeds: int = Field(default=4, ge=2)
 
 
 CONFIG = ParenthesesConfig
@@ -94,18 +107,41 @@ def study(config: ParenthesesConfig) -> Study:
 
 
 def rivals(config: ParenthesesConfig, bench: Bench, directions: Mapping[str, Direction]) -> dict[str, Rival]:
-    """Oracle arms, which know the answer: classes of FALSE strings that one rule needs are thinned out."""
-    del directions
-    if config.oracle_keep is None:
-        return {}
-    task = build_task(config.task)
-    q, free = bench.subject.base_weights, ~task.train.labels
-    never = np.any([mask for name, mask in task.classes.items() if name.startswith("FALSE, never dips")], axis=0)
-    thin: Sequence[tuple[str, str, Any]] = [("Nested", "up", never), ("Equal-Count", "down", free & ~never)]
-    return {
-        f"oracle → {name}": Rival(thinned(mask, q, free, config.oracle_keep), kind="oracle", way=way)
-        for name, way, mask in thin
-    }
+    """What else may steer or not: other readings and strengths, classes of strings, random directions."""
+    lead = Lead.of(bench, directions, bench.seeds.claims[: config.rival_seeds])
+    few = config.rival_seeds
+    result = dict[str, Rival]()
+    for i, name in enumerate(config.rival_readings):
+        reading = study(config).readings[name].read(name, bench).direction
+        for way, rule in WAYS:
+            s = reading.s if way == "up" else -reading.s
+            rho = lead.along(s, bench.chosen.get((lead.name, way)))
+            result[f"{name} → {rule}"] = Rival(rho, kind="rival", way=way, seeds=few if i else None)
+    for strength in config.other_strengths:
+        for way, rule in WAYS:
+            rho = weigh(bench, lead.direction, way, strength).rho
+            result[f"{lead.name} → {rule}, {strength}"] = Rival(rho, kind="strength", way=way, seeds=few)
+    for seed in range(config.random_directions):
+        rho = lead.along(random_direction_like(lead.direction.s, seed))
+        result[f"random direction {seed + 1}"] = Rival(rho, kind="random", seeds=few)
+    return result | _by_class(config, bench.subject.base_weights, few)
+
+
+def _by_class(config: ParenthesesConfig, q: Floats, few: int) -> dict[str, Rival]:
+    """Each class of FALSE strings thinned out or multiplied; and the oracle, which knows which classes a rule needs."""
+    task, result = build_task(config.task), dict[str, Rival]()
+    free = ~task.train.labels
+    classes = {name: mask for name, mask in task.classes.items() if name.startswith("FALSE")}
+    for name, mask in classes.items():
+        for factor in config.class_factors:
+            rho = thinned(mask, q, free, factor)
+            result[f"{factor:g} × {name}"] = Rival(rho, kind="class", seeds=few)
+    if config.oracle_keep is not None:
+        never = np.any([mask for name, mask in classes.items() if name.startswith("FALSE, never dips")], axis=0)
+        for (way, rule), mask in zip(WAYS, (never, free & ~never), strict=True):
+            rho = thinned(mask, q, free, config.oracle_keep)
+            result[f"oracle → {rule}"] = Rival(rho, kind="oracle", way=way, seeds=few)
+    return result
 
 
 _SAMPLING: dict[str, Any] = {
@@ -113,23 +149,29 @@ _SAMPLING: dict[str, Any] = {
     "steps_between_draws": 8, "batch_size": 128,
 }  # fmt: skip
 
-# docs/results/parentheses.md: the gap each way, at a strength chosen on two seeds of its own.
+# docs/results/parentheses.md: the gap each way, at a strength chosen on two seeds of its own. Runs come to rest in a
+# solution, as the learning rate falls over their second half; pilots go on switching, so that both solutions are seen.
 _STANDARD: dict[str, Any] = {
     "task": {"max_length": 20, "draws": 20_000, "layers": 3},
-    "train": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2},
+    "train": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2, "settle": 0.5},
     "pilot_train": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2},
     "smooth": {"steps": 400, "batch_size": 256, "learning_rate": 3e-4, "weight_decay": 1e-2, "epsilon": 1e-4},
     "measure_at": (50, 100, 150, 200, 400, 800, 1500, 2000, 2500, 3000, 3500, 4000, 4500, 5000, 5500, 6000),
     "sampling": _SAMPLING,
     "pilots": 6,
+    "pilot_seed": 1100,
+    "tuning_seed": 2100,
     "seeds": 16,
+    "first_seed": 7000,
     "side_seeds": 8,
-    "directions": ("gap", "losses"),
-    "strengths": ({"policy": "rank-tilt", "alpha": 1.0},),
-    "strengths_of": {"gap": ({"policy": "rank-tilt", "alpha": 1.0}, {"policy": "rank-tilt", "alpha": 1.5})},
+    "directions": ("gap",),
+    "strengths": ({"policy": "rank-tilt", "alpha": 1.0}, {"policy": "rank-tilt", "alpha": 1.5}),
     "together": False,
-    "permuted": ("gap",),
-    "oracle_keep": None,
+    "rival_readings": ("losses", "llc-posterior", "llc-total"),
+    "other_strengths": tuple({"policy": "rank-tilt", "alpha": alpha} for alpha in (0.25, 0.5, 0.75, 2.0)),
+    "class_factors": (0.4,),
+    "random_directions": 3,
+    "rival_seeds": 3,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
