@@ -12,6 +12,7 @@ from patterning.core.errors import PatterningError
 from patterning.experiments.parentheses import experiment
 from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskSize
 from patterning.experiments.registry import NAMES, find_experiment
+from patterning.intervention.data_weights import Weights
 from patterning.training import checkpoint
 from patterning.training.weighted import TrainConfig, advance, init_state
 
@@ -65,6 +66,19 @@ def test_the_whole_experiment_at_toy_size(tmp_path: Path) -> None:
     assert "Equal-Count" in page
     again = found.run(config, tmp_path / "run")
     assert again["rows"] == results["rows"]
+    weights = Weights.from_parquet(tmp_path / "run" / "weights" / "gap-Nested.parquet")
+    assert weights.summary().effective_sample_size == pytest.approx(
+        results["arms"][1]["facts"]["effective_sample_size"]
+    )
+    # the same strings, another model: the weights are the same
+    wider = TINY | {"task": TINY["task"] | {"layers": 2}, "given": tmp_path / "run", "directions": ("given",)}
+    other = found.run(found.load(wider | {"rival_readings": (), "class_factors": ()}, "tiny"), tmp_path / "wider")
+    rho = Weights.from_parquet(tmp_path / "wider" / "weights" / "given-Nested.parquet").rho
+    np.testing.assert_array_equal(rho, weights.rho)
+    assert other["directions"][0]["what"] == "the direction gap that another run found on the same samples"
+    strange = wider | {"task": TINY["task"] | {"seed": 1}}
+    with pytest.raises(PatterningError, match="of other data"):
+        found.run(found.load(strange, "tiny"), tmp_path / "strange")
 
 
 def test_no_solution_is_said_with_what_was_seen(tmp_path: Path) -> None:

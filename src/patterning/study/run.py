@@ -21,6 +21,7 @@ from patterning.study.arms import UNWEIGHTED, PlannedArm, Rival, plan_arms
 from patterning.study.bench import Bench, Found, Reading
 from patterning.study.conduct import conduct, keeping_results, read_json_results
 from patterning.study.findings import share_findings
+from patterning.study.given import save_directions, save_weights
 from patterning.study.outcomes import evidence_of, foretold, table_of
 from patterning.study.settings import StudySettings
 from patterning.study.strength import choose_strengths
@@ -92,6 +93,8 @@ def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, pr
         bench.chosen = chosen
         rivals = study.rivals(bench, directions) if study.rivals else {}
         arms = plan_arms(config, bench, directions, chosen, rivals)
+        save_directions(run.path, directions, subject.data.fingerprint)
+        save_weights(run.path, bench, arms)
         expected = foretold(bench, found, arms)  # before anything is trained
         runs = bench.train({arm.name: arm.planned for arm in arms}, "retraining every arm")
         more = study.more(bench, runs) if study.more else {}

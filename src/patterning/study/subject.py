@@ -171,6 +171,11 @@ class Subject:
             return digest(self)
         return digest(type(self), [getattr(self, part.name) for part in fields(self)])
 
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Changes with the samples; where a subject does not say more exactly, with anything of the subject."""
+        return self.fingerprint
+
     @property
     def samples(self) -> Samples:
         """Every sample, as directions hold them."""
@@ -185,4 +190,4 @@ class Subject:
         """What weights must know of the data."""
         q = self.base_weights
         table = q if q.ndim == 2 else q[:, None]
-        return Data(len(q), table.shape[1], np.arange(len(q)), self.fingerprint, table)
+        return Data(len(q), table.shape[1], np.arange(len(q)), self.data_fingerprint, table)

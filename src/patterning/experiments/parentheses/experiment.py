@@ -6,6 +6,7 @@ sampled around each, gives weights that ask for one of them (docs/results/parent
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskS
 from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
 from patterning.study.bench import Bench, Kind, Reading
+from patterning.study.given import Given
 from patterning.study.readings import OfTraining, OverRuns
 from patterning.study.readings_of_solutions import Around, Gap, LossGap
 from patterning.study.rivals import Lead
@@ -36,7 +38,8 @@ class ParenthesesConfig(StudySettings):
     """`train` is what claims are trained with, measured at `measure_at`.
 
     Pilots are trained with `pilot_train` (None: as claims), and with `smooth`, where every run goes to Nested first.
-    `solutions`: how many of each rule the gap is read between.
+    `solutions`: how many of each rule the gap is read between. `given`: a run whose gap is used instead, on the same
+    strings, to see whether weights carry over to another model (the direction "given").
 
     Rivals of the gap, trained beside it: `rival_readings`, each way at the gap's strengths; `other_strengths` of the
     gap; `class_factors` by which each class of FALSE strings is thinned out or multiplied; `random_directions`, the
@@ -52,6 +55,7 @@ class ParenthesesConfig(StudySettings):
     measure_at: tuple[int, ...]
     sampling: Sampling
     solutions: int = Field(default=3, ge=1)
+    given: Path | None = None
     free_labels: tuple[bool, ...] = (True, False)
     id_floor: float = Field(default=0.97, ge=0, le=1)
     seeds_per_split: int = Field(default=1, ge=1)
@@ -96,6 +100,8 @@ def study(config: ParenthesesConfig) -> Study:
         "runs-groups": OverRuns(groups=6),
         "retraining": OfTraining(config.seeds_per_split),
     }
+    if config.given is not None:
+        readings["given"] = Given(config.given, "gap")
     others = {name: part for name, part in (("", config.pilot_train), ("smooth", config.smooth)) if part is not None}
     return Study(
         subject_of(config),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from patterning.core.arrays import Bools, Floats
+from patterning.core.identity import digest
 from patterning.core.store import Arrays
 from patterning.study.subject import FlatObservable, Outcome, Rho, Runs, Subject
 from patterning.tasks.parentheses import Parentheses, Strings, make_parentheses, name_rule
@@ -76,6 +77,12 @@ class ParenthesesSubject(Subject):
     def base_weights(self) -> Floats:
         """q (n,)."""
         return self.task.base_weights.numpy()
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Of the strings, their labels and how often each is drawn: models and training may differ."""
+        train = self.task.train
+        return digest(train.tokens, train.labels, self.base_weights)
 
     @property
     def free(self) -> Bools:
