@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
     "measure_at": (20, 40),
     "sampling": {"n_beta": 30.0, "localization": 1e6, "step_size": 1e-8, "chains": 2, "draws": 8, "burn_in": 5,
                  "steps_between_draws": 1, "batch_size": 16},
-    "pilots": 3, "seeds": 4, "solutions": 1, "directions": ("gap", "llc-total", "ood"),
+    "pilots": 3, "seeds": 4, "solutions": 1, "directions": ("gap", "llc-total", "ood", "metagradient"),
     "strengths": ({"policy": "rank-tilt", "alpha": 1.0},), "permuted": ("gap",), "min_reliability": 0.0, "force": True,
     "rival_readings": ("losses", "llc-posterior"), "other_strengths": ({"policy": "rank-tilt", "alpha": 0.5},),
     "class_factors": (0.4,), "random_directions": 2, "rival_seeds": 2,
@@ -53,6 +53,9 @@ def test_the_whole_experiment_at_toy_size(tmp_path: Path) -> None:
     assert "oracle → Nested" in arms
     told = next(one for one in results["directions"] if one["name"] == "gap")
     assert {"llc-posterior", "entropic", "energy"} <= set(told["rank_correlation_with_free_energy"])
+    steep = next(one for one in results["directions"] if one["name"] == "metagradient")
+    assert len(steep["growth"]) == 3
+    assert -1 <= steep["metasmoothness"] <= 1
     assert len(results["foretold"][0]["arms"]) == len(arms)  # every arm was foretold
     # each label keeps its weight
     shares = results["subject"]["group_shares"]

@@ -18,6 +18,7 @@ from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
 from patterning.study.bench import Bench, Kind, Reading
 from patterning.study.given import Given
+from patterning.study.metagradient import OfGradient
 from patterning.study.readings import OfTraining, OverRuns
 from patterning.study.readings_of_solutions import Around, Gap, LossGap
 from patterning.study.rivals import Lead
@@ -100,6 +101,8 @@ def study(config: ParenthesesConfig) -> Study:
         "runs-groups": OverRuns(groups=6),
         "retraining": OfTraining(config.seeds_per_split),
     }
+    if config.smooth is not None:
+        readings["metagradient"] = OfGradient(subject_of(config, config.smooth), "ood_loss", -1.0)
     if config.given is not None:
         readings["given"] = Given(config.given, "gap")
     others = {name: part for name, part in (("", config.pilot_train), ("smooth", config.smooth)) if part is not None}
