@@ -9,7 +9,7 @@ data, so that other or reordered data is refused and not weighted wrongly.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Facts, Plain
 from patterning.core.shapes import Rho, SampleNumbers, shaped
 from patterning.core.store import cannot_write, part_of, strict_json
 from patterning.intervention.loading import Attached, WeightedRows
@@ -54,7 +55,7 @@ class Weights:
     base_weights: Floats
     free: Bools
     data: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse weights that cannot weight a loss; scale the others to mean 1."""
@@ -199,7 +200,7 @@ class Weights:
             if not free.any():
                 raise PatterningError("no free sample has a base weight: there is nothing to deal out")
             dealt[free] = permuted_within(flat[free], strata[free], seed, q[free])
-        facts: dict[str, Any] = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
+        facts: dict[str, Plain] = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
         if within is None and np.ptp(q[free]) > 0:
             facts["rescaled"] = float(dealt[free].sum() / flat[free].sum())
         return replace(self, rho=dealt.reshape(self.rho.shape), facts=facts)

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 
 from patterning.core.arrays import Bools, Floats, as_mask
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Facts, Plain
 from patterning.core.samples import Data, Samples
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
@@ -84,7 +85,7 @@ class Direction:
     folds: tuple["Fold", ...] = ()
     name: str = ""
     what: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     opposite: "Direction | None" = None
 
     def reversed(self) -> "Direction":
@@ -176,7 +177,7 @@ class Direction:
         value = self.predicted[name].value
         return change / value if value else float("nan")
 
-    def _spread(self, rho: Floats, moving: Bools, facts: dict[str, Any], per: str) -> Weights:
+    def _spread(self, rho: Floats, moving: Bools, facts: dict[str, Plain], per: str) -> Weights:
         """ρ of the samples laid out over all rows of the data."""
         data = self.data
         if data is None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from patterning.core.plain import Facts
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.direction import Direction
 from patterning.study.bench import Bench, weights_of
@@ -30,7 +30,7 @@ class Rival:
     kind: str = "heuristic"
     way: Way | str = ""
     seeds: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PlannedArm:
     shown: Rho | None
     controls: tuple[str, ...] = ()
     wanted: Mapping[str, float] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 def plan_arms(

@@ -8,6 +8,7 @@ import numpy as np
 
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Plain
 from patterning.core.workers import Workers
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.direction import Direction
@@ -116,7 +117,7 @@ class Bench:
         *,
         refused: str | None = None,
         wanted: Mapping[str, float] | None = None,
-        **facts: Any,
+        **facts: Plain,
     ) -> Direction:
         """A direction along s (n,), positive where weight moves the main outcome up; s is standardised."""
         subject = self.subject
@@ -162,7 +163,7 @@ class Reading(Protocol):
         ...
 
 
-def weights_of(subject: Subject, rho: Rho, **facts: Any) -> Weights:
+def weights_of(subject: Subject, rho: Rho, **facts: Plain) -> Weights:
     """ρ as `Weights` of the subject's data."""
     data = subject.data
     return Weights(np.asarray(rho, dtype=np.float64), data.ids, subject.base_weights, subject.free, data.fingerprint,

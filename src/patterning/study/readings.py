@@ -95,7 +95,7 @@ class OfTraining:
         return Found(
             bench.direction(
                 name, what, s, refused=refused, reliability=response.reliability, runs=2 * response.pairs,
-                groups=names, chi=response.chi, standard_error=response.standard_error,
+                groups=names, chi=response.chi.tolist(), standard_error=response.standard_error.tolist(),
             )
         )  # fmt: skip
 

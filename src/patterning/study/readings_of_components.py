@@ -7,7 +7,6 @@ tokens enters a predictor from the frozen model's activations (`response.predict
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pydantic import Field
 
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Facts
 from patterning.core.settings import Frozen
 from patterning.core.task import Task
 from patterning.intervention.solve import solve
@@ -155,7 +155,7 @@ class _Target:
     s: Floats
     what: str
     problem: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 def _mode(read: Components) -> _Target:

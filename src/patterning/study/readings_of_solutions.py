@@ -18,6 +18,7 @@ import torch
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
 from patterning.core.flat import evaluate
+from patterning.core.plain import Facts
 from patterning.intervention.solve import solve
 from patterning.response.free_energy import SolutionGap, free_energy_gap
 from patterning.response.solution_responses import FourResponses, four_responses
@@ -185,7 +186,7 @@ def _counted(gap: SolutionGap) -> str:
     return f"{len(gap.b)} and {len(gap.a)}"
 
 
-def _describe(gap: SolutionGap, solutions: Mapping[str, Solution], free: np.ndarray) -> dict[str, object]:
+def _describe(gap: SolutionGap, solutions: Mapping[str, Solution], free: np.ndarray) -> Facts:
     """What a table shows of a gap."""
     rows = {
         "llc-posterior": gap.llc_posterior.values, "entropic": gap.entropic.values,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Facts, Plain
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import gaussian_scores
 from patterning.response.slopes import loss_slopes, parameter_gradient
@@ -75,7 +76,7 @@ class _AtCheckpoint:
     """Gaussian scores (2 ways, n, t - 1), for less and for more of the measure, of one checkpoint of one run."""
 
     scores: NDArray[np.float32]
-    facts: Mapping[str, Any]
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class FirstOrder:
         q = np.full(chi.shape[1], 1 / chi.shape[1])
         target = np.array([chi[0].std(), 0.0])
         scores: list[Floats] = []
-        facts: dict[str, Any] = {"correlation": float(np.corrcoef(chi)[0, 1])}
+        facts: dict[str, Plain] = {"correlation": float(np.corrcoef(chi)[0, 1])}
         for way in WAYS:
             used = slice(2 if way in self.hold else 1)
             solution = solve(chi[used], q, target[used], self.n_beta)

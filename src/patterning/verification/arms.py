@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Facts
 from patterning.verification.effects import Effect
 
 UNWEIGHTED = "unweighted"
@@ -26,7 +26,7 @@ class Arm:
     values: Mapping[str, Floats]
     effects: Mapping[str, Effect]
     beyond: Mapping[str, Effect]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 def order_of(arms: Sequence[Arm]) -> list[Arm]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Facts
 from patterning.verification.arms import Arm
 from patterning.verification.effects import Effect, paired_effect
 from patterning.verification.evidence import Evidence
@@ -39,7 +39,7 @@ class ArmRuns:
     values: Mapping[str, Floats]
     control: str | None = None
     wanted: Mapping[str, float] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 def assemble(

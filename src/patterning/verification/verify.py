@@ -210,7 +210,9 @@ def _signs(
     """The sign that each arm was asked to move each measure; 0 where nothing was asked."""
     signs: dict[str, dict[str, float]] = {}
     for name, weights in arms.items():
-        target = {**weights.facts.get("target", {}), **wanted.get(name, {})}
+        asked = weights.facts.get("target")
+        numbers = asked.items() if isinstance(asked, Mapping) else ()
+        target = {key: value for key, value in numbers if isinstance(value, int | float)} | dict(wanted.get(name, {}))
         signs[name] = {measure: float(np.sign(target.get(measure, 0.0))) for measure in measures}
     return signs
 
