@@ -1,5 +1,6 @@
 """The parentheses experiment on the study: its training is what it was, and goes on after a kill to the same bits."""
 
+import xml.etree.ElementTree as ET
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def test_the_whole_experiment_at_toy_size(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Unweighted pilot runs" in page
     assert "Equal-Count" in page
+    picture = (tmp_path / "run" / "figure.svg").read_text()
+    assert ET.fromstring(picture).tag.endswith("svg")
+    assert "gap → Nested, permuted" in picture
     again = found.run(config, tmp_path / "run")
     assert again["rows"] == results["rows"]
     weights = Weights.from_parquet(tmp_path / "run" / "weights" / "gap-Nested.parquet")

@@ -259,3 +259,10 @@ def _round_step(step: float) -> float:
 
 def _tick(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.1e}"
+
+
+def standalone(chart: Markup) -> Markup:
+    """The drawing of a chart alone, dark on white ground: a file that other pages show as an image."""
+    whole = str(chart)
+    drawing = whole[whole.index("<svg") : whole.rindex("</svg>") + len("</svg>")]
+    return Markup(drawing.replace("<svg", '<svg style="background:#fff;color:#222;font-family:sans-serif"', 1))

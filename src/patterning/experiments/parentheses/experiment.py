@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from patterning.core.arrays import Floats
+from patterning.experiments.parentheses.figure import figure
 from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskSize, build_task
 from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
@@ -112,6 +113,7 @@ def study(config: ParenthesesConfig) -> Study:
         keep=config.measure_at,
         settings={name: subject_of(config, part) for name, part in others.items()},
         rivals=lambda bench, directions: rivals(config, bench, directions),
+        figure=figure,
     )
 
 
