@@ -185,7 +185,25 @@ _STANDARD: dict[str, Any] = {
     "rival_seeds": 3,
 }  # fmt: skip
 
+# Two layers and short runs, for a look: both ways in minutes.
+_QUICK: dict[str, Any] = _STANDARD | {
+    "task": {"max_length": 20, "draws": 20_000, "layers": 2},
+    "train": _STANDARD["train"] | {"steps": 600},
+    "pilot_train": _STANDARD["pilot_train"] | {"steps": 4000},
+    "sampling": _SAMPLING | {"draws": 20, "burn_in": 60},
+    "pilots": 5,
+    "seeds": 8,
+    "solutions": 2,
+    "strengths": ({"policy": "rank-tilt", "alpha": 1.0},),
+    "rival_readings": (),
+    "other_strengths": (),
+    "class_factors": (),
+    "random_directions": 0,
+    "oracle_keep": None,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "quick": _QUICK,
     "standard": _STANDARD,
     "standard-2-layers": _STANDARD | {"task": _STANDARD["task"] | {"layers": 2}},
 }
