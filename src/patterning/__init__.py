@@ -54,6 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "hf":
+        return import_module("patterning.hf")
     if name not in _PLACES:
         raise AttributeError(f"module 'patterning' has no attribute {name!r}")
     module, attribute = _PLACES[name]

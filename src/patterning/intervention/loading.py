@@ -29,6 +29,10 @@ class WeightedRows(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return self._rows
 
+    def set_epoch(self, epoch: int) -> None:
+        """Which order comes next: for loops that go on after a break (accelerate calls it)."""
+        self._epoch = epoch
+
     def __iter__(self) -> Iterator[int]:
         rng = generator(self._seed, Stream.EPOCH, step=self._epoch)
         self._epoch += 1
