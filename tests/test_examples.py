@@ -34,3 +34,12 @@ def test_every_name_of_the_face_is_there():
     for name in pt.__all__:
         assert getattr(pt, name) is not None, name
         assert name in dir(pt)
+
+
+def test_a_reward_model_cares_less_for_length(capsys):
+    main = runpy.run_path(str(EXAMPLES / "reward_model.py"))["main"]
+    check = main(count=400, pairs=6, steps=120, chains=2, draws=4)
+    hard, easy = (check.effect("patterning 0.5", kind) for kind in ("hard", "easy"))
+    assert hard.low > 0
+    assert easy.high < 0
+    assert "steers" in capsys.readouterr().out

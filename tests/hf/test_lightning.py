@@ -45,6 +45,6 @@ def test_three_lines_in_a_training_step(tmp_path) -> None:
         )
         with torch.no_grad():
             for p, g in zip(expected.parameters(), gradient, strict=True):
-                p -= 0.1 * g
+                p.sub_(0.1 * g)
     for p, wanted in zip(model.layer.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p, wanted, rtol=0, atol=1e-6)

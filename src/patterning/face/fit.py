@@ -24,7 +24,8 @@ def fit(
     """A module trained from scratch on the task's data under `weights` (None: unweighted): Adam, fixed rate.
 
     Initial weights and minibatches depend on `seed` alone, so that the same seed in two arms is a pair. ρ multiplies
-    the loss of each row; preference pairs are trained on as `weights.swapped` says. Raises `PatterningError` for weights of other data, or of single tokens.
+    the loss of each row; preference pairs are trained on as `weights.swapped` says. Raises `PatterningError` for
+    weights of other data, or of single tokens.
     """
     check_whole("seed", seed, 0)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)

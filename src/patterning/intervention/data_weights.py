@@ -11,6 +11,7 @@ data, so that other or reordered data is refused and not weighted wrongly.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError
 from patterning.core.shapes import Rho, SampleNumbers, shaped
-from patterning.intervention.loading import Attached, WeightedRows
+from patterning.intervention.card import TABLE, push_card, save_card
+from patterning.intervention.loading import WeightedRows, attached
 from patterning.intervention.permute import dealt, dealt_order, labels_of_cells
 from patterning.intervention.row_ids import ROW_ID, with_ids
 from patterning.intervention.weights import WeightSummary, summarise
@@ -286,12 +288,7 @@ class Weights:
         if len(dataset) != len(self):
             raise PatterningError(f"these weights are of {len(self)} rows, and the data set has {len(dataset)}")
         self._refuse_swaps("a column of weights does not say so")
-        values = self.rho.astype(np.float32)
-        if hasattr(dataset, "add_column"):
-            return dataset.add_column("weight", list(values))
-        if hasattr(dataset, "assign"):
-            return dataset.assign(weight=list(values) if self.per_token else values)
-        return Attached(dataset, torch.from_numpy(values))
+        return attached(dataset, self.rho.astype(np.float32))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""
@@ -301,3 +298,20 @@ class Weights:
     def from_parquet(cls, path: str | Path) -> "Weights":
         """What `to_parquet` wrote; raises `PatterningError` for any other file."""
         return cls(**read_weights(Path(path)))
+
+    def save_card(self, folder: str | Path, **about: Any) -> Path:
+        """Write a folder to share: `rho.parquet`, and `README.md` which says what the weights ask and what they did.
+
+        `about`: target, evidence, arm, task, chi, chi_se, licence (`intervention.card.save_card`).
+        """
+        return save_card(self, folder, **about)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Weights":
+        """The weights of a folder that `save_card` wrote, or that was downloaded from a hub."""
+        return cls.from_parquet(Path(folder) / TABLE)
+
+    def push_to_hub(self, repo_id: str, api: Any = None, *, private: bool = False, **about: Any) -> Any:
+        """Upload weights and card as a data set of the Hugging Face hub; `about` as for `save_card`."""
+        with TemporaryDirectory() as folder:
+            return push_card(self.save_card(folder, **about), repo_id, api, private=private)

@@ -123,7 +123,8 @@ class Direction:
         probed, stay at ρ = 1. `within` (n,): groups that each keep their total weight, labels say. `cap`: no ρ above
         this. `min_ess`: the strength is lowered until the effective sample size of the free samples is at least this
         share. `per="row"`: one weight a row, from the mean of s over its tokens. `policy="swap"`, for preference pairs:
-        |ρ|, and `swapped` where the labels are to be exchanged. Raises `PatterningError` for a refused direction, unless `force`.
+        |ρ|, and `swapped` where the labels are to be exchanged. Raises `PatterningError` for a refused direction,
+        unless `force`.
         """
         if self.refused and not force:
             raise PatterningError(f"this direction was refused ({self.refused}); force=True takes it all the same")
