@@ -66,7 +66,7 @@ def effect_of(
     """What weights should do to an observable, to first order, with an interval from the error of χ.
 
     `chi` (n,) or (n, t), shaped like the weights: the change of the observable per unit of ρ and of base weight, in its
-    units (nβ χ of a response); `chi_se`: its standard errors, taken as independent. `before`: the weights at which χ
+    units (nβ χ of a `Response`); `chi_se`: its standard errors, taken as independent. `before`: the weights at which χ
     was measured (default: ρ = 1). Second order is not covered: check large edits by retraining.
     """
     base = np.ones_like(weights.rho) if before is None else before.rho
