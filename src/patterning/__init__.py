@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from patterning.models.components import list_components as components
     from patterning.posterior.preconditioned import RMSPropSGLD
     from patterning.posterior.sgld import SGLD
+    from patterning.tasks.preference import preference_task
     from patterning.verification.evidence import Evidence
     from patterning.verification.verify import Measure, verify
 
@@ -42,6 +43,7 @@ _PLACES = {
     "RMSPropSGLD": ("posterior.preconditioned", "RMSPropSGLD"),
     "SGLD": ("posterior.sgld", "SGLD"),
     "fit": ("face.fit", "fit"),
+    "preference_task": ("tasks.preference", "preference_task"),
     "Evidence": ("verification.evidence", "Evidence"),
     "Measure": ("verification.verify", "Measure"),
     "verify": ("verification.verify", "verify"),
@@ -49,11 +51,13 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "components", "fit", "load", "measure", "verify",
+    "Response", "Task", "Weights", "components", "fit", "load", "measure", "preference_task", "verify",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "hf":
+        return import_module("patterning.hf")
     if name not in _PLACES:
         raise AttributeError(f"module 'patterning' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -279,7 +279,7 @@ def test_files_that_hold_no_weights_say_why(tmp_path: Path) -> None:
         (None, "lacks the metadata that to_parquet writes"),
         ({"patterning": "[1]"}, "lacks the metadata"),
         ({"patterning": json.dumps({"format": 1})}, "lacks the metadata"),
-        ({"patterning": json.dumps(about | {"format": 9})}, "format 9: this version reads format 1"),
+        ({"patterning": json.dumps(about | {"format": 9})}, "format 9: this version reads formats 1 and 2"),
         ({"patterning": json.dumps(about)}, "is damaged"),
     ):
         pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), other)

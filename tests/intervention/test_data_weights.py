@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from patterning.core.errors import PatterningError
+from patterning.core.task import Task
 from patterning.intervention.data_weights import Weights
 
 RHO = np.array([2.0, 0.5, 0.0, 1.5, 1.0, 1.0])
@@ -134,3 +135,65 @@ def test_a_sampler_never_draws_what_weighs_nothing(rho: list[float], seed: int) 
     weights = Weights.of_rows(rho)
     drawn = set(weights.sampler(seed, rows=50))
     assert all(rho[j] > 0 for j in drawn)
+
+
+def test_a_sampler_has_exactly_the_expected_gradient_of_the_weighted_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler's own expectation, integrated over its uniform numbers: shares of sixtieths lie on a grid of them."""
+    rho = np.array([3.0, 0.5, 0.0, 1.0, 0.5, 1.0])  # q ρ in twelfths
+    weights, grid = Weights.of_rows(rho), 10
+    x = torch.tensor([1.0, -2.0, 5.0, 0.5, 3.0, -1.0], dtype=torch.float64)
+
+    class Fixed:
+        """Uniform numbers in the middle of the k-th of `grid` cells, and no shuffling."""
+
+        def __init__(self, k: int) -> None:
+            self.k = k
+
+        def random(self, count: int) -> np.ndarray:
+            return np.full(count, (self.k + 0.5) / grid)
+
+        def permutation(self, rows: np.ndarray) -> np.ndarray:
+            return rows
+
+    gradients = []
+    for k in range(grid):
+        monkeypatch.setattr("patterning.intervention.loading.generator", lambda *_, k=k, **__: Fixed(k))
+        gradients.append(float(x[list(weights.sampler(0))].mean()))
+    wanted = float(gradient_of_the_weighted_loss(weights, x))
+    assert np.mean(gradients) == pytest.approx(wanted, abs=1e-12)
+    by_loss = torch.stack([weights.loss(x[[j]], [j]) for j in range(6)]).mean()
+    assert float(by_loss) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_group_weights_are_one_for_each_label() -> None:
+    labels = np.array(["code", "prose", "code", "docs"])
+    weights = Weights.of_groups(labels, {"code": 1.0, "prose": 2.0, "docs": 0.0})
+    np.testing.assert_allclose(weights.rho, [1.0, 2.0, 1.0, 0.0])
+    assert weights.facts["rho_by_group"] == {"code": 1.0, "prose": 2.0, "docs": 0.0}
+    for groups, rho in ((labels, {"code": 1.0, "prose": 1.0}), (labels, dict.fromkeys("ab", 1.0)), (labels[None], {})):
+        with pytest.raises(PatterningError, match="a ρ for each of these labels"):
+            Weights.of_groups(groups, rho)
+    task = Task(
+        torch.nn.Linear(1, 1), lambda model, batch: model(batch)[:, 0] ** 2, torch.arange(4.0)[:, None], [1, 1, 1, 3]
+    )
+    own = Weights.of_groups(labels, {"code": 1.0, "prose": 2.0, "docs": 0.5}, task)
+    assert float((own.base_weights * own.rho).sum()) == pytest.approx(1)
+    np.testing.assert_allclose(own.rho / own.rho[0], [1.0, 2.0, 1.0, 0.5])
+    own.check(task)
+    with pytest.raises(PatterningError, match="3 labels for the 4 rows"):
+        Weights.of_groups(labels[:3], {"code": 1.0, "prose": 1.0}, task)
+
+
+def test_ids_as_a_column_survive_shuffling() -> None:
+    pd = pytest.importorskip("pandas")
+    weights = Weights.of_rows(RHO, ids=list("abcdef"))
+    frame = weights.name_rows(pd.DataFrame({"x": range(6)})).sample(frac=1, random_state=0)
+    np.testing.assert_allclose(weights.of(frame["row_id"].to_numpy()), RHO[frame["x"].to_numpy()] / RHO.mean())
+    item, name = weights.name_rows(TensorDataset(torch.arange(6)))[4]
+    assert (int(item[0]), name) == (4, "e")
+    with pytest.raises(PatterningError, match="6 ids, and the data set has 5"):
+        weights.name_rows(TensorDataset(torch.arange(5)))
+    with pytest.raises(PatterningError, match="has a column 'row_id' already"):
+        weights.name_rows(frame)
+    with pytest.raises(PatterningError, match="has no length"):
+        weights.name_rows(iter([1]))

@@ -1,12 +1,14 @@
 """Rows of data as a user has them: tensors, arrays, and tuples, lists and dicts of these with one leading axis."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
+from patterning.core.parquet_rows import ParquetRows
 from patterning.core.rows import RowSource, is_row_source
 from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds_numbers
 
@@ -27,13 +29,15 @@ def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind
         return from_numpy(data)
     if isinstance(data, Mapping):
         return {key: None if part is None else _entry(key, part) for key, part in data.items()}
+    if isinstance(data, str | Path) and str(data).endswith(".parquet"):
+        return RowSource(ParquetRows(data))
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         items = cast("Sequence[Any]", data)
         if len(items) and holds_numbers(items):
             return from_numbers(items)
-        return _like(items, [None if part is None else as_batch(part) for part in items])
+        return _like(items, [None if part is None else _whole(as_batch(part)) for part in items])
     if hasattr(data, "__array__"):  # a pandas column, say
-        return from_numpy(np.asarray(data))
+        return _table(data) if hasattr(data, "columns") else from_numpy(np.asarray(data))
     if isinstance(data, RowSource) or is_row_source(data):
         return data if isinstance(data, RowSource) else RowSource(data)
     hint = ""
@@ -108,9 +112,31 @@ def _like(container: Any, parts: list[Any]) -> Any:
 
 def _entry(key: object, part: object) -> Batch:
     try:
-        return as_batch(part)
+        return _whole(as_batch(part))
     except PatterningError as error:
         raise PatterningError(f"data[{key!r}]: {error}") from None
+
+
+def _whole(part: Batch) -> Batch:
+    """A part that is held as a whole; raises `PatterningError` for one that is read by row number."""
+    if isinstance(part, RowSource):
+        raise PatterningError(
+            "a data set, which is read by row number, cannot be a part of the data: give one data set as the whole of "
+            "the data (of a dict of splits, one split)"
+        )
+    return part
+
+
+def _table(frame: Any) -> Tensor:
+    """A frame of numbers (n, columns)."""
+    array = np.asarray(frame)
+    if array.dtype.kind in "biuf":
+        return from_numpy(array)
+    bad = [str(name) for name in frame.columns if np.asarray(frame[name]).dtype.kind not in "biuf"]
+    raise PatterningError(
+        f"columns {', '.join(bad)} of the frame hold no numbers: leave them out (frame[[...]]), or give the columns "
+        "that the loss needs by name, {'x': frame['x'].to_numpy(), ...}; of lists, np.stack(frame['x'])"
+    )
 
 
 def _kind(what: object) -> str:

@@ -114,4 +114,5 @@ def _as_tensor(value: Any) -> Tensor:
         return from_numpy(array.reshape(1), item=True)[0] if array.ndim == 0 else from_numpy(array, item=True)
     if isinstance(value, Sequence) and len(value) and not isinstance(value, str | bytes):
         return from_numbers(list(value), item=True)
-    raise PatterningError(f"an item of the data set holds {type(value).__name__}: it must be numbers")
+    hint = " (with_format(None) gives plain rows)" if type(value).__name__ in ("DataFrame", "Table") else ""
+    raise PatterningError(f"an item of the data set holds {type(value).__name__}: it must be numbers{hint}")

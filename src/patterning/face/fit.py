@@ -7,6 +7,7 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
 from patterning.intervention.data_weights import Weights
+from patterning.tasks.preference import exchanged
 from patterning.training.weighted import TrainConfig, advance, init_state
 
 
@@ -23,7 +24,8 @@ def fit(
     """A module trained from scratch on the task's data under `weights` (None: unweighted): Adam, fixed rate.
 
     Initial weights and minibatches depend on `seed` alone, so that the same seed in two arms is a pair. ρ multiplies
-    the loss of each row. Raises `PatterningError` for weights of other data, or of single tokens.
+    the loss of each row; preference pairs are trained on as `weights.swapped` says. Raises `PatterningError` for
+    weights of other data, or of single tokens.
     """
     check_whole("seed", seed, 0)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
@@ -35,6 +37,8 @@ def fit(
                 "fit weights whole rows: use weights.by_row(), or a loop of your own with weights.loss"
             )
         rho = torch.from_numpy(weights.rho)
+        if weights.swapped is not None:
+            task = exchanged(task, weights.swapped)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a small model on several threads is slower, and its sums have other bits
     try:

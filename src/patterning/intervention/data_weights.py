@@ -8,10 +8,10 @@ The training loss under weights is normalised, so that ρ says only how samples 
 data, so that other or reordered data is refused and not weighted wrongly.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,17 +24,17 @@ from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Facts, Plain
 from patterning.core.shapes import Rho, SampleNumbers, shaped
-from patterning.core.store import cannot_write, part_of, strict_json
-from patterning.intervention.loading import Attached, WeightedRows
-from patterning.intervention.permute import permuted, permuted_within
+from patterning.intervention.card import TABLE, push_card, save_card
+from patterning.intervention.loading import WeightedRows, attached
+from patterning.intervention.permute import dealt, dealt_order, labels_of_cells
+from patterning.intervention.row_ids import ROW_ID, with_ids
 from patterning.intervention.weights import WeightSummary, summarise
+from patterning.intervention.weights_file import read_weights, write_weights
 
 if TYPE_CHECKING:
     from patterning.core.task import Task
 
 ROUNDING = 1e-12
-FORMAT = 1
-"""Of the parquet file; raised when its columns change."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Weights:
 
     `ids` (n,): the rows' names, by default their numbers. `base_weights` q, shaped like `rho`: 0 where a token is
     masked. `free`, shaped like `rho`: what may move; the rest stays at ρ = 1. `data`: fingerprint of the data. `facts`:
-    how the weights were made, in plain values (target in words, policy, strength, predicted change).
+    how the weights were made, in plain values (target in words, policy, strength, predicted change). `swapped` (n,)
+    bool: preference pairs that are trained on with their labels exchanged (None: no pair is).
 
     >>> weights = Weights.of_rows([2.0, 1.0, 0.0])
     >>> weights.of([0, 2]).tolist()
@@ -56,6 +57,7 @@ class Weights:
     free: Bools
     data: str = ""
     facts: Facts = field(default_factory=dict)
+    swapped: Bools | None = None
 
     def __post_init__(self) -> None:
         """Refuse weights that cannot weight a loss; scale the others to mean 1."""
@@ -76,6 +78,11 @@ class Weights:
         rho = rho if abs(mean - 1) < ROUNDING else rho / mean  # so that a file gives back the same bits
         for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", names)):
             object.__setattr__(self, name, value)
+        if self.swapped is not None:
+            if rho.ndim != 1:
+                raise PatterningError("labels of single tokens cannot be exchanged: swapped is for one weight a row")
+            swapped = as_mask("swapped", self.swapped, len(rho))
+            object.__setattr__(self, "swapped", swapped if swapped.any() else None)
 
     def __repr__(self) -> str:
         """What the weights ask for, and how hard they pull."""
@@ -83,7 +90,8 @@ class Weights:
         shape = " × ".join(str(size) for size in self.rho.shape)
         return (
             f"Weights({what}: {shape}, ρ from {pull.smallest:.3g} to {pull.largest:.3g}, effective sample size "
-            f"{100 * pull.effective_sample_size:.0f} % of what may move)"
+            f"{100 * pull.effective_sample_size:.0f} % of what may move"
+            f"{'' if self.swapped is None else f', labels of {int(self.swapped.sum())} rows exchanged'})"
         )
 
     @classmethod
@@ -101,6 +109,27 @@ class Weights:
         return cls(
             np.ones(len(q)), task.ids, q, np.ones(len(q), dtype=bool), task.data_fingerprint, {"what": "unweighted"}
         )
+
+    @classmethod
+    def of_groups(cls, groups: Any, rho_by_group: Mapping[Any, float], task: "Task | None" = None) -> "Weights":
+        """One ρ for each group of rows, a mixture of domains say: `groups` (n,) labels, `rho_by_group` label → ρ.
+
+        ρ says how the groups compare; it is scaled to mean 1. With `task`: rows, base weights and fingerprint of its
+        data. Raises `PatterningError` for a group without a ρ, and for a ρ without rows.
+        """
+        labels = np.asarray(groups)
+        kinds, place = np.unique(labels, return_inverse=True) if labels.ndim == 1 else (labels, labels)
+        if labels.ndim != 1 or set(kinds.tolist()) != set(rho_by_group):
+            raise PatterningError(
+                f"groups {labels.shape} are {', '.join(map(str, np.unique(labels)[:8]))} and rho_by_group names "
+                f"{', '.join(map(str, rho_by_group))}: give a label a row, and a ρ for each of these labels"
+            )
+        rho = as_floats("rho_by_group", [rho_by_group[kind] for kind in kinds.tolist()], 1)[place]
+        base = cls.of_rows(np.ones(len(rho))) if task is None else cls.uniform(task)
+        if len(base) != len(rho):
+            raise PatterningError(f"{len(rho)} labels for the {len(base)} rows of the task")
+        facts = {"what": "groups", "rho_by_group": {str(kind): float(rho_by_group[kind]) for kind in kinds.tolist()}}
+        return replace(base, rho=rho, facts=facts)
 
     def __len__(self) -> int:
         """Rows."""
@@ -154,12 +183,21 @@ class Weights:
                 f"{self.data}, not {fingerprint}); look rows up by their ids with .of(ids) instead"
             )
 
-    def loss(self, losses: Tensor, rows: Any, mask: Tensor | None = None) -> Tensor:
+    def loss(self, losses: Tensor, rows: Any, mask: Tensor | None = None, *, exchanged: Tensor | None = None) -> Tensor:
         """The weighted mean loss of a minibatch drawn without regard to ρ: `losses` (b,) or (b, t) of rows `rows`.
 
         The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
-        minibatch, so that the gradient is unbiased for that of L_ρ.
+        minibatch, so that the gradient is unbiased for that of L_ρ. `exchanged` (b,): the losses of the same pairs
+        with their labels exchanged, which count where `swapped` says so.
         """
+        if self.swapped is not None:
+            if exchanged is None or exchanged.shape != losses.shape:
+                raise PatterningError(
+                    "the labels of some rows are exchanged under these weights: give exchanged=, the losses of the "
+                    "same rows with their labels exchanged, or exchange them in the data (tasks.preference.exchange)"
+                )
+            swapped = torch.from_numpy(self.swapped[self.places(rows)]).to(losses.device)
+            losses = torch.where(swapped.reshape(-1, *[1] * (losses.ndim - 1)), exchanged, losses)
         if not losses.is_floating_point():
             raise PatterningError(f"the losses are {losses.dtype}: they must be floating point numbers")
         if mask is not None and mask.shape != losses.shape:
@@ -181,6 +219,7 @@ class Weights:
         """For a `DataLoader`: row numbers drawn in proportion to q ρ, so that a plain loss follows L_ρ."""
         if self.per_token:
             raise PatterningError("tokens of a row are not drawn apart: use .loss(...), or .by_row().sampler(seed)")
+        self._refuse_swaps("a sampler draws rows as they are")
         return WeightedRows(self.base_weights * self.rho, seed, rows)
 
     def permuted(self, seed: int, within: Any = None) -> "Weights":
@@ -190,31 +229,23 @@ class Weights:
         weights is kept, where base weights are uneven up to a factor (`intervention.permute`), which is in the facts.
         Warns where hardly anything is moved, and raises `PatterningError` where nothing can be.
         """
-        flat, q, free = self.rho.ravel(), self.base_weights.ravel(), (self.free & (self.base_weights > 0)).ravel()
-        if within is None:
-            dealt = permuted(flat, q, free, seed)
-        else:
-            labels = self._labels(within)
-            _, strata = np.unique(labels.ravel(), return_inverse=True)
-            dealt = flat.copy()
-            if not free.any():
-                raise PatterningError("no free sample has a base weight: there is nothing to deal out")
-            dealt[free] = permuted_within(flat[free], strata[free], seed, q[free])
+        labels = None if within is None else labels_of_cells(within, self.rho.shape)
+        free = self.free & (self.base_weights > 0)
         facts: dict[str, Plain] = {"what": f"permuted ({self.facts.get('what', 'weights')})", "seed": seed}
-        if within is None and np.ptp(q[free]) > 0:
-            facts["rescaled"] = float(dealt[free].sum() / flat[free].sum())
-        return replace(self, rho=dealt.reshape(self.rho.shape), facts=facts)
+        if self.swapped is not None:  # each weight is dealt out together with its exchange
+            source = dealt_order(self.base_weights, free, seed, labels)
+            return replace(self, rho=self.rho[source], swapped=self.swapped[source], facts=facts)
+        rho = dealt(self.rho.ravel(), self.base_weights.ravel(), free.ravel(), seed, labels)
+        if within is None and np.ptp(self.base_weights[free]) > 0:
+            facts["rescaled"] = float(rho[free.ravel()].sum() / self.rho[free].sum())
+        return replace(self, rho=rho.reshape(self.rho.shape), facts=facts)
 
-    def _labels(self, within: Any) -> NDArray[Any]:
-        """A label for each sample, from one for each row or for each token."""
-        labels, cells = np.asarray(within), self.rho.reshape(len(self), -1)
-        if labels.shape not in (self.rho.shape, (len(self),), (len(self), 1)):
+    def _refuse_swaps(self, why: str) -> None:
+        if self.swapped is not None:
             raise PatterningError(
-                f"labels {labels.shape} for weights {self.rho.shape}: give one for each row, or for each token"
+                f"labels of {int(self.swapped.sum())} rows are exchanged under these weights, and {why}: exchange them "
+                "in the data (tasks.preference.exchange), and set swapped to None"
             )
-        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-            raise PatterningError("some labels are NaN or infinite: every sample needs one")
-        return np.broadcast_to(labels.reshape(len(self), -1), cells.shape)
 
     def extend(self, task: "Task", at: Any = None, *, force: bool = False) -> "Weights":
         """ρ for the rows of `task` that were not probed, predicted from the model (`intervention.extend`).
@@ -225,6 +256,7 @@ class Weights:
         from patterning.intervention.extend import extend
 
         self.check(task)
+        self._refuse_swaps("exchanges are not predicted")
         if isinstance(at, Tensor):
             anchor = check_anchor(task, at)
         else:
@@ -241,6 +273,13 @@ class Weights:
         place = self.base_weights > 0
         return summarise(self.rho[place], self.base_weights[place], self.free[place])
 
+    def name_rows(self, dataset: Any, column: str = ROW_ID) -> Any:
+        """The data set with a column of row ids, which survives shuffling, filters and splits (`with_ids`).
+
+        Its rows must be those that the weights were made for, in their order.
+        """
+        return with_ids(dataset, self.ids, column)
+
     def attach(self, dataset: Any) -> Any:
         """The data set with a column "weight": Hugging Face `Dataset`, pandas frame, or map-style torch data set.
 
@@ -249,53 +288,31 @@ class Weights:
         """
         if len(dataset) != len(self):
             raise PatterningError(f"these weights are of {len(self)} rows, and the data set has {len(dataset)}")
-        values = self.rho.astype(np.float32)
-        if hasattr(dataset, "add_column"):
-            return dataset.add_column("weight", list(values))
-        if hasattr(dataset, "assign"):
-            return dataset.assign(weight=list(values) if self.per_token else values)
-        return Attached(dataset, torch.from_numpy(values))
+        self._refuse_swaps("a column of weights does not say so")
+        return attached(dataset, self.rho.astype(np.float32))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""
-        import pyarrow
-        import pyarrow.parquet
-
-        columns = {"id": self.ids, "rho": self.rho, "base_weight": self.base_weights, "free": self.free}
-        table = pyarrow.table({name: list(value) if value.ndim == 2 else value for name, value in columns.items()})
-        about = {"format": FORMAT, "data": self.data, "facts": strict_json(dict(self.facts))}
-        table = table.replace_schema_metadata({"patterning": json.dumps(about)})
-        part = part_of(Path(path))
-        try:
-            pyarrow.parquet.write_table(table, part)
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise cannot_write(Path(path), error) from None
+        write_weights(self, Path(path))
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> "Weights":
         """What `to_parquet` wrote; raises `PatterningError` for any other file."""
-        import pyarrow
-        import pyarrow.parquet
+        return cls(**read_weights(Path(path)))
 
-        try:
-            table = pyarrow.parquet.read_table(path)
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise PatterningError(f"{path} holds no weights: it cannot be read as parquet ({reason})") from None
-        try:
-            about = json.loads((table.schema.metadata or {})[b"patterning"])
-            made, data, facts = about["format"], about["data"], about["facts"]
-        except (KeyError, TypeError, ValueError):
-            raise PatterningError(
-                f"{path} holds no weights of this package: it lacks the metadata that to_parquet writes; for a column "
-                "of your own use Weights.of_rows(column)"
-            ) from None
-        if made != FORMAT:
-            raise PatterningError(f"{path} holds weights of format {made}: this version reads format {FORMAT}")
-        try:
-            columns = {name: np.array(table[name].to_pylist()) for name in ("id", "rho", "base_weight", "free")}
-        except (KeyError, ValueError) as error:
-            raise PatterningError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-        return cls(columns["rho"], columns["id"], columns["base_weight"], columns["free"], data, facts)
+    def save_card(self, folder: str | Path, **about: Any) -> Path:
+        """Write a folder to share: `rho.parquet`, and `README.md` which says what the weights ask and what they did.
+
+        `about`: target, evidence, arm, task, chi, chi_se, licence (`intervention.card.save_card`).
+        """
+        return save_card(self, folder, **about)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Weights":
+        """The weights of a folder that `save_card` wrote, or that was downloaded from a hub."""
+        return cls.from_parquet(Path(folder) / TABLE)
+
+    def push_to_hub(self, repo_id: str, api: Any = None, *, private: bool = False, **about: Any) -> Any:
+        """Upload weights and card as a data set of the Hugging Face hub; `about` as for `save_card`."""
+        with TemporaryDirectory() as folder:
+            return push_card(self.save_card(folder, **about), repo_id, api, private=private)

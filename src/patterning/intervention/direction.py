@@ -23,7 +23,7 @@ from patterning.core.samples import Data, Samples
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import is_number, strong_enough
-from patterning.intervention.weights import Policy, standardise
+from patterning.intervention.weights import PairPolicy, standardise, swaps
 
 MIN_RELIABILITY = 0.3
 """A row of χ with a split-half reliability under this is not inverted."""
@@ -109,7 +109,7 @@ class Direction:
     def weights(
         self,
         strength: float,
-        policy: Policy = "clip",
+        policy: PairPolicy = "clip",
         *,
         free: Any = None,
         within: Any = None,
@@ -123,8 +123,9 @@ class Direction:
         `free` (n,) bool: which samples may move (default: all that χ was read for); the others, and rows that were not
         probed, stay at ρ = 1. `within` (n,): groups that each keep their total weight, labels say. `cap`: no ρ above
         this. `min_ess`: the strength is lowered until the effective sample size of the free samples is at least this
-        share. `per="row"`: one weight a row, from the mean of s over its
-        tokens. Raises `PatterningError` for a refused direction, unless `force`.
+        share. `per="row"`: one weight a row, from the mean of s over its tokens. `policy="swap"`, for preference pairs:
+        |ρ|, and `swapped` where the labels are to be exchanged. Raises `PatterningError` for a refused direction,
+        unless `force`.
         """
         if self.refused and not force:
             raise PatterningError(f"this direction was refused ({self.refused}); force=True takes it all the same")
@@ -146,10 +147,19 @@ class Direction:
             "asked_strength": strength,
         }
         weights = self._spread(rho, moving, facts, per)
+        if policy == "swap":
+            weights = self._with_swaps(weights, swaps(s, q, alpha=used, free=moving, within=within))
         predicted = self.predicted if per == "sample" and free is None else self._along(moving, per)
         facts["effective_sample_size"] = weights.summary().effective_sample_size
         facts["predicted_per_strength"] = {name: vars(change) for name, change in predicted.items()}
         return replace(weights, facts=facts)
+
+    def _with_swaps(self, weights: Weights, swapped: Bools) -> Weights:
+        if self.data is None or self.data.per_row > 1:
+            raise PatterningError("labels are exchanged row by row: the policy swap needs a task with one loss a row")
+        whole = np.zeros(self.data.rows, dtype=bool)
+        whole[self.samples.row] = swapped
+        return replace(weights, swapped=whole)
 
     def _along(self, moving: Bools, per: str) -> dict[str, Change]:
         """What every row does for each unit of strength where only `moving` samples move, or rows as wholes.

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Floats
@@ -29,12 +30,25 @@ class WeightedRows(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return self._rows
 
+    def set_epoch(self, epoch: int) -> None:
+        """Which order comes next: for loops that go on after a break (accelerate calls it)."""
+        self._epoch = epoch
+
     def __iter__(self) -> Iterator[int]:
         rng = generator(self._seed, Stream.EPOCH, step=self._epoch)
         self._epoch += 1
         points = (np.arange(self._rows) + rng.random(self._rows)) / self._rows * self._cumulative[-1]
         picked = np.minimum(np.searchsorted(self._cumulative, points, side="right"), len(self._cumulative) - 1)
         return iter(rng.permutation(picked).tolist())
+
+
+def attached(dataset: Any, values: NDArray[np.float32]) -> Any:
+    """`dataset` with a column "weight": a Hugging Face `Dataset`, a pandas frame, or a map-style data set."""
+    if hasattr(dataset, "add_column"):
+        return dataset.add_column("weight", list(values))
+    if hasattr(dataset, "assign"):
+        return dataset.assign(weight=list(values) if values.ndim == 2 else values)
+    return Attached(dataset, torch.from_numpy(values))
 
 
 class Attached(torch.utils.data.Dataset[Any]):

@@ -10,6 +10,7 @@ the histogram of the weights is kept; with uneven q it is kept up to this factor
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,37 @@ def permuted_within(rho: Floats, strata: Ints, seed: int, base_weights: Floats |
     if ((after == 0) & (before > 0)).any():
         raise PatterningError("in a stratum all weight would go to samples of base weight 0: leave these out")
     return result * np.where(after > 0, before / np.where(after > 0, after, 1.0), 1.0)[place]
+
+
+def dealt(rho: Floats, base_weights: Floats, free: Bools, seed: int, labels: NDArray[Any] | None) -> Floats:
+    """ρ (n,) dealt to other free samples, within each of `labels` (n,) where there are some."""
+    if labels is None:
+        return permuted(rho, base_weights, free, seed)
+    if not free.any():
+        raise PatterningError("no free sample has a base weight: there is nothing to deal out")
+    _, strata = np.unique(labels, return_inverse=True)
+    result = rho.copy()
+    result[free] = permuted_within(rho[free], strata[free], seed, base_weights[free])
+    return result
+
+
+def dealt_order(base_weights: Floats, free: Bools, seed: int, labels: NDArray[Any] | None) -> Ints:
+    """Which sample's weight each sample is dealt (n,), for what is more than a number; base weights must be equal."""
+    if np.ptp(base_weights[free]) > 0:
+        raise PatterningError("weights with exchanged labels can be dealt out under equal base weights only")
+    places = np.arange(len(free), dtype=np.float64)
+    return np.rint(dealt(places, np.ones(len(free)), free, seed, labels)).astype(np.int64)
+
+
+def labels_of_cells(within: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A label for each sample of weights of `shape`, (n·t,), from one for each row or for each token."""
+    labels = np.asarray(within)
+    if labels.shape not in (shape, shape[:1], (shape[0], 1)):
+        raise PatterningError(f"labels {labels.shape} for weights {shape}: give one for each row, or for each token")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise PatterningError("some labels are NaN or infinite: every sample needs one")
+    wide = (shape[0], int(np.prod(shape[1:], dtype=np.int64)))
+    return np.broadcast_to(labels.reshape(shape[0], -1), wide).ravel()
 
 
 def moved(rho: Floats, dealt: Floats, base_weights: Floats) -> float:

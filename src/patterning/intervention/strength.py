@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError
-from patterning.intervention.weights import Policy, make_weights, summarise
+from patterning.intervention.weights import PairPolicy, make_weights, summarise
 
 
 def strong_enough(
@@ -15,7 +15,7 @@ def strong_enough(
     q: Floats,
     moving: Bools,
     strength: float,
-    policy: Policy,
+    policy: PairPolicy,
     cap: float | None,
     min_ess: float | None,
     within: NDArray[np.integer] | None = None,

@@ -5,6 +5,7 @@ its ranks, then clipped: χ is heavy-tailed, and a few strings would otherwise h
 exponential of those scores (a plain tilt of heavy tails leaves all weight on a handful of samples). For these, s enters
 with unit root mean square over the free samples, so α means the same for every direction. `linear`: 1 + α s with s
 scaled to max |s| = 1, which keeps every weight above 0 for α < 1: first-order predictions hold for it as they are.
+`swap`, for preference pairs: |1 + α s|, and where 1 + α s is negative the labels of the pair are exchanged (`swaps`).
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Policy = Literal["clip", "tilt", "rank", "rank-tilt", "linear"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+PairPolicy = Policy | Literal["swap"]
+"""With the policy for data whose labels can be exchanged, which weights alone do not carry out."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def make_weights(
     s: Floats,
     base_weights: Floats,
     *,
-    policy: Policy,
+    policy: PairPolicy,
     alpha: float,
     free: Bools | None = None,
     within: NDArray[np.integer] | None = None,
@@ -76,8 +79,8 @@ def make_weights(
     """
     if within is not None:
         return _group_by_group(s, base_weights, policy, alpha, free, within)
-    if policy not in POLICIES:
-        raise PatterningError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
+    if policy not in (*POLICIES, "swap"):
+        raise PatterningError(f"policy {policy!r} is not one of {', '.join((*POLICIES, 'swap'))}")
     s, base_weights = as_floats("the direction", s, 1), _base_weights(base_weights, len(s))
     moving = as_mask("free", free, len(s))
     if isinstance(alpha, bool) or not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha)):
@@ -92,15 +95,36 @@ def make_weights(
     z = alpha * standardise(s, base_weights, moving)
     if policy == "linear":
         z *= 1 / np.abs(standardise(s, base_weights, moving)[moving]).max()
-    rho = np.exp(z - z.max()) if policy.endswith("tilt") else np.maximum(0.0, 1 + z)
+    if policy == "swap":
+        rho = np.abs(1 + z)
+    else:
+        rho = np.exp(z - z.max()) if policy.endswith("tilt") else np.maximum(0.0, 1 + z)
     total = (base_weights * rho)[moving].sum()
     if not total > 0:
         raise PatterningError(f"policy {policy} at alpha {alpha} leaves no weight on the free samples")
     return np.where(moving, rho * base_weights[moving].sum() / total, 1.0)
 
 
+def swaps(
+    s: Floats,
+    base_weights: Floats,
+    *,
+    alpha: float,
+    free: Bools | None = None,
+    within: NDArray[np.integer] | None = None,
+) -> Bools:
+    """Where 1 + α s is negative, (n,) bool: the pairs whose labels the policy `swap` exchanges."""
+    moving, result = as_mask("free", free, len(s)), np.zeros(len(s), dtype=bool)
+    labels = np.zeros(len(s), dtype=np.int64) if within is None else np.asarray(within)
+    for group in np.unique(labels[moving]):
+        own = moving & (labels == group)
+        if np.ptp(s[own]) > 0:
+            result |= own & (1 + alpha * standardise(s, base_weights, own) < 0)
+    return result
+
+
 def _group_by_group(
-    s: Floats, base_weights: Floats, policy: Policy, alpha: float, free: Bools | None, within: NDArray[np.integer]
+    s: Floats, base_weights: Floats, policy: PairPolicy, alpha: float, free: Bools | None, within: NDArray[np.integer]
 ) -> Floats:
     moving, result = as_mask("free", free, len(s)), np.ones(len(s))
     if np.shape(within) != (len(s),):

@@ -104,7 +104,7 @@ def _plan(
     if unknown := set(controls) - {"permuted"}:
         raise PatterningError(f"unknown controls {', '.join(sorted(unknown))}: there is 'permuted'; others go in extra")
     first = next(iter(arms.values()))
-    plain = replace(first, rho=np.ones_like(first.rho), facts={"what": UNWEIGHTED})
+    plain = replace(first, rho=np.ones_like(first.rho), facts={"what": UNWEIGHTED}, swapped=None)
     plan = {UNWEIGHTED: _Planned("base", [plain] * len(seeds))}
     plan |= {name: _Planned("arm", [weights] * len(seeds)) for name, weights in arms.items()}
     if "permuted" in controls:
@@ -166,7 +166,7 @@ def _check(
         if not isinstance(weights, Weights):
             raise PatterningError(f"arm {name!r} is {type(weights).__name__}: it must be Weights (Weights.of_rows(ρ))")
     for name, weights in arms.items():
-        if np.ptp(weights.rho[weights.base_weights > 0]) == 0:
+        if weights.swapped is None and np.ptp(weights.rho[weights.base_weights > 0]) == 0:
             raise PatterningError(f"arm {name!r} weighs everything alike: it is the unweighted arm, which is there")
     if len({weights.rho.shape for weights in every.values()}) > 1:
         shapes = ", ".join(f"{name} {weights.rho.shape}" for name, weights in every.items())
@@ -192,7 +192,8 @@ def _check_wanted(
 
 
 def _key(code: str, weights: Weights, seed: int) -> str:
-    return digest(code, weights.rho, weights.ids, weights.base_weights, seed)
+    more = () if weights.swapped is None else (weights.swapped,)
+    return digest(code, weights.rho, weights.ids, weights.base_weights, seed, *more)
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""Weights as a parquet file: one row each, with how they were made in the file's metadata."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patterning.core.errors import PatterningError
+from patterning.core.store import cannot_write, part_of, strict_json
+
+FORMAT = 1
+"""Of the file; raised when its columns change."""
+WITH_SWAPS = 2
+"""Of a file in which some labels are exchanged, which earlier versions must not read as plain weights."""
+
+
+def write_weights(weights: Any, path: Path, more: dict[str, Any] | None = None) -> None:
+    """Ids, ρ, q and what is free of `Weights`; `more`: further columns, (n,) each."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "id": weights.ids, "rho": weights.rho, "base_weight": weights.base_weights, "free": weights.free, **(more or {})
+    }  # fmt: skip
+    if weights.swapped is not None:
+        columns["swapped"] = weights.swapped
+    table = pyarrow.table({name: list(value) if np.ndim(value) == 2 else value for name, value in columns.items()})
+    about = {
+        "format": FORMAT if weights.swapped is None else WITH_SWAPS,
+        "data": weights.data,
+        "facts": strict_json(dict(weights.facts)),
+    }
+    table = table.replace_schema_metadata({"patterning": json.dumps(about)})
+    part = part_of(path)
+    try:
+        pyarrow.parquet.write_table(table, part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The fields of `Weights` in a file of `write_weights`; raises `PatterningError` for any other file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PatterningError(f"{path} holds no weights: it cannot be read as parquet ({reason})") from None
+    try:
+        about = json.loads((table.schema.metadata or {})[b"patterning"])
+        made, data, facts = about["format"], about["data"], about["facts"]
+    except (KeyError, TypeError, ValueError):
+        raise PatterningError(
+            f"{path} holds no weights of this package: it lacks the metadata that to_parquet writes; for a column "
+            "of your own use Weights.of_rows(column)"
+        ) from None
+    if made not in (FORMAT, WITH_SWAPS):
+        raise PatterningError(f"{path} holds weights of format {made}: this version reads formats 1 and 2")
+    names = ["id", "rho", "base_weight", "free", *(["swapped"] if made == WITH_SWAPS else [])]
+    try:
+        columns = {name: np.array(table[name].to_pylist()) for name in names}
+    except (KeyError, ValueError) as error:
+        raise PatterningError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    return {
+        "rho": columns["rho"], "ids": columns["id"], "base_weights": columns["base_weight"], "free": columns["free"],
+        "data": data, "facts": facts, "swapped": columns.get("swapped"),
+    }  # fmt: skip
