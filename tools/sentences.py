@@ -43,7 +43,7 @@ def _blank(comment: re.Match[str]) -> str:
 
 def sentences(paragraph: str) -> list[str]:
     """The sentences of a paragraph, without its markup."""
-    plain = re.sub(r"``.+?``|`[^`]+`", "code", paragraph)
+    plain = re.sub(r"``.+?``|`[^`]+`", "Code", paragraph)
     plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", plain)
     plain = re.sub(r"<[^>]+>", " ", plain)
     plain = ABBREVIATION.sub(lambda found: found.group().replace(".", "·"), plain)

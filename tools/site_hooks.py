@@ -15,6 +15,14 @@ ROOT = Path(__file__).parents[1]
 TEN_LINES = "<!-- the README's ten lines -->"
 
 
+def on_config(config: Any) -> Any:
+    """Headings get the anchors that they have on GitHub, Greek letters included."""
+    from pymdownx.slugs import slugify
+
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Each notebook becomes a page; its source stays beside it, to be downloaded."""
     for path in sorted(NOTEBOOKS.glob("*.py")):

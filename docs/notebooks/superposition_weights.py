@@ -8,7 +8,7 @@
 #
 # A network that stores six features in a plane ends as a hexagon, or as a pentagon with one dead feature. Here we make
 # weights that favour the hexagon and see whether training follows. This is the [first result](../results/superposition.md)
-# with fewer runs and shorter chains, in half a minute.
+# with fewer runs and shorter chains, in a few seconds.
 #
 # The data are 24 groups: six features, each in four quarters of its size μ. Training is noisy, so that runs move
 # between shapes, and weights can decide which they end in.
@@ -91,5 +91,5 @@ print(f"beyond the permuted weights: {beyond.difference:+.0%} [{beyond.low:+.0%}
 
 # %% [markdown]
 # Both intervals leave out 0, so the weights *steer* by the rule that all pages use
-# ([interpretation](../interpretation.md)). With 60 runs an interval is about 20 points wide. The
+# ([interpretation](../interpretation.md)). With 60 runs an interval is about 30 points wide. The
 # [full result](../results/superposition.md) has 200 runs of each arm and asks for a pentagon as well.
