@@ -35,7 +35,7 @@ dist: $(VENV)/.dist
 	$(PYTHON) -m twine check --strict dist/*
 	$(PYTHON) tools/check_wheel.py
 
-pages: $(STAMP)
+pages: $(VENV)/.pages
 	$(PYTHON) -m pytest tests/pages -m pages
 
 figures: $(STAMP)
@@ -56,6 +56,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(STAMP)
 	$(PIP) '.[docs]'
+	touch $@
+
+$(VENV)/.pages: $(STAMP)
+	$(PIP) '.[dev,pages]'
 	touch $@
 
 $(VENV)/.dist: $(STAMP)

@@ -1,8 +1,7 @@
 """Installs the wheel of dist into an empty environment and runs what a newcomer runs first.
 
-`python tools/check_wheel.py [PYTHON …]`: one environment for each interpreter, by default every Python from 3.11 on
-that is on the PATH. Dependencies come under constraints.txt. PATTERNING_WHEEL_WITH names a folder of installed
-packages to use instead of downloading them, which says nothing about the dependencies that the wheel states.
+`python tools/check_wheel.py [--all | PYTHON …]`: one environment for each interpreter, by default for the one that runs
+this; `--all`: for every Python from 3.11 on that is on the PATH. Dependencies come under constraints.txt.
 """
 
 import os
@@ -52,9 +51,9 @@ if __name__ == "__main__":
 
 
 def interpreters(asked: list[str]) -> list[str]:
-    """Those that were asked for, or one for each version that is there and runs."""
-    if asked:
-        return asked
+    """Those that were asked for, this one, or one for each version that is there and runs."""
+    if asked != ["--all"]:
+        return asked or [sys.executable]
     found = {}
     for name in (sys.executable, *(f"python{version}" for version in VERSIONS)):
         path = shutil.which(name)
@@ -71,22 +70,18 @@ def check(python: str, wheel: Path, folder: Path) -> None:
     """One empty environment: the wheel installs, imports from there, answers on the command line, and steers."""
     subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
     own = folder / "venv" / "bin" / "python"
-    packages = os.environ.get("PATTERNING_WHEEL_WITH")
     install = [str(own), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if packages:
-        subprocess.run([*install, "--no-deps", str(wheel)], check=True)
-    else:
-        subprocess.run([*install, "--constraint", str(ROOT / "constraints.txt"), str(wheel)], check=True)
+    subprocess.run([*install, "--constraint", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"PYTHONPATH": packages} if packages else {}
     (folder / "essence.py").write_text(ESSENCE, encoding="utf-8")
-    ran = subprocess.run([str(own), "essence.py"], cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    command = [str(own), "essence.py"]
+    ran = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     used = ran.stdout.rpartition("package: ")[2].strip()
     if not Path(used).is_relative_to((folder / "venv").resolve()):
         raise SystemExit(f"the package came from {used}, not from the wheel")
     for arguments in (["--help"], ["doctor"]):
         subprocess.run([str(own), "-m", "patterning.cli", *arguments], cwd=folder, env=environment, check=True,
-                       capture_output=True)  # fmt: skip
+                       stdout=subprocess.PIPE)  # fmt: skip
     if not (folder / "report.html").stat().st_size:
         raise SystemExit("the page is empty")
 
