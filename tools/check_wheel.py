@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
-ESSENCE = '''
+ESSENCE = """
 import torch
 from torch.nn import Linear
 from torch.nn.functional import cross_entropy
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     check.page("report.html")
     assert check.steers("fewer", "ones"), "the weights do not steer"
     print("package:", pt.__file__)
-'''
+"""
 
 
 def interpreters(asked: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Finds sentences of more than 35 words in README and docs: `python tools/sentences.py`, exit status 1 if there are any.
+"""Finds sentences of more than 35 words in README and docs: `python tools/sentences.py`; exit status 1 if any.
 
 Headings, tables, code and HTML are left out; `code` inside a sentence counts as one word. Of a page under
 docs/results, which holds lab notes, the first paragraph alone is read.

@@ -7,7 +7,8 @@
 # # Weights on superposition, small
 #
 # A network that stores six features in a plane ends as a hexagon, or as a pentagon with one dead feature. Here we make
-# weights that favour the hexagon and see whether training follows. This is the [first result](../results/superposition.md)
+# weights that favour the hexagon and see whether training follows. This is the [first
+# result](../results/superposition.md)
 # with fewer runs and shorter chains, in a few seconds.
 #
 # The data are 24 groups: six features, each in four quarters of its size μ. Training is noisy, so that runs move
@@ -80,7 +81,9 @@ asked = train(rho, range(RUNS))
 rows = []
 for name, states, colour in (("asked for the hexagon", asked, BLUE), ("the same weights, permuted", permuted, GREY)):
     change = paired_share_difference(states == 0, unweighted == 0)
-    print(f"{name}: {np.mean(states == 0):.0%} hexagons, {change.difference:+.0%} [{change.low:+.0%}, {change.high:+.0%}]")
+    print(
+        f"{name}: {np.mean(states == 0):.0%} hexagons, {change.difference:+.0%} [{change.low:+.0%}, {change.high:+.0%}]"
+    )
     rows.append(Difference(name, 100 * change.difference, 100 * change.low, 100 * change.high, colour))
 forest(rows, "change of the share of hexagons, percentage points (95 % interval)")
 

@@ -111,7 +111,9 @@ def test_a_page_is_under_two_megabytes(page_file: Path) -> None:
 
 def test_the_check_finds_what_is_wrong(browser: Any) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.set_content("<p style='color:#bbb;background:#fff'>pale</p><img src='data:,'><div style='width:900px'>wide</div>")
+    page.set_content(
+        "<p style='color:#bbb;background:#fff'>pale</p><img src='data:,'><div style='width:900px'>wide</div>"
+    )
     names = {one["id"] for one in axe_module.Axe().run(page).response["violations"]}
     assert {"color-contrast", "image-alt"} <= names
     assert page.evaluate("document.documentElement.scrollWidth") > 390
