@@ -1,23 +1,45 @@
 # Two commands do everything on a machine with python3, git and make:
 #   make demo   install, run the main job, print a table, write a page
 #   make test   install, lint, type-check, test
-# and one measures: make bench, χ side by side with devinterp (installs it beside; an hour on an idle core)
+# For those who change the package:
+#   make docs   the site into build/site, notebooks executed, warnings as errors
+#   make dist   wheel and source archive into dist, checked and installed into an empty environment
+#   make pages  every kind of page in headless Chromium, where there is one
+#   make bench  χ side by side with devinterp (installs it beside; an hour on an idle core)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PIP := $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable
+export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs dist pages figures bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/patterning run superposition
 
 test: lint
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
+
+docs: $(VENV)/.docs
+	$(PYTHON) tools/sentences.py
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+dist: $(VENV)/.dist
+	rm -rf dist build/lib
+	$(PYTHON) -m build --no-isolation --outdir dist .
+	$(PYTHON) -m twine check --strict dist/*
+	$(PYTHON) tools/check_wheel.py
+
+pages: $(VENV)/.pages
+	$(PYTHON) -m pytest tests/pages -m pages
+
+figures: $(STAMP)
+	$(PYTHON) tools/figures.py
 
 bench: $(VENV)-peer/.installed
 	$(VENV)-peer/bin/python benchmarks/response.py
@@ -29,8 +51,20 @@ $(VENV)-peer/.installed: pyproject.toml constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(STAMP)
+	$(PIP) '.[docs]'
+	touch $@
+
+$(VENV)/.pages: $(STAMP)
+	$(PIP) '.[dev,pages]'
+	touch $@
+
+$(VENV)/.dist: $(STAMP)
+	$(PIP) '.[dist]' 'setuptools>=77'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-peer .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-peer build dist .pytest_cache .ruff_cache

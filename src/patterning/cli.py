@@ -14,7 +14,6 @@ MOST_WORKERS = 4
 """Most worker processes a CPU: more only cost memory."""
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Which training data makes a neural network grow the internal structure you want?",

@@ -2,8 +2,11 @@
 
 import io
 import os
+import sys
 import threading
 import time
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -117,3 +120,46 @@ def test_a_terminal_gets_a_bar_that_moves_within_a_unit() -> None:
     assert "0/2" in text
     assert "25%" in text
     assert "1/2" in text
+
+
+class _Notebook:
+    """Stands for IPython: a kernel, and displays that are updated in place."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def get_ipython(self) -> SimpleNamespace:
+        return SimpleNamespace(kernel=object())
+
+    def display(self, content: str, display_id: bool) -> "_Notebook":
+        assert display_id
+        self.shown.append(content)
+        return self
+
+    def update(self, content: str) -> None:
+        self.shown[-1] = content
+
+
+def test_a_notebook_has_one_bar_a_stage_redrawn_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = _Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", cast(ModuleType, notebook))
+    monkeypatch.setitem(
+        sys.modules, "IPython.display", cast(ModuleType, SimpleNamespace(HTML=str, display=notebook.display))
+    )
+    stream = io.StringIO()
+    bar = make_progress(Console(file=stream))
+    for stage in ("heads <l0>", "retraining"):
+        bar.start(stage, 4, 1)
+        bar.within(0.5)
+        bar.advance()
+        bar.finish()
+        bar.advance()  # after the end nothing is drawn
+    assert len(notebook.shown) == 2
+    assert 'value="0.625"' in notebook.shown[0]
+    assert "heads &lt;l0&gt;: 2/4 done" in notebook.shown[0]
+    assert stream.getvalue() == ""
+
+
+def test_a_script_has_no_notebook_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", cast(ModuleType, SimpleNamespace(get_ipython=lambda: None)))
+    assert isinstance(make_progress(Console(file=io.StringIO())), LineProgress)

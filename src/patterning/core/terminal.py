@@ -1,6 +1,8 @@
-"""What the command line shows: a bar that moves on a terminal, a plain line now and then in a log."""
+"""What is shown of progress: a bar that moves on a terminal or in a notebook, a plain line now and then in a log."""
 
+import html
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -10,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from patterning.core.progress import Progress
+from patterning.core.progress import INTERVAL, Progress
 
 LOG_INTERVAL = 30.0
 """Seconds between two lines in a log."""
@@ -41,8 +43,16 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def make_progress(console: Console) -> Progress:
-    """A bar where `console` is a terminal, lines where it is a file or a pipe."""
+    """A bar in a notebook and where `console` is a terminal, lines where it is a file or a pipe."""
+    if in_notebook():
+        return NotebookProgress()
     return BarProgress(console) if console.is_terminal else LineProgress(console)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a Jupyter notebook (or of what speaks its language: Colab, VS Code)."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def clock(seconds: float) -> str:
@@ -152,6 +162,53 @@ class BarProgress(Progress):
     def _draw(self) -> None:
         if self._bar is not None and self.stage is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.stage.done)
+
+
+class NotebookProgress(Progress):
+    """One bar a stage below the cell, redrawn in place at most five times a second; its last state stays."""
+
+    def __init__(self) -> None:
+        self.stage: Stage | None = None
+        self._handle: Any = None
+        self._due = 0.0
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """A new bar."""
+        from IPython.display import HTML, display  # pyright: ignore[reportMissingImports] (a notebook has it)
+
+        self.finish()
+        self.stage = Stage(stage, total, done)
+        self._as_html = HTML
+        self._handle = display(HTML(self._bar()), display_id=True)
+
+    def advance(self) -> None:
+        """One unit further."""
+        if self.stage is not None:
+            self.stage.whole += 1
+            self._draw()
+
+    def within(self, units: float) -> None:
+        """A fraction of a unit further."""
+        if self.stage is not None:
+            self.stage.within = units
+            self._draw()
+
+    def finish(self) -> None:
+        """Leave the bar as it stands."""
+        self._draw(at_once=True)
+        self._handle = self.stage = None
+
+    def _draw(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._handle is not None and (at_once or now >= self._due):
+            self._due = now + INTERVAL
+            self._handle.update(self._as_html(self._bar()))
+
+    def _bar(self) -> str:
+        assert self.stage is not None
+        share = self.stage.done / self.stage.total if self.stage.total else 1.0
+        words = html.escape(self.stage.line())
+        return f'<progress max="1" value="{share:.3f}" aria-label="{words}"></progress> <code>{words}</code>'
 
 
 class LineProgress(Progress):

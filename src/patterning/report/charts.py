@@ -175,9 +175,10 @@ def curves(
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
     """Names with their colours, in a line."""
     parts = [
-        Markup('<span style="white-space:nowrap;margin-right:1rem"><b style="color:{}">■</b> {}</span>').format(
-            colour, name
-        )
+        Markup(
+            '<span style="white-space:nowrap;margin-right:1rem"><svg viewBox="0 0 10 10" width="10" height="10" '
+            'aria-hidden="true"><rect width="10" height="10" fill="{}"/></svg> {}</span>'
+        ).format(colour, name)
         for name, colour in entries
     ]
     return Markup('<p class="quiet">{}</p>').format(Markup(" ").join(parts)) if len(parts) > 1 else Markup("")
@@ -220,8 +221,9 @@ def _dot(x: float, y: float, radius: float, colour: str, title: str) -> Markup:
 
 
 def _scrolling(drawing: Markup, width: float) -> Markup:
-    return Markup('<div class="scroll"><div style="min-width:min(100%,560px);max-width:{}px">{}</div></div>').format(
-        number(width * 1.25), drawing
+    """In a box of its own: on a phone a wide chart scrolls, for its labels to stay readable."""
+    return Markup('<div class="scroll" tabindex="0"><div style="min-width:{}px;max-width:{}px">{}</div></div>').format(
+        number(min(width, 560)), number(width * 1.25), drawing
     )
 
 

@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment
 from markupsafe import Markup
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -31,11 +27,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page: text, then figures, then `html` (escaped by its maker), then tables."""
+    """A headed part of the page: text, then `html` (escaped by its maker), then tables."""
 
     title: str
     text: str = ""
-    figures: Sequence["go.Figure"] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
     html: Sequence[Markup] = field(default_factory=tuple)
 
@@ -51,12 +46,11 @@ def render_page(
     config: str,
     opening: Sequence[Markup] = (),
 ) -> str:
-    """The page as text. Everything but the figures, `opening` and the sections' `html` is escaped.
+    """The page as text. Everything but `opening` and the sections' `html` is escaped.
 
-    `opening` follows the headline, before the warnings: what belongs on the first screen.
-    Plotly's 5 MB are in it only where a section has a plotly figure; a page without one follows the reader's dark mode.
+    The first screen answers: the first line of `headline` is the answer, the others stand under it; `opening` is the
+    figure, and `warnings` follow, the worst first. It follows the reader's light or dark mode, and holds no script.
     """
-    interactive = any(section.figures for section in sections)
     template = files("patterning.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -67,29 +61,8 @@ def render_page(
             headline=headline,
             opening=opening,
             warnings=warnings,
-            sections=[
-                {
-                    "title": section.title,
-                    "text": section.text,
-                    "tables": section.tables,
-                    "html": section.html,
-                    "figures": [
-                        Markup(
-                            figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
-                        )
-                        for figure in section.figures
-                    ],
-                }
-                for section in sections
-            ],
+            sections=sections,
             provenance=provenance,
             config=config,
-            plotly_js=_plotly() if interactive else "",
         )
     )
-
-
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())

@@ -27,7 +27,7 @@ def study_page(
 
     `drawings`: what the runs of each arm look like, by its name, where the outcomes are yes or no, with their `legend`.
     """
-    main = results["subject"]["outcomes"][0]
+    main, asked = results["subject"]["outcomes"][0], _asked(results)
     sections = [
         *(share_sections(results, drawings or {}, legend) if main["yes_or_no"] else _by_seed(results, main)),
         *own,
@@ -35,7 +35,7 @@ def study_page(
             "Change of the outcome",
             "Paired by seed, with 95 % intervals. An arm must differ from unweighted and from its own weights dealt to "
             "other samples (permuted): uneven weights alone change training as well.",
-            html=[_forest(results, measure) for measure in _asked(results)],
+            html=[_forest(results, measure) for measure in asked[1:]],
             tables=[outcome_table(results)],
         ),
         *_along_training(results),
@@ -54,6 +54,7 @@ def study_page(
         title=f"Patterning: {results['experiment']}",
         subtitle=f"{results['subject']['samples']} samples; seeds {_seeds(results)}",
         headline=results["findings"],
+        opening=[_first_figure(results, asked[0])] if asked else [],
         warnings=[f"{one['name']} was refused: {one['refused']}" for one in results["directions"] if one["refused"]],
         sections=[section for section in sections if section in own or _has_content(section)],
         provenance=f"{provenance_line(results)}. {RULE}",
@@ -61,8 +62,17 @@ def study_page(
     )
 
 
+def _first_figure(results: Results, measure: str) -> Markup:
+    caption = (
+        f"Change of {measure} against the same seeds unweighted, with 95 % intervals; grey: weights to compare with."
+    )
+    return Markup('<figure style="margin:.6rem 0"><figcaption>{}</figcaption>{}</figure>').format(
+        caption, _forest(results, measure)
+    )
+
+
 def _has_content(section: Section) -> bool:
-    return bool(section.html or section.figures or any(table.rows for table in section.tables))
+    return bool(section.html or any(table.rows for table in section.tables))
 
 
 def _asked(results: Results) -> list[str]:

@@ -1,10 +1,13 @@
 """The page of an `Evidence`: what was found, the outcomes by seed, the differences, and how the weights were made."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+import yaml
 from markupsafe import Markup
 
+from patterning.core.store import strict_json
 from patterning.report.charts import COLOURS, GREY, Difference, Strip, forest, strips
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.verification.arms import HEAD, Arm, order_of
@@ -45,7 +48,8 @@ class Shown(Protocol):
 
 def evidence_page(evidence: Shown, title: str) -> str:
     """One self-contained page."""
-    arms = order_of(evidence.arms)
+    arms, first, *others = order_of(evidence.arms), *evidence.measures
+    cautions, verdicts = _cautions_and_verdicts(evidence)
     sections = [
         Section(
             "Outcomes by seed",
@@ -53,23 +57,41 @@ def evidence_page(evidence: Shown, title: str) -> str:
             "bar is the mean.",
             html=[_strips(arms, name) for name in evidence.measures],
         ),
-        Section(
-            "Differences to the same seeds unweighted",
-            "With 95 % intervals over the paired seeds. A difference whose interval leaves out 0 is more than chance "
-            "between seeds; that its permuted control moves as well would say that uneven weights alone do it.",
-            html=[_forest(arms, name) for name in evidence.measures],
-        ),
+        *([Section("Differences of the other measures", html=[_forest(arms, name) for name in others])] if others
+          else []),
         Section("All numbers", RULE, tables=[Table(HEAD, [Row(cells) for cells in evidence.cells()])]),
-        Section("How the weights were made", tables=[_facts(arms)]),
-    ]
+        Section("How the weights were made", tables=_facts(arms)),
+    ]  # fmt: skip
     return render_page(
         title=title,
         subtitle=f"{len(evidence.seeds)} paired seeds: {', '.join(str(seed) for seed in evidence.seeds)}",
-        headline=evidence.sentences(),
-        warnings=[],
+        headline=verdicts,
+        opening=[_first_figure(arms, first)],
+        warnings=cautions,
         sections=sections,
         provenance=RULE,
-        config="\n".join(f"{arm.name}: {dict(arm.facts)}" for arm in arms),
+        config=yaml.safe_dump({arm.name: strict_json(dict(arm.facts)) for arm in arms}, sort_keys=False,
+                              allow_unicode=True),
+    )  # fmt: skip
+
+
+def _cautions_and_verdicts(evidence: Shown) -> tuple[list[str], list[str]]:
+    """What was found, and before it what to keep in mind: too few seeds, and notes."""
+    starts = tuple(f"{arm.name}, {measure}: " for arm in evidence.arms for measure in evidence.measures)
+    cautions, verdicts = list[str](), list[str]()
+    for line in evidence.sentences():
+        (verdicts if line.startswith(starts) else cautions).append(line)
+    return cautions, verdicts
+
+
+def _first_figure(arms: list[Arm], measure: str) -> Markup:
+    caption = (
+        f"Change of {measure} against the same seeds unweighted, with 95 % intervals over the pairs. An interval that "
+        "leaves out 0 is more than chance between seeds; a permuted control that moves as well says that uneven "
+        "weights alone do it."
+    )
+    return Markup('<figure style="margin:.6rem 0"><figcaption>{}</figcaption>{}</figure>').format(
+        caption, _forest(arms, measure)
     )
 
 
@@ -98,7 +120,52 @@ def _colour(arm: Arm, i: int) -> str:
     return COLOURS[i % len(COLOURS)] if arm.kind == "arm" else GREY
 
 
-def _facts(arms: list[Arm]) -> Table:
-    names = sorted({key for arm in arms for key in arm.facts if not isinstance(arm.facts[key], dict)})
-    rows = [Row([arm.name, *(str(arm.facts.get(name, "")) for name in names)]) for arm in arms]
-    return Table(("weights", *names), rows)
+def _facts(arms: list[Arm]) -> list[Table]:
+    """How each arm's weights were made, in words; then what was expected of them."""
+    made = [Row([arm.name, facts_in_words(arm.facts)], "wrap") for arm in arms]
+    expected = [
+        Row([arm.name, name, _change(change, 1.0), _change(change, float(arm.facts.get("strength", float("nan"))))])
+        for arm in arms
+        for name, change in arm.facts.get("predicted_per_strength", {}).items()
+    ]
+    head = ("weights", "measured number", "expected for each unit of strength", "expected at this strength")
+    return [Table(("weights", "how they were made"), made), *([Table(head, expected)] if expected else [])]
+
+
+def _change(change: Mapping[str, float], factor: float) -> str:
+    numbers = [change[key] for key in ("value", "low", "high")]
+    if any(number is None or not math.isfinite(number * factor) for number in numbers):
+        return "not known"
+    value, *ends = (number * factor for number in numbers)
+    return f"{value:+.3g} [{min(ends):+.3g}, {max(ends):+.3g}]"
+
+
+def facts_in_words(facts: Mapping[str, Any]) -> str:
+    """One sentence of how weights were made; a fact that has no words of its own is named with its value."""
+    left = {key: value for key, value in facts.items() if key not in ("target", "predicted_per_strength")}
+    parts = [str(left.pop("what", "weights of your own"))]
+    if "strength" in left:
+        strength, asked, policy = left.pop("strength"), left.pop("asked_strength", None), left.pop("policy", None)
+        words = f"strength {strength:.3g}"
+        if asked is not None and abs(asked - strength) > 1e-9 * max(abs(asked), 1.0):
+            words += f" ({asked:.3g} was asked for, and lowered for the effective sample size)"
+        parts.append(words + (f" by the policy {policy}" if policy else ""))
+    if "per" in left:
+        parts.append(f"one weight for each {left.pop('per')}")
+    if "effective_sample_size" in left:
+        parts.append(f"effective sample size {100 * left.pop('effective_sample_size'):.0f} % of what may move")
+    if "seed" in left:
+        parts.append(f"dealt by each run's seed (first: {left.pop('seed')})")
+    if "rescaled" in left:
+        parts.append(f"rescaled by {left.pop('rescaled'):.3g} to keep the mean weight")
+    if "held_out_r2" in left:
+        parts.append(f"extended from {left.pop('probed_rows', 'some')} probed rows, R² {left.pop('held_out_r2'):.2f} "
+                     "on rows held out")  # fmt: skip
+    parts += [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in left.items()]
+    return "; ".join(parts) + "."
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,42 @@
+"""What the site has beside its Markdown files: executed notebooks, the README's ten lines, links to the repository."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from notebooks import NOTEBOOKS, rendered
+
+ROOT = Path(__file__).parents[1]
+TEN_LINES = "<!-- the README's ten lines -->"
+
+
+def on_config(config: Any) -> Any:
+    """Headings get the anchors that they have on GitHub, Greek letters included."""
+    from pymdownx.slugs import slugify
+
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Each notebook becomes a page; its source stays beside it, to be downloaded."""
+    for path in sorted(NOTEBOOKS.glob("*.py")):
+        source = f"\n\n[The source of this page]({path.name}): open it in Jupyter with jupytext, or in an editor.\n"
+        page = File.generated(config, f"notebooks/{path.stem}.md", content=rendered(path) + source)
+        files.append(page)
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The README's first block of Python stands where a page asks for it: it is tested there."""
+    if TEN_LINES in markdown:
+        block = re.search(r"^```python\n.*?^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        if block is None:
+            raise ValueError("README.md holds no block of Python")
+        markdown = markdown.replace(TEN_LINES, block.group())
+    return markdown
