@@ -12,8 +12,6 @@ import hashlib
 import io
 import logging
 import random
-import sys
-import sysconfig
 import threading
 import types
 import uuid
@@ -32,13 +30,11 @@ from torch import Tensor, nn
 
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
+from patterning.core.libraries import is_library
 from patterning.core.rows import RowSource
 from patterning.core.tensors import parts_of
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range)
-_LIBRARIES = tuple(
-    str(Path(sysconfig.get_paths()[kind]).resolve()) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-)
 _NOT_SUBCLASSED = (type, nn.Module, FunctionType, MethodType, BuiltinFunctionType, ModuleType, CodeType, Enum)
 _IGNORED = (
     type(threading.Lock()), type(threading.RLock()), logging.Logger, logging.LoggerAdapter, logging.Handler,
@@ -108,7 +104,7 @@ class _Walk:
             self._path.append(what)
             describe = self._describers.get(type(what)) or self._describer(what)
             found = describe(what)
-            if describe != self._object and not isinstance(what, _NOT_SUBCLASSED) and not _is_library(_module_of(what)):
+            if describe != self._object and not isinstance(what, _NOT_SUBCLASSED) and not is_library(_module_of(what)):
                 found = self._join("subclass", found, type(what), getattr(what, "__dict__", None))
             self._digests[id(what)] = found
             self._path.pop()
@@ -184,7 +180,7 @@ class _Walk:
         return self._join("builtin", value.__module__, value.__qualname__, owner if bound else None)
 
     def _function(self, value: FunctionType) -> str:
-        if value.__module__ not in (None, "builtins") and _is_library(value.__module__):  # these are typed in
+        if value.__module__ not in (None, "builtins") and is_library(value.__module__):  # these are typed in
             return _hash("function", value.__module__, value.__qualname__, _own_code(value.__module__))
         held = [_contents(cell) for cell in value.__closure__ or ()]
         read = [value.__globals__[name] for name in _globals_read(value.__code__) if name in value.__globals__]
@@ -195,14 +191,14 @@ class _Walk:
 
     def _class(self, value: type) -> str:
         name = f"{value.__module__}.{value.__qualname__}"
-        if _is_library(value.__module__):
+        if is_library(value.__module__):
             return _hash("class", name, _own_code(value.__module__))
         own = {key: part for key, part in vars(value).items() if not _is_bookkeeping(key)}
         return self._join("class", name, list(value.__bases__), own)
 
     def _file(self, value: ModuleType) -> str:
         path = getattr(value, "__file__", None)
-        if path is None or _is_library(value.__name__):
+        if path is None or is_library(value.__name__):
             return _hash("module", value.__name__)
         return _hash("module", value.__name__, Path(path).read_bytes())
 
@@ -285,18 +281,6 @@ def _globals_read(code: CodeType) -> list[str]:
         if isinstance(constant, CodeType):
             names |= set(_globals_read(constant))
     return sorted(names)
-
-
-def _is_library(module: str | None) -> bool:
-    """Whether a module comes with Python, with an installed package, or with this one."""
-    name = module or "builtins"
-    if name.partition(".")[0] in ("patterning", "builtins") or name in sys.builtin_module_names:
-        return True
-    path = getattr(sys.modules.get(name), "__file__", None)
-    if path is None:
-        return name != "__main__" and name in sys.modules
-    place = str(Path(path).resolve())
-    return any(place.startswith(library) for library in _LIBRARIES)
 
 
 def _own_code(module: str) -> str:

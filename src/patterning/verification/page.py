@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import yaml
 from markupsafe import Markup
 
+from patterning.core.plain import Plain
 from patterning.core.store import strict_json
 from patterning.report.charts import COLOURS, GREY, Difference, Strip, forest, strips
 from patterning.report.page import Row, Section, Table, render_page
@@ -124,17 +125,25 @@ def _facts(arms: list[Arm]) -> list[Table]:
     """How each arm's weights were made, in words; then what was expected of them."""
     made = [Row([arm.name, facts_in_words(arm.facts)], "wrap") for arm in arms]
     expected = [
-        Row([arm.name, name, _change(change, 1.0), _change(change, float(arm.facts.get("strength", float("nan"))))])
+        Row([arm.name, name, _change(change, 1.0), _change(change, _number(arm.facts.get("strength")))])
         for arm in arms
-        for name, change in arm.facts.get("predicted_per_strength", {}).items()
+        for name, change in _mapping(arm.facts.get("predicted_per_strength")).items()
     ]
     head = ("weights", "measured number", "expected for each unit of strength", "expected at this strength")
     return [Table(("weights", "how they were made"), made), *([Table(head, expected)] if expected else [])]
 
 
-def _change(change: Mapping[str, float], factor: float) -> str:
-    numbers = [change[key] for key in ("value", "low", "high")]
-    if any(number is None or not math.isfinite(number * factor) for number in numbers):
+def _number(value: Plain) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _mapping(value: Plain) -> Mapping[str, Plain]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _change(change: Plain, factor: float) -> str:
+    numbers = [_number(_mapping(change).get(key)) for key in ("value", "low", "high")]
+    if not all(math.isfinite(number * factor) for number in numbers):
         return "not known"
     value, *ends = (number * factor for number in numbers)
     return f"{value:+.3g} [{min(ends):+.3g}, {max(ends):+.3g}]"
