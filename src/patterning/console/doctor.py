@@ -2,7 +2,6 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,15 +9,15 @@ from rich.table import Table
 
 from patterning.console.response import load_task
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.workers import default_workers
 from patterning.models.components import list_components
 
 NEEDED = ("torch", "numpy", "scipy", "xarray", "zarr", "pydantic", "pyarrow", "safetensors", "cloudpickle")
 OPTIONAL = {"transformers": "hf", "datasets": "hub", "transformer_lens": "lens", "ray": "cluster", "devinterp": "peer"}
-Results = dict[str, Any]
 
 
-def examine(task: str | None) -> Results:
+def examine(task: str | None) -> Document:
     """Versions, devices, and, for a task (FILE.py:NAME), what trying it found."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -33,7 +32,7 @@ def examine(task: str | None) -> Results:
     }
 
 
-def _try(where: str) -> Results:
+def _try(where: str) -> Document:
     """A task is tried when it is made: alone, in company, twice, with masks, and its gradient."""
     try:
         task = load_task(where)
@@ -53,7 +52,7 @@ def _try(where: str) -> Results:
     }
 
 
-def print_examination(results: Results, console: Console) -> None:
+def print_examination(results: Document, console: Console) -> None:
     """As a table and sentences."""
     gpus = ", ".join(results["gpus"]) or "no GPU"
     console.print(

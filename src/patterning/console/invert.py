@@ -11,6 +11,7 @@ from rich.console import Console
 
 from patterning.console.response import load_task
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.store import strict_json, write_json, write_whole
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress
@@ -22,8 +23,6 @@ from patterning.verification.effects import Effect
 from patterning.verification.evidence import Evidence
 from patterning.verification.page import evidence_page
 from patterning.verification.verify import Measure, verify
-
-Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Wish:
     force: bool = False
 
 
-def invert_to(wish: Wish, out: Path) -> Results:
+def invert_to(wish: Wish, out: Path) -> Document:
     """Weights for the wish, written to `out` as parquet; returns what was asked, expected and made.
 
     Raises `PatterningError` for rows that χ has not, for other data, and for a direction that is refused.
@@ -61,7 +60,7 @@ def invert_to(wish: Wish, out: Path) -> Results:
     return {"direction": str(direction), "refused": direction.refused, "weights": dict(weights.facts), "file": str(out)}
 
 
-def print_wish(results: Results, console: Console) -> None:
+def print_wish(results: Document, console: Console) -> None:
     """What was asked, what is to be expected, and where the weights are."""
     console.print(results["direction"], highlight=False)
     facts = results["weights"]
@@ -97,7 +96,7 @@ class Claim:
     controls: Sequence[str] = field(default_factory=lambda: ("permuted",))
 
 
-def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) -> Results:
+def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) -> Document:
     """Retrain every arm over the seeds, into the folder `out`: `results.json` and `report.html`."""
     seeds, train = _seeds(claim.seeds), load_object(claim.train)
     if not callable(train):
@@ -119,7 +118,7 @@ def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) 
     return publish_claim(out)
 
 
-def results_of(evidence: Evidence) -> Results:
+def results_of(evidence: Evidence) -> Document:
     """Evidence as plain values."""
     return {"findings": evidence.sentences(), "seeds": list(evidence.seeds), "rows": evidence.rows(),
             "cells": evidence.cells(), "weights": {arm.name: dict(arm.facts) for arm in evidence.arms}}  # fmt: skip
@@ -129,7 +128,7 @@ def results_of(evidence: Evidence) -> Results:
 class StoredClaim:
     """What `results.json` of a proof holds, as its page shows it."""
 
-    results: Results
+    results: Document
 
     @property
     def measures(self) -> list[str]:
@@ -149,10 +148,10 @@ class StoredClaim:
             arm = arms.setdefault(
                 row["arm"], Arm(row["arm"], row["kind"], {}, {}, {}, self.results["weights"][row["arm"]])
             )
-            cast("dict[str, Any]", arm.values)[row["measure"]] = np.array(row["values"])
+            cast("Document", arm.values)[row["measure"]] = np.array(row["values"])
             for kept, key in ((arm.effects, "against_unweighted"), (arm.beyond, "against_permuted")):
                 if row[key]:
-                    cast("dict[str, Any]", kept)[row["measure"]] = Effect(**row[key])
+                    cast("Document", kept)[row["measure"]] = Effect(**row[key])
         return list(arms.values())
 
     def sentences(self) -> list[str]:
@@ -169,21 +168,21 @@ def is_claim(folder: Path) -> bool:
     return not (folder / "config.yaml").exists() and (folder / "results.json").exists() and "cells" in _read(folder)
 
 
-def _read(folder: Path) -> Results:
+def _read(folder: Path) -> Document:
     try:
         return json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise PatterningError(f"{folder / 'results.json'} is damaged ({error}): verify again, it resumes") from None
 
 
-def publish_claim(folder: Path) -> Results:
+def publish_claim(folder: Path) -> Document:
     """`report.html` from `results.json`, which is returned."""
     results = _read(folder)
     write_whole(folder / "report.html", evidence_page(StoredClaim(results), "What the weights did").encode())
     return results
 
 
-def print_claim(results: Results, console: Console) -> None:
+def print_claim(results: Document, console: Console) -> None:
     """The table and what was found."""
     from rich.table import Table
 

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from patterning.core.answers import reason_of
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.store import Arrays, Unit, strict_json
 from patterning.core.task import Task
 from patterning.core.workers import Workers
@@ -20,8 +20,6 @@ from patterning.posterior.chains import ChainConfig
 from patterning.posterior.llc_check import check_llc, steps
 from patterning.posterior.sgld import SGLD
 from patterning.response.one_component import Settings, Work
-
-Results = dict[str, Any]
 
 
 def check_unit(*, work: Work, localizations: Sequence[float] | None, scratch: Path) -> Arrays:
@@ -48,7 +46,7 @@ def check_unit(*, work: Work, localizations: Sequence[float] | None, scratch: Pa
 
 def check_components(
     task: Task, names: Sequence[str], kernel: SGLD, chains: ChainConfig, probes: torch.Tensor, pool: Workers
-) -> Results:
+) -> Document:
     """λ̂ of every component at half the step and over a sweep of γ, with verdicts."""
     settings = Settings(probes, {}, "covariance", "probes", None, 1, 4, None)
     anchor, key = task.own_row(), task.fingerprint

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from patterning.console.llc import check_components
 from patterning.core.errors import PatterningError
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.locks import NAME as LOCK
+from patterning.core.plain import Document
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
 from patterning.core.task import Task
 from patterning.core.user_code import call, load_object
@@ -43,7 +44,6 @@ from patterning.response.store import excluded_chains, open_response, save_respo
 from patterning.response.thinning import Spacing, measure_spacing
 from patterning.study.conduct import keeping_results
 
-Results = dict[str, Any]
 CHECK = "check.json"
 """File of a folder that holds checks of λ̂."""
 ASSUMED_BETWEEN = 4
@@ -131,7 +131,7 @@ def _observables(request: Request, task: Task) -> dict[str, OfModule]:
     return {name: OfModule(task, name, function) for name, function in functions.items()}
 
 
-def dry(request: Request) -> Results:
+def dry(request: Request) -> Document:
     """Time and memory of one round of chains for each component, and of all together."""
     task, names, probes = _prepare(request)
     assumed = not request.steps_between_draws
@@ -150,7 +150,7 @@ def dry(request: Request) -> Results:
     }
 
 
-def print_costs(results: Results, console: Console) -> None:
+def print_costs(results: Document, console: Console) -> None:
     """What `dry` found, as a table."""
     request, total = results["request"], results["seconds_of_a_round"]
     if results["steps_between_draws_are_assumed"]:
@@ -168,7 +168,7 @@ def print_costs(results: Results, console: Console) -> None:
     console.print(f"all components: {total:.0f} s on one worker, up to {total * rounds:.0f} s in all rounds")
 
 
-def sample_to(request: Request, out: Path, workers: int, progress: Progress | None = None) -> Results:
+def sample_to(request: Request, out: Path, workers: int, progress: Progress | None = None) -> Document:
     """Sample into the folder `out`, or go on where a killed run stood: `chi.zarr`, `results.json`, `report.html`.
 
     Returns what `results.json` holds. Raises `PatterningError` for a wrong request, before anything is sampled; for a
@@ -248,7 +248,7 @@ def _store(responses: ComponentResponse, asked: Request, spaced: Request, spacin
     save_response(responses, out / "chi.zarr", more)
 
 
-def publish(out: Path) -> Results:
+def publish(out: Path) -> Document:
     """Write `results.json` and `report.html` from the stored χ; return what `results.json` holds.
 
     Raises `PatterningError` when χ is not there or damaged, and where the page cannot be made.
@@ -261,7 +261,7 @@ def publish(out: Path) -> Results:
         request = json.loads(settings.get("request", "{}"))
         table = component_table(tree)
         check = json.loads((out / CHECK).read_text(encoding="utf-8")) if (out / CHECK).exists() else None
-        results: Results = {
+        results: Document = {
             "request": request,
             "spacing": json.loads(settings.get("spacing", "[]")),
             "table": table,
@@ -275,7 +275,7 @@ def publish(out: Path) -> Results:
     return results
 
 
-def print_results(results: Results, console: Console) -> None:
+def print_results(results: Document, console: Console) -> None:
     """The table of `results.json` on a terminal, with what is to be said of it."""
     request = results["request"]
     sampler = ", ".join(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.core.rng import Stream, generator
 from patterning.core.task import Task
 from patterning.study.bench import Kind
@@ -127,7 +128,7 @@ class AdditionConfig(StudySettings):
 
 
 CONFIG, DEFAULT = AdditionConfig, "standard"
-PRESETS: dict[str, dict[str, Any]] = {DEFAULT: {
+PRESETS: dict[str, Document] = {DEFAULT: {
     "sampling": {"n_beta": 347.0, "localization": 100.0, "step_size": 1e-4, "batch_size": 64, "draws": 64},
     "pilots": 8, "seeds": 16, "directions": ("gap", "losses", "held-out", "runs"),
     "strengths": ({"policy": "rank-tilt", "alpha": 0.5},),

@@ -2,9 +2,9 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.settings import read_yaml
 from patterning.study.present import Experiment, experiment_from
 
@@ -21,7 +21,7 @@ def find_experiment(name: object) -> Experiment:
     return experiment_from(str(name), module)
 
 
-def experiment_of(path: Path) -> tuple[Experiment, dict[str, Any]]:
+def experiment_of(path: Path) -> tuple[Experiment, Document]:
     """The experiment that a configuration file is of, and the file's values."""
     values = read_yaml(path)
     return find_experiment(values.get("experiment", "parentheses")), values

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.core.task import Task
 from patterning.face.examples import Decode
 from patterning.face.response_table import (
@@ -55,7 +56,7 @@ TRACE_POINTS = 20_000
 def response_page(
     tree: "xarray.DataTree",
     title: str,
-    check: Mapping[str, Any] | None = None,
+    check: Document | None = None,
     *,
     task: Task | None = None,
     decode: Decode | None = None,
@@ -87,7 +88,7 @@ def response_page(
     )
 
 
-def _answer(table: list[dict[str, Any]], order: list[int], views: Mapping[int, RowView]) -> str:
+def _answer(table: list[Document], order: list[int], views: Mapping[int, RowView]) -> str:
     """One sentence: what weighting which sample does, and how sure that is."""
     best = table[order[0]]
     name, reliability = best["component"], best["reliability"]
@@ -113,7 +114,7 @@ def _answer(table: list[dict[str, Any]], order: list[int], views: Mapping[int, R
     )
 
 
-def _first_figure(view: RowView, numbers: Mapping[str, Any]) -> Markup:
+def _first_figure(view: RowView, numbers: Document) -> Markup:
     raising, lowering = view.ends(3)
     share = numbers["share_not_zero"]
     beyond = f" {share:.0%} of all samples have an interval that leaves out 0 (5 % would by chance)." if share else ""
@@ -145,7 +146,7 @@ def _cautions(groups: Sequence[Caution]) -> Markup:
     )
 
 
-def _row_section(views: Mapping[int, RowView], table: list[dict[str, Any]], count: int) -> Section:
+def _row_section(views: Mapping[int, RowView], table: list[Document], count: int) -> Section:
     parts = [row_details(view, table[i], opened=k < OPEN_ROWS) for k, (i, view) in enumerate(views.items())]
     left = f" The {len(views)} most reliable of {count} rows are shown." if count > len(views) else ""
     return Section(
@@ -155,7 +156,7 @@ def _row_section(views: Mapping[int, RowView], table: list[dict[str, Any]], coun
     )
 
 
-def _numbers(table: list[dict[str, Any]], settings: Mapping[str, Any]) -> Section:
+def _numbers(table: list[Document], settings: Document) -> Section:
     rows = component_rows(table)
     return Section(
         "Components",
@@ -171,7 +172,7 @@ def _numbers(table: list[dict[str, Any]], settings: Mapping[str, Any]) -> Sectio
     )
 
 
-def _check_section(check: Mapping[str, Any]) -> Section:
+def _check_section(check: Document) -> Section:
     return Section(
         "Does λ̂ hold?",
         "λ̂ depends on nβ, γ and ε. The first row of a component is the run above; then the same at half the step, and "
@@ -243,7 +244,7 @@ def _traces(name: str, values: Floats, points: int) -> Markup:
     return Markup("<figcaption>{}</figcaption>{}").format(name, curves(lines, "draw", "φ", width=340, height=150))
 
 
-def _settings_section(settings: Mapping[str, Any]) -> Section:
+def _settings_section(settings: Document) -> Section:
     names = {
         "sampler": "sampler", "n_beta": "nβ", "localization": "γ, localization", "step_size": "ε, step size",
         "chains_chains": "chains of a round", "chains_draws": "draws of a chain", "chains_burn_in": "burn-in, steps",

@@ -4,15 +4,16 @@ All of it is made from the stored arrays (`response.store.open_response`), so th
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.face.rows import shown_rows
 from patterning.posterior.diagnostics import diagnose
 from patterning.report.page import Row
@@ -33,7 +34,7 @@ WEAK = 0.5
 FIRST_LOOK = "first-order"
 
 
-def component_table(tree: "xarray.DataTree") -> list[dict[str, Any]]:
+def component_table(tree: "xarray.DataTree") -> list[Document]:
     """Numbers of each row of χ, in the units of their names; NaN where one is undefined (R-hat of what does not move).
 
     `component` is the row's name (`face.rows`). `llc` is nβ E[φ] of a component loss φ, with its Monte Carlo error;
@@ -69,7 +70,7 @@ def component_table(tree: "xarray.DataTree") -> list[dict[str, Any]]:
     return table
 
 
-def headings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def headings(settings: Document) -> tuple[str, ...]:
     """`HEAD`, with what λ̂ depends on beside it: nβ, γ and ε."""
     at = ", ".join(
         f"{sign} {float(settings[name]):g}"
@@ -79,7 +80,7 @@ def headings(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{name} (at {at})" if name == LLC and at else name for name in HEAD)
 
 
-def component_rows(table: list[dict[str, Any]]) -> list[Row]:
+def component_rows(table: list[Document]) -> list[Row]:
     """`component_table` as cells under `HEAD`."""
     return [
         Row(
@@ -137,7 +138,7 @@ def _singular_values(rows: Floats) -> Floats:
     return np.linalg.svd(rows, compute_uv=False).astype(np.float64)
 
 
-def check_rows(check: Mapping[str, Any]) -> list[Row]:
+def check_rows(check: Document) -> list[Row]:
     """λ̂ at every setting that was tried (`posterior.llc_check`), as cells under `CHECK_HEAD`."""
     return [
         Row(
@@ -157,7 +158,7 @@ def check_rows(check: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def warnings_of(tree: "xarray.DataTree", table: list[dict[str, Any]]) -> list[str]:
+def warnings_of(tree: "xarray.DataTree", table: list[Document]) -> list[str]:
     """Chains that were left out, rows of χ without spread and rows that are mostly noise, by name."""
     lines = [f"{name} has no result: {why}" for name, why in refused_components(tree).items()]
     lines += [f"{name}: {why}" for name, reasons in component_warnings(tree).items() for why in reasons]

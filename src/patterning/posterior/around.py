@@ -6,12 +6,12 @@ its draws, and is left out by name before any mean is taken.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.posterior.diagnostics import diagnose, split_r_hat
 from patterning.posterior.langevin import Gradient, descend, walk
 from patterning.posterior.sgld import SGLD
@@ -75,7 +75,7 @@ class Around:
         """Standard error of `mean_losses` over chains, (n,)."""
         return self.chain_means.std(axis=0, ddof=1) / np.sqrt(len(self.chain_means))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Document:
         """Everything but the single chains, for a file."""
         names = ("name", "at_minimum", "llc", "llc_error", "r_hat", "worst_r_hat", "ess", "excluded")
         fields = {name: getattr(self, name) for name in (*names, "mean_losses", "mean_losses_error")}

@@ -11,13 +11,13 @@ gap*.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import as_floats, check_level
 from patterning.core.errors import PatterningError, check_whole
+from patterning.core.plain import Document
 from patterning.core.rng import Stream, generator
 from patterning.response.base_weights import as_base_weights
 
@@ -55,9 +55,7 @@ def gap_direction(mean_losses: Floats, shares: Floats, target: int, base_weights
     return s / largest
 
 
-def gap_parts(
-    at_minimum: Floats, mean_losses: Floats, shares: Floats, target: int, base_weights: Floats
-) -> dict[str, Any]:
+def gap_parts(at_minimum: Floats, mean_losses: Floats, shares: Floats, target: int, base_weights: Floats) -> Document:
     """The gap `s` (n,), its `energy` and `entropic` parts (n,), each scaled to max 1, and the `cosines` of the three.
 
     The energy part is the gap of the losses `at_minimum` (B, n), the entropic part that of what the chains add to them.

@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from patterning.core.checksums import SUMS, check, seal
 from patterning.core.code import code_version
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.store import cannot_write, part_of, remove_tree
 from patterning.posterior.diagnostics import Diagnostics
 
@@ -124,7 +125,7 @@ def _chains_and_draws(response: "ComponentResponse") -> tuple[int, int]:
     return max(counts), response.chains.draws
 
 
-def attributes(response: "ComponentResponse") -> dict[str, Any]:
+def attributes(response: "ComponentResponse") -> Document:
     """Sign, units, settings and versions, as plain values."""
     import torch
 

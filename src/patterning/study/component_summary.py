@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from patterning.core.arrays import Bools, Floats
+from patterning.core.plain import Document
 from patterning.response.groups import clustered_mean
 from patterning.response.sample import COMPONENT_LOSS
 from patterning.study.bench import Bench
@@ -17,7 +17,7 @@ CONTEXT = 24
 """Tokens shown before one that is named."""
 
 
-def describe_components(bench: Bench, read: Components, stage: str) -> dict[str, Any]:
+def describe_components(bench: Bench, read: Components, stage: str) -> Document:
     """Everything that a page shows of χ at a checkpoint."""
     modes, choice, parts = read.modes, read.choice, read.response.by_component
     subject, probes = token_subject(bench), read.probes
@@ -47,14 +47,14 @@ def describe_components(bench: Bench, read: Components, stage: str) -> dict[str,
     }
 
 
-def _means(values: Mapping[str, Floats], groups: Mapping[str, Bools], probes: Probes) -> dict[str, Any]:
+def _means(values: Mapping[str, Floats], groups: Mapping[str, Bools], probes: Probes) -> Document:
     return {
         key: {name: clustered_mean(value, label, probes.row_of) for name, label in groups.items()}
         for key, value in values.items()
     }
 
 
-def token_page(bench: Bench, probes: Probes, score: Floats, *, shown: int = 1, extremes: int = 12) -> dict[str, Any]:
+def token_page(bench: Bench, probes: Probes, score: Floats, *, shown: int = 1, extremes: int = 12) -> Document:
     """Rows coloured by `score` (n,), `shown` of each domain, and the contexts of the highest and lowest scores."""
     subject = token_subject(bench)
     tokens = subject.tokens.numpy()[probes.rows]
@@ -64,11 +64,11 @@ def token_page(bench: Bench, probes: Probes, score: Floats, *, shown: int = 1, e
     def domain(i: int) -> str:
         return next((name for name, rows in domain_of.items() if rows[i]), "")
 
-    def row(i: int) -> dict[str, Any]:
+    def row(i: int) -> Document:
         words = [subject.piece(int(token)) for token in tokens[i]]
         return {"domain": domain(i), "tokens": words, "scores": [0.0, *np.round(table[i], 2).tolist()]}
 
-    def place(j: int) -> dict[str, Any]:
+    def place(j: int) -> Document:
         i, t = divmod(j, table.shape[1])
         before = [subject.piece(int(token)) for token in tokens[i, max(0, t + 1 - CONTEXT) : t + 1]]
         word = subject.piece(int(tokens[i, t + 1]))

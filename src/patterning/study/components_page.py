@@ -1,16 +1,16 @@
 """Sections on χ of a model's components: reliability, modes, what they answer to, text coloured by it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from patterning.core.plain import Document
 from patterning.report.charts import Difference, forest, matrix
 from patterning.report.page import Row, Section, Table
 from patterning.report.tokens import coloured_text, contexts
 
-Readings = Sequence[Mapping[str, Any]]
+Readings = Sequence[Document]
 MODES = 5
 """Modes that tables show."""
 
@@ -65,7 +65,7 @@ def _reliability(readings: Readings) -> Table:
     return Table(head, rows)
 
 
-def _loadings(reading: Mapping[str, Any]) -> Markup:
+def _loadings(reading: Document) -> Markup:
     """Loadings of the first modes by component; the structure's is marked and turned."""
     choice, columns = reading["choice"], list(zip(*reading["loadings"], strict=True))[:MODES]
     sign = {choice["index"]: choice["sign"]}
@@ -97,7 +97,7 @@ def _candidates(readings: Readings) -> Table:
     return Table(head, rows)
 
 
-def _means(reading: Mapping[str, Any]) -> list[Markup]:
+def _means(reading: Document) -> list[Markup]:
     drawings = []
     for key, what in (("mode", "score of the mode"), ("heads", "χ of the heads")):
         groups = {**reading["by_domain"][key], **reading["by_class"][key]}
@@ -111,7 +111,7 @@ def _means(reading: Mapping[str, Any]) -> list[Markup]:
     return drawings
 
 
-def _token_page(reading: Mapping[str, Any], *, opened: bool) -> Markup:
+def _token_page(reading: Document, *, opened: bool) -> Markup:
     page = reading["tokens"]
     parts = [contexts(page["top"], "highest scores"), contexts(page["bottom"], "lowest scores")]
     for row in page["rows"]:

@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 
 from patterning.core.errors import PatterningError
 from patterning.core.locks import NAME, cannot_use
+from patterning.core.plain import Document
 from patterning.core.settings import C, Settings
 from patterning.core.store import RunFolder, as_json, write_json, write_whole
 from patterning.core.workers import Progress, one_thread
@@ -44,10 +45,10 @@ def conduct(
     config: C,
     folder: Path,
     read: Callable[[Path], C],
-    stages: Callable[[C, RunFolder, int, Progress | None], dict[str, Any]],
+    stages: Callable[[C, RunFolder, int, Progress | None], Document],
     workers: int,
     progress: Progress | None,
-) -> tuple[RunFolder, dict[str, Any]]:
+) -> tuple[RunFolder, Document]:
     """Open the folder, run the `stages` of an experiment in it, and write `results.json` with its provenance.
 
     No other process may use the folder meanwhile.
@@ -66,7 +67,7 @@ def conduct(
     return run, results
 
 
-def _digest(results: dict[str, Any]) -> str:
+def _digest(results: Document) -> str:
     """A hash of results as a file holds them, all but the hash itself."""
     plain = json.loads(as_json(results))
     plain["provenance"].pop("sha256", None)
@@ -87,7 +88,7 @@ def keeping_results(folder: Path, stored: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json_results(run: RunFolder, experiment: str, needs: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def read_json_results(run: RunFolder, experiment: str, needs: Callable[[Document], bool]) -> Document:
     """The results of a finished run of `experiment`; raises `PatterningError` when it has none or they are damaged.
 
     `needs` says whether results hold what this version writes.
@@ -112,7 +113,7 @@ def read_json_results(run: RunFolder, experiment: str, needs: Callable[[dict[str
     return results
 
 
-def provenance(seconds: float, workers: int) -> dict[str, Any]:
+def provenance(seconds: float, workers: int) -> Document:
     """Date, commit, machine and versions of this call."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -126,7 +127,7 @@ def provenance(seconds: float, workers: int) -> dict[str, Any]:
     }
 
 
-def provenance_line(results: Mapping[str, Any]) -> str:
+def provenance_line(results: Document) -> str:
     """`provenance` as a sentence for the page."""
     origin, config = results["provenance"], results["config"]
     return (

@@ -1,19 +1,14 @@
 """What a study of yes-or-no outcomes found, in two sentences: what was obtained, and how the forecast fared."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from patterning.core.plain import Document
 from patterning.report.shapes import percent
 from patterning.verification.rule import ENOUGH_PAIRS
-
-Results = Mapping[str, Any]
-Row = Mapping[str, Any]
 
 HELD = 0.95
 """The correlation from which on a forecast is said to have held."""
 
 
-def rows_of(results: Results) -> dict[tuple[str, str], Row]:
+def rows_of(results: Document) -> dict[tuple[str, str], Document]:
     """The rows of the evidence, by arm and measure."""
     return {(row["arm"], row["measure"]): row for row in results["rows"]}
 
@@ -23,17 +18,17 @@ def interval(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def points(effect: Row) -> str:
+def points(effect: Document) -> str:
     """A difference of shares with its interval, in points: "+39.0 [+31.5, +46.2]"."""
     return f"{100 * effect['difference']:+.1f} [{100 * effect['low']:+.1f}, {100 * effect['high']:+.1f}]"
 
 
-def share_findings(results: Results) -> list[str]:
+def share_findings(results: Document) -> list[str]:
     """Whether each ask was obtained, by the one rule, and how forecasts of shares agree with what came."""
     return [asks_sentence(results), *forecast_sentence(results)]
 
 
-def asks_sentence(results: Results) -> str:
+def asks_sentence(results: Document) -> str:
     """An ask is obtained where its arm steers, by the one rule (`verification.rule`)."""
     rows, names = rows_of(results), _names(results)
     base, obtained, parts = results["arms"][0]["name"], [], []
@@ -59,7 +54,7 @@ def _lead(obtained: list[bool]) -> str:
     return f"{who} obtained, {rule}"
 
 
-def forecast_sentence(results: Results) -> list[str]:
+def forecast_sentence(results: Document) -> list[str]:
     """Forecast against realised shares over the unweighted, the asked and the permuted arms; none without forecasts."""
     names = _names(results)
     told = [one for one in results["foretold"] if one.get("of_shares")]
@@ -80,6 +75,6 @@ def forecast_sentence(results: Results) -> list[str]:
     ]
 
 
-def _names(results: Results) -> dict[str, str]:
+def _names(results: Document) -> dict[str, str]:
     """What a run is called for which a measure is true."""
     return {one["measure"]: one["up"] for one in results["subject"]["outcomes"]}

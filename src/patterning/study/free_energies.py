@@ -7,13 +7,13 @@ shares at ρ = 1, in which solutions that are alike by symmetry share.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.settings import Frozen
 from patterning.posterior.around import CHECK_EVERY, Around, Schedule, judge_chains
 from patterning.posterior.sgld import SGLD
@@ -58,7 +58,7 @@ class FreeEnergies:
         """Of unweighted runs, (B,)."""
         return shares_of(self.classes, self.counts)
 
-    def gap(self, target: int) -> dict[str, Any]:
+    def gap(self, target: int) -> Document:
         """The gap that favours a solution against its rivals, each weighted by its share, with its parts."""
         at_minimum = np.stack([solution.at_minimum for solution in self.solutions])
         means = np.stack([solution.mean_losses for solution in self.solutions])
@@ -70,7 +70,7 @@ class FreeEnergies:
         gaps = [gap_direction(half, self.shares, target, self.base_weights) for half in halves]
         return step_up(rank_correlation(*gaps))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Document:
         """For results: the pilots' end states, each solution's chains, and a note of the chains that were left out."""
         excluded = [reason.partition(":")[0] for solution in self.solutions for reason in solution.excluded]
         told = f"chains left out, having visited another solution or overflowed: {'; '.join(excluded)}"

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.core.rng import Stream, generator
 from patterning.response.susceptibility import rank_correlation
 from patterning.study.arms import UNWEIGHTED, PlannedArm
@@ -45,7 +45,7 @@ def _closest_control(arm: PlannedArm, runs: Mapping[str, Runs]) -> str | None:
     return max(arm.controls, key=lambda name: sign * runs[name].measures[measure].mean())
 
 
-def table_of(bench: Bench, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[dict[str, Any]]:
+def table_of(bench: Bench, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[Document]:
     """Every arm: its weights by group and its extreme samples, and its curves."""
     return [
         {
@@ -66,7 +66,7 @@ def _by_group(bench: Bench, arm: PlannedArm) -> dict[str, float] | None:
     return {name: float((q * rho)[own].sum() / q[own].sum()) for name, own in members.items()}
 
 
-def _extremes(subject: Subject, arm: PlannedArm) -> dict[str, list[dict[str, Any]]] | None:
+def _extremes(subject: Subject, arm: PlannedArm) -> dict[str, list[Document]] | None:
     """The most and least weighted samples; among equal weights, the commoner first."""
     if arm.shown is None or arm.kind != "arm":
         return None
@@ -78,7 +78,7 @@ def _extremes(subject: Subject, arm: PlannedArm) -> dict[str, list[dict[str, Any
     }
 
 
-def _curves(subject: Subject, runs: Runs) -> dict[str, Any]:
+def _curves(subject: Subject, runs: Runs) -> Document:
     shown = [*(one.measure for one in subject.outcomes), *([subject.guarded] if subject.guarded else [])]
     return {
         "steps": runs.steps.tolist(),
@@ -93,7 +93,7 @@ class Expectations:
     values: Mapping[str, Floats]
     found: Mapping[str, Found]
 
-    def results(self, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[dict[str, Any]]:
+    def results(self, arms: Sequence[PlannedArm], runs: Mapping[str, Runs]) -> list[Document]:
         """Beside what happened, with intervals over seeds: of shares Pearson's r, else rank correlation and slope."""
         results = []
         for name, expected in self.values.items():
@@ -121,7 +121,7 @@ def foretold(bench: Bench, found: Mapping[str, Found], arms: Sequence[PlannedArm
     return Expectations(bench.pool.compute([job], "forecasting every arm")[0], found)
 
 
-def _told(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> list[dict[str, Any]]:
+def _told(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> list[Document]:
     return [
         {
             "name": arm.name, "kind": arm.kind, "expected": row.tolist(), "mean": float(own.mean()),
@@ -131,7 +131,7 @@ def _told(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]
     ]  # fmt: skip
 
 
-def _shares(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> dict[str, Any]:
+def _shares(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats]) -> Document:
     """Pearson's r and errors, over the arms that the study made itself: unweighted, asked and permuted."""
     own = [i for i, arm in enumerate(arms) if arm.kind in ("base", "arm", "control")]
     pairs = min(len(values[i]) for i in own)
@@ -142,7 +142,7 @@ def _shares(expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Float
 
 def _compared(
     expected: Floats, arms: Sequence[PlannedArm], values: Sequence[Floats], resamples: int = 2000
-) -> dict[str, Any]:
+) -> Document:
     """Over arms: Spearman's correlation and the least-squares slope of the change against the first arm, unweighted.
 
     Intervals resample the seeds. An arm of fewer seeds is compared with the unweighted runs of these seeds.
@@ -151,7 +151,7 @@ def _compared(
     predicted = expected[:, 0]
     unit = 1e-9 * float(np.abs(predicted).max())
     predicted = np.round(predicted / unit) * unit if unit > 0 else predicted  # what rounding tells apart is a tie
-    result: dict[str, Any] = {"arms": _told(expected, arms, values)}
+    result: Document = {"arms": _told(expected, arms, values)}
     if len(arms) < 4 or not np.ptp(predicted) > 0:
         return result
     rng, lengths = generator(0, Stream.BOOTSTRAP), sorted({len(own) for own in changes})

@@ -1,11 +1,11 @@
 """The page of a study: what was found, how it looks, how sure it is; then how it was done."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 from markupsafe import Markup
 
+from patterning.core.plain import Document
 from patterning.report.charts import COLOURS, GREY, Curve, Difference, Strip, curves, forest, legend, strips
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
@@ -14,14 +14,13 @@ from patterning.study.shares_page import share_sections
 from patterning.verification.evidence import mean_of
 from patterning.verification.page import RULE
 
-Results = Mapping[str, Any]
 MANY = 12
 """More groups than these are in a table that is folded."""
 HEAD = ("weights", "", "mean", "against unweighted", "against its permuted weights", "finding")
 
 
 def study_page(
-    results: Results, own: Sequence[Section] = (), drawings: Mapping[str, Markup] | None = None, legend: str = ""
+    results: Document, own: Sequence[Section] = (), drawings: Mapping[str, Markup] | None = None, legend: str = ""
 ) -> str:
     """One self-contained page. `own`: the experiment's sections, which come after the first figures.
 
@@ -62,7 +61,7 @@ def study_page(
     )
 
 
-def _first_figure(results: Results, measure: str) -> Markup:
+def _first_figure(results: Document, measure: str) -> Markup:
     caption = (
         f"Change of {measure} against the same seeds unweighted, with 95 % intervals; grey: weights to compare with."
     )
@@ -75,13 +74,13 @@ def _has_content(section: Section) -> bool:
     return bool(section.html or any(table.rows for table in section.tables))
 
 
-def _asked(results: Results) -> list[str]:
+def _asked(results: Document) -> list[str]:
     """The outcomes that some arm was asked to move."""
     wanted = {measure for arm in results["arms"] for measure in arm["wanted"]}
     return [one["measure"] for one in results["subject"]["outcomes"] if one["measure"] in wanted]
 
 
-def _by_seed(results: Results, main: Mapping[str, Any]) -> list[Section]:
+def _by_seed(results: Document, main: Document) -> list[Section]:
     """The outcome of every run."""
     words = (
         f"High is {main['up']}, low is {main['down']}. Each dot is one training run; joined to it, small and grey, "
@@ -90,13 +89,13 @@ def _by_seed(results: Results, main: Mapping[str, Any]) -> list[Section]:
     return [Section(f"{main['measure']} after training, by seed", words, html=[_strips(results, main)])]
 
 
-def outcome_table(results: Results) -> Table:
+def outcome_table(results: Document) -> Table:
     """The first outcome of every arm, and of its guarded measure."""
     names = {one["measure"] for one in results["subject"]["outcomes"]} | {results["subject"]["guarded"]}
     return Table(HEAD, [Row(cells_of(row)) for row in results["rows"] if row["measure"] in names])
 
 
-def cells_of(row: Mapping[str, Any]) -> list[str]:
+def cells_of(row: Document) -> list[str]:
     """A row of the evidence as text."""
     return [
         row["arm"], row["measure"], mean_of(row), _interval(row["against_unweighted"]),
@@ -104,21 +103,21 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _interval(effect: Mapping[str, Any] | None) -> str:
+def _interval(effect: Document | None) -> str:
     return "" if effect is None else f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"
 
 
-def _of_measure(results: Results, measure: str) -> list[Mapping[str, Any]]:
+def _of_measure(results: Document, measure: str) -> list[Document]:
     return [row for row in results["rows"] if row["measure"] == measure]
 
 
-def _colours(results: Results) -> dict[str, str]:
+def _colours(results: Document) -> dict[str, str]:
     """By arm: each asked arm has its own, all others are grey."""
     asked = [arm["name"] for arm in results["arms"] if arm["kind"] == "arm"]
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(asked)}
 
 
-def _strips(results: Results, main: Mapping[str, Any]) -> Markup:
+def _strips(results: Document, main: Document) -> Markup:
     rows, colours = _of_measure(results, main["measure"]), _colours(results)
     base = rows[0]["values"]
     drawn = [
@@ -128,7 +127,7 @@ def _strips(results: Results, main: Mapping[str, Any]) -> Markup:
     return strips(drawn, main["measure"])
 
 
-def _forest(results: Results, measure: str) -> Markup:
+def _forest(results: Document, measure: str) -> Markup:
     colours = _colours(results)
     rows = []
     for row in _of_measure(results, measure):
@@ -139,7 +138,7 @@ def _forest(results: Results, measure: str) -> Markup:
     return forest(rows, f"change of {measure}")
 
 
-def _along_training(results: Results) -> list[Section]:
+def _along_training(results: Document) -> list[Section]:
     """Mean curves by arm of the first outcome that runs were measured for along the way."""
     measure = _curve_of(results, results["arms"][0]["curves"])
     colours, lines = _colours(results), []
@@ -160,13 +159,13 @@ def _along_training(results: Results) -> list[Section]:
     return [Section("Along training, means over seeds", "Permuted controls are dashed.", html=[drawing, legend(named)])]
 
 
-def _curve_of(results: Results, curves: Mapping[str, Any]) -> str:
+def _curve_of(results: Document, curves: Document) -> str:
     """The first outcome that there is a curve of; an outcome may be known at the end alone."""
     names = [one["measure"] for one in results["subject"]["outcomes"]]
     return next((name for name in names if name in curves), names[0])
 
 
-def _foretold(results: Results) -> list[Section]:
+def _foretold(results: Document) -> list[Section]:
     sections = []
     for one in results["foretold"]:
         if one.get("of_shares"):
@@ -197,7 +196,7 @@ def _spans(pairs: Sequence[int]) -> str:
     return f"{min(pairs)} to {max(pairs)}" if len(pairs) > 1 else str(pairs[0])
 
 
-def _by_group(results: Results) -> Table:
+def _by_group(results: Document) -> Table:
     arms = [arm for arm in results["arms"] if arm["weight_by_group"] and arm["kind"] != "base"]
     names = list(results["subject"]["group_shares"])
     rows = [
@@ -209,7 +208,7 @@ def _by_group(results: Results) -> Table:
     return Table(("mean weight by group", "share of the data", *(arm["name"] for arm in arms)), rows, folded)
 
 
-def _extremes(results: Results) -> list[Table]:
+def _extremes(results: Document) -> list[Table]:
     tables = []
     for arm in results["arms"]:
         if arm["extremes"]:
@@ -222,7 +221,7 @@ def _extremes(results: Results) -> list[Table]:
     return tables
 
 
-def _directions(results: Results) -> Table:
+def _directions(results: Document) -> Table:
     rows = []
     for one in results["directions"]:
         reliability = one.get("reliability")
@@ -233,7 +232,7 @@ def _directions(results: Results) -> Table:
     return Table(("direction", "what it is", "reliability", "notes", "refused because"), rows)
 
 
-def _strengths(results: Results) -> list[Section]:
+def _strengths(results: Document) -> list[Section]:
     rows = [
         Row([row["direction"], row["way"], row["strength"], f"{row['change']:+.3f}", f"{row['guard']:.3f}",
              f"{row['effective_sample_size']:.2f}", "chosen" if row["chosen"] else ""], "sure" if row["chosen"] else "")
@@ -245,7 +244,7 @@ def _strengths(results: Results) -> list[Section]:
     return [Section("Strength", text, tables=[Table(head, rows)])] if rows else []
 
 
-def _pilots(results: Results) -> list[Section]:
+def _pilots(results: Document) -> list[Section]:
     """Curves of every unweighted pilot run: whether runs switch between solutions, and back."""
     sections = []
     for name, pilots in results["pilots"].items():
@@ -263,12 +262,12 @@ def _pilots(results: Results) -> list[Section]:
     return sections
 
 
-def _other(results: Results) -> Table:
+def _other(results: Document) -> Table:
     names = {one["measure"] for one in results["subject"]["outcomes"]} | {results["subject"]["guarded"]}
     rows = [Row(cells_of(row)) for row in results["rows"] if row["measure"] not in names]
     return Table(HEAD, rows, "every other measure of every arm")
 
 
-def _seeds(results: Results) -> str:
+def _seeds(results: Document) -> str:
     seeds = results["arms"][0]["seeds"]
     return f"{seeds[0]} to {seeds[-1]}, paired"

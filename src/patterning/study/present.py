@@ -1,6 +1,6 @@
 """A study's table on a terminal, and an experiment's module as the command line sees it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.settings import read_yaml, validate
 from patterning.core.store import RunFolder
 from patterning.study.page import cells_of
-from patterning.study.run import Results, read_results, run_study, write_page
+from patterning.study.run import read_results, run_study, write_page
 from patterning.study.settings import StudySettings
 from patterning.study.shares_page import share_table
 
 
-def print_table(results: Mapping[str, Any], console: Console) -> None:
+def print_table(results: Document, console: Console) -> None:
     """The outcomes of every arm and its guarded measure, and what was found. Yes-or-no outcomes have a column each."""
     notes = [f"{one['name']} was refused: {one['refused']}" for one in results["directions"] if one["refused"]]
     for note in [*notes, *results.get("notes", [])]:
@@ -29,7 +30,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
         console.print(line, highlight=False)
 
 
-def _shares(results: Mapping[str, Any]) -> Table:
+def _shares(results: Document) -> Table:
     seeds, shown = len(results["arms"][0]["seeds"]), share_table(results)
     table = Table(title=f"{results['experiment']}, preset {results['config']['preset']}: shares of {seeds} runs, %")
     for i, head in enumerate(shown.head):
@@ -39,7 +40,7 @@ def _shares(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _evidence(results: Mapping[str, Any]) -> Table:
+def _evidence(results: Document) -> Table:
     names = [*(one["measure"] for one in results["subject"]["outcomes"]), results["subject"]["guarded"]]
     arms = results["arms"]
     table = Table(title=f"{results['experiment']}: {len(arms[0]['seeds'])} paired seeds")
@@ -58,11 +59,11 @@ class Experiment:
     name: str
     default: str
     preset: Callable[[str], Any]
-    load: Callable[[dict[str, Any], str], Any]
-    run: Callable[..., Results]
-    read_results: Callable[[RunFolder], Results]
-    print_table: Callable[[Mapping[str, Any], Console], None]
-    write_page: Callable[[RunFolder, Results], None]
+    load: Callable[[Document, str], Any]
+    run: Callable[..., Document]
+    read_results: Callable[[RunFolder], Document]
+    print_table: Callable[[Document, Console], None]
+    write_page: Callable[[RunFolder, Document], None]
 
 
 def experiment_from(name: str, module: ModuleType) -> Experiment:
@@ -72,7 +73,7 @@ def experiment_from(name: str, module: ModuleType) -> Experiment:
     """
     kind: type[StudySettings] = module.CONFIG
 
-    def load(values: dict[str, Any], origin: str) -> StudySettings:
+    def load(values: Document, origin: str) -> StudySettings:
         return validate(kind, values, origin)
 
     def preset(chosen: str) -> StudySettings:
@@ -83,10 +84,10 @@ def experiment_from(name: str, module: ModuleType) -> Experiment:
     def read(path: Path) -> StudySettings:
         return load(read_yaml(path), str(path))
 
-    def run(config: StudySettings, folder: Path, **options: Any) -> Results:
+    def run(config: StudySettings, folder: Path, **options: Any) -> Document:
         return run_study(config, module.study, folder, read=read, **options)
 
-    def page(folder: RunFolder, results: Results) -> None:
+    def page(folder: RunFolder, results: Document) -> None:
         write_page(folder, results, module.study(load(results["config"], "results.json")))
 
     return Experiment(

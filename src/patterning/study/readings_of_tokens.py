@@ -10,7 +10,6 @@ arXiv 2002.08484, over checkpoints), in Gaussian rank scores, each reading count
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Floats
-from patterning.core.plain import Facts, Plain
+from patterning.core.plain import Document, Facts, Plain
 from patterning.intervention.solve import solve
 from patterning.intervention.weights import gaussian_scores
 from patterning.response.slopes import loss_slopes, parameter_gradient
@@ -173,7 +172,7 @@ class FirstOrder:
         names = (self.raised, self.held)
         return {name: step_up(rank_correlation(slopes[:, i], slopes[:, 2 + i])) for i, name in enumerate(names)}
 
-    def _scores(self, slopes: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def _scores(self, slopes: NDArray[np.float32]) -> tuple[NDArray[np.float32], Document]:
         """Gaussian scores (2 ways, …) of χ† for a rise by one standard deviation of the row of χ."""
         chi = -slopes.reshape(2, -1).astype(np.float64) / self.localization
         chi -= chi.mean(axis=1, keepdims=True)
@@ -189,7 +188,7 @@ class FirstOrder:
         return np.stack(scores).reshape(2, *slopes.shape[1:]).astype(np.float32), facts
 
 
-def describe_runs(by_run: NDArray[np.float32], readings: Sequence[Mapping[str, Any]], raised: str) -> dict[str, Any]:
+def describe_runs(by_run: NDArray[np.float32], readings: Sequence[Document], raised: str) -> Document:
     """How reliable χ is at a checkpoint, and how far the runs' scores (r, …) agree: for tables."""
     flat = [s.astype(np.float64).ravel() for s in by_run]
     pairs = [rank_correlation(a, b) for a, b in combinations(flat, 2)]

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.study.subject import Runs
 from patterning.verification.effects import paired_effect
 
-Results = dict[str, Any]
 
-
-def change_of(mine: Floats, other: Floats) -> Results:
+def change_of(mine: Floats, other: Floats) -> Document:
     """Mean paired difference over the seeds that both have, with an interval from 3 seeds on."""
     pairs = min(len(mine), len(other))
     a, b = mine[:pairs], other[:pairs]
@@ -22,14 +20,14 @@ def change_of(mine: Floats, other: Floats) -> Results:
     return asdict(paired_effect(a, b))
 
 
-def in_percent(runs: Mapping[str, Runs], measures: Sequence[str], baselines: Mapping[str, str]) -> list[Results]:
+def in_percent(runs: Mapping[str, Runs], measures: Sequence[str], baselines: Mapping[str, str]) -> list[Document]:
     """By arm: change of each measure in percent of the same seed's run of its baseline (arm → arm).
 
     None where a baseline is not positive.
     """
     rows = []
     for arm, other in baselines.items():
-        row: Results = {"arm": arm, "against": other}
+        row: Document = {"arm": arm, "against": other}
         for measure in measures:
             mine, base = runs[arm].measures[measure], runs[other].measures[measure]
             base = base[: len(mine)]
@@ -38,7 +36,7 @@ def in_percent(runs: Mapping[str, Runs], measures: Sequence[str], baselines: Map
     return rows
 
 
-def by_more_of(runs: Mapping[str, Runs], groups: Sequence[str], measure: str, base: str) -> list[Results]:
+def by_more_of(runs: Mapping[str, Runs], groups: Sequence[str], measure: str, base: str) -> list[Document]:
     """What more of each group does to a measure: by doubling it, by removing it ("double x" and "remove x" are arms).
 
     `more`: minus the change by removing it, or half the difference of both.
@@ -50,7 +48,7 @@ def by_more_of(runs: Mapping[str, Runs], groups: Sequence[str], measure: str, ba
             continue
         up, down = (found.get(change, runs[base]).measures[measure] for change in ("double", "remove"))
         half = 1 / len(found)
-        row: Results = {"group": group, "more": change_of(half * up, half * down)}
+        row: Document = {"group": group, "more": change_of(half * up, half * down)}
         rows.append(row | {change: change_of(own.measures[measure], runs[base].measures[measure])
                            for change, own in found.items()})  # fmt: skip
     return rows

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.store import RunFolder
 from patterning.core.workers import Progress, Workers
 from patterning.intervention.direction import Direction
@@ -27,9 +28,6 @@ from patterning.study.settings import StudySettings
 from patterning.study.strength import choose_strengths
 from patterning.study.subject import Runs, Subject
 from patterning.study.training import Planned, train_all, unweighted
-
-Results = dict[str, Any]
-"""What `results.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,11 @@ class Study:
     keep: Sequence[int] = ()
     settings: Mapping[str, Subject] = field(default_factory=dict)
     rivals: Callable[[Bench, Mapping[str, Direction]], Mapping[str, Rival]] | None = None
-    more: Callable[[Bench, Mapping[str, Runs]], Results] | None = None
-    sections: Callable[[Results], Sequence[Section]] | None = None
-    drawings: Callable[[Results], Mapping[str, Markup]] | None = None
+    more: Callable[[Bench, Mapping[str, Runs]], Document] | None = None
+    sections: Callable[[Document], Sequence[Section]] | None = None
+    drawings: Callable[[Document], Mapping[str, Markup]] | None = None
     legend: str = ""
-    figure: Callable[[Results], Markup] | None = None
+    figure: Callable[[Document], Markup] | None = None
 
 
 def run_study(
@@ -63,7 +61,7 @@ def run_study(
     read: Callable[[Path], Any],
     workers: int = 1,
     progress: Progress | None = None,
-) -> Results:
+) -> Document:
     """Run everything, or what a killed run left; write `results.json` and `report.html`; return the results.
 
     Raises `PatterningError` when the folder holds another configuration, or when no reading gives a direction.
@@ -78,7 +76,7 @@ def run_study(
     return results
 
 
-def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, progress: Progress | None) -> Results:
+def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, progress: Progress | None) -> Document:
     """Every stage, and what comes of it as plain values."""
     study = placed(study, run.path)
     subject, seeds = study.subject, config.seed_ranges
@@ -129,9 +127,9 @@ def train_pilots(study: Study, pool: Workers, seeds: range) -> dict[str, Runs]:
     return pilots
 
 
-def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[str, Found], list[Results]]:
+def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[str, Found], list[Document]]:
     """Every reading that gives a direction, and why the others do not. Raises `PatterningError` where none does."""
-    found, refused = dict[str, Found](), list[Results]()
+    found, refused = dict[str, Found](), list[Document]()
     for name in config.directions:
         try:
             one = study.readings[name].read(name, bench)
@@ -150,7 +148,7 @@ def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[st
     return found, refused
 
 
-def told(direction: Direction) -> Results:
+def told(direction: Direction) -> Document:
     """A direction as plain values."""
     return {
         "name": direction.name, "what": direction.what, "wanted": dict(direction.wanted), "refused": direction.refused,
@@ -158,7 +156,7 @@ def told(direction: Direction) -> Results:
     }  # fmt: skip
 
 
-def describe(subject: Subject) -> Results:
+def describe(subject: Subject) -> Document:
     """What the page says of the subject."""
     q = subject.base_weights
     groups = {name: float(q.ravel()[mask.ravel()].sum()) for name, mask in subject.groups.items() if mask.any()}
@@ -167,7 +165,7 @@ def describe(subject: Subject) -> Results:
             "group_shares": groups}  # fmt: skip
 
 
-def described_runs(subject: Subject, runs: Runs, seeds: Sequence[int]) -> Results:
+def described_runs(subject: Subject, runs: Runs, seeds: Sequence[int]) -> Document:
     """Final measures by seed, and curves of the outcomes and the guarded measure."""
     shown = [*(outcome.measure for outcome in subject.outcomes), *([subject.guarded] if subject.guarded else [])]
     return {
@@ -178,12 +176,12 @@ def described_runs(subject: Subject, runs: Runs, seeds: Sequence[int]) -> Result
     }
 
 
-def read_results(run: RunFolder, experiment: str) -> Results:
+def read_results(run: RunFolder, experiment: str) -> Document:
     """The results of a finished run; raises `PatterningError` when it has none or they are damaged."""
     return read_json_results(run, experiment, lambda results: "foretold" in results)
 
 
-def write_page(run: RunFolder, results: Results, study: Study) -> None:
+def write_page(run: RunFolder, results: Document, study: Study) -> None:
     """`report.html`."""
     from patterning.core.store import write_whole
     from patterning.study.page import study_page

@@ -1,18 +1,16 @@
 """Shares of runs, for studies of yes-or-no outcomes: as a table, beside drawings of the runs, and as was predicted."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
+from patterning.core.plain import Document
 from patterning.report.page import Row, Section, Table
 from patterning.report.shapes import BLUE, GREY, ORANGE, Bar, Dot, percent, scatter, share_bars, side_by_side
 from patterning.study.findings import interval, rows_of
 
-Results = Mapping[str, Any]
 
-
-def share_table(results: Results) -> Table:
+def share_table(results: Document) -> Table:
     """An arm a row: each outcome's share with its interval, in per cent, then what was predicted of each."""
     rows, told, measures = rows_of(results), _told(results), _measures(results)
     lines = []
@@ -24,7 +22,7 @@ def share_table(results: Results) -> Table:
     return Table(("weights", *(f"{measure} [95 %]" for measure in measures), "predicted"), lines)
 
 
-def share_sections(results: Results, drawings: Mapping[str, Markup], legend: str) -> list[Section]:
+def share_sections(results: Document, drawings: Mapping[str, Markup], legend: str) -> list[Section]:
     """The unweighted and the asked arms; predicted against realised; every other arm."""
     first = [arm for arm in results["arms"] if arm["kind"] in ("base", "arm")]
     rest = [arm for arm in results["arms"] if arm["kind"] not in ("base", "arm")]
@@ -45,27 +43,27 @@ def share_sections(results: Results, drawings: Mapping[str, Markup], legend: str
     ]
 
 
-def colour_of(results: Results, measure: str) -> str:
+def colour_of(results: Document, measure: str) -> str:
     """The first outcome is blue, the others are orange; grey for what is no outcome."""
     measures = _measures(results)
     return GREY if measure not in measures else BLUE if measure == measures[0] else ORANGE
 
 
-def _measures(results: Results) -> list[str]:
+def _measures(results: Document) -> list[str]:
     return [one["measure"] for one in results["subject"]["outcomes"]]
 
 
-def _told(results: Results) -> dict[tuple[str, str], Sequence[float]]:
+def _told(results: Document) -> dict[tuple[str, str], Sequence[float]]:
     """Predicted share, low, high, by arm and measure."""
     shares = [one for one in results["foretold"] if one.get("of_shares")]
     return {(arm["name"], one["measure"]): arm["expected"] for one in shares for arm in one["arms"]}
 
 
-def _beside(results: Results, arms: Sequence[Mapping[str, Any]], drawings: Mapping[str, Markup]) -> Markup:
+def _beside(results: Document, arms: Sequence[Document], drawings: Mapping[str, Markup]) -> Markup:
     return side_by_side([(arm["name"], drawings.get(arm["name"], Markup()), _bars(results, arm)) for arm in arms])
 
 
-def _bars(results: Results, arm: Mapping[str, Any]) -> Markup:
+def _bars(results: Document, arm: Document) -> Markup:
     rows, told, base = rows_of(results), _told(results), results["arms"][0]["name"]
     bars = []
     for measure in _measures(results):
@@ -77,7 +75,7 @@ def _bars(results: Results, arm: Mapping[str, Any]) -> Markup:
     return share_bars(bars, f"shares under the weights {arm['name']}")
 
 
-def _scatter(results: Results) -> list[Markup]:
+def _scatter(results: Document) -> list[Markup]:
     rows, kinds, dots = rows_of(results), {arm["name"]: arm["kind"] for arm in results["arms"]}, []
     for (arm, measure), (value, low, high) in _told(results).items():
         row = rows[arm, measure]
@@ -93,7 +91,7 @@ def _scatter(results: Results) -> list[Markup]:
     return [scatter(dots, "predicted share", "realised share", "predicted against realised shares")]
 
 
-def chain_text(config: Mapping[str, Any], stiffest: float) -> str:
+def chain_text(config: Document, stiffest: float) -> str:
     """How the chains of a table of free energies were made; `stiffest`: the largest curvature of the loss."""
     own = config["sampling"]
     widening = own["step_size"] * (stiffest * config["n_beta"] + own["localization"]) / 4
@@ -106,7 +104,7 @@ def chain_text(config: Mapping[str, Any], stiffest: float) -> str:
     )
 
 
-def chain_table(results: Results) -> Table:
+def chain_table(results: Document) -> Table:
     """The chains around each solution: λ̂, whether they agree, and which were left out."""
     rows = []
     for one in results["solutions"]:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.core.store import write_json, write_whole
 from patterning.verification.arms import HEAD, Arm
 from patterning.verification.effects import Effect
@@ -54,13 +54,13 @@ class Evidence:
         lines += [f"{note}." for note in self.notes]
         return lines + [f"{arm}, {measure}: {verdict}." for (arm, measure), verdict in self.verdicts.items()]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Document]:
         """The table as plain numbers, a row for each arm and measure."""
         rows = []
         for arm in self.arms:
             for name in self.measures:
                 values = arm.values[name]
-                row: dict[str, Any] = {"arm": arm.name, "kind": arm.kind, "measure": name, "mean": float(values.mean())}
+                row: Document = {"arm": arm.name, "kind": arm.kind, "measure": name, "mean": float(values.mean())}
                 if self.yes_or_no[name]:
                     row["low"], row["high"] = share_interval(int(values.sum()), len(values))
                 else:
@@ -124,7 +124,7 @@ class Evidence:
         return self.measures[0] if name is None else name
 
 
-def mean_of(row: Mapping[str, Any], digits: int = 3) -> str:
+def mean_of(row: Document, digits: int = 3) -> str:
     """The mean of a row of the table with its error, as text; of a single run, the mean alone."""
     if "low" in row:
         return f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
@@ -132,5 +132,5 @@ def mean_of(row: Mapping[str, Any], digits: int = 3) -> str:
     return f"{row['mean']:.{digits}g}" + ("" if error is None else f" ± {error:.2g}")
 
 
-def _interval(effect: Mapping[str, Any] | None) -> str:
+def _interval(effect: Document | None) -> str:
     return "" if effect is None else f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"

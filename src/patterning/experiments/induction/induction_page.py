@@ -1,19 +1,16 @@
 """The induction page's own sections: onset and loss in percent, χ of the components, χ by domain, the text."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from markupsafe import Markup
 
+from patterning.core.plain import Document
 from patterning.report.charts import COLOURS, GREY, Difference, Strip, forest, strips
 from patterning.report.page import Row, Section, Table
 from patterning.study.components_page import component_sections
 
-Results = Mapping[str, Any]
 OTHER = "loss:not induction"
 
 
-def sections(results: Results) -> list[Section]:
+def sections(results: Document) -> list[Section]:
     """After the study's first figure."""
     thresholds = results["config"]["structure"]
     return [
@@ -33,14 +30,14 @@ def sections(results: Results) -> list[Section]:
     ]
 
 
-def _onsets(results: Results) -> Markup:
+def _onsets(results: Document) -> Markup:
     rows, colours = [row for row in results["rows"] if row["measure"] == "onset"], _colours(results)
     drawn = [Strip(row["arm"], row["values"], rows[0]["values"][: len(row["values"])] if i else [],
                    colours.get(row["arm"], GREY)) for i, row in enumerate(rows)]  # fmt: skip
     return strips(drawn, "onset, step")
 
 
-def _shifts(results: Results) -> Markup:
+def _shifts(results: Document) -> Markup:
     base, colours = results["arms"][0]["name"], _colours(results)
     known = [(one["arm"], one["onset"]) for one in results["percent"] if one["against"] == base and one["onset"]]
     rows = [
@@ -51,12 +48,12 @@ def _shifts(results: Results) -> Markup:
     return forest(rows, "shift of the onset, % of the unweighted run's") if rows else Markup()
 
 
-def _colours(results: Results) -> dict[str, str]:
+def _colours(results: Document) -> dict[str, str]:
     asked = [arm["name"] for arm in results["arms"] if arm["kind"] == "arm"]
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(asked)}
 
 
-def _interval(change: Mapping[str, Any] | None, form: str) -> str:
+def _interval(change: Document | None, form: str) -> str:
     if change is None:
         return "not defined"
     if change["low"] is None:
@@ -64,7 +61,7 @@ def _interval(change: Mapping[str, Any] | None, form: str) -> str:
     return f"{change['difference']:{form}} [{change['low']:{form}}, {change['high']:{form}}]"
 
 
-def _percent(results: Results) -> Table:
+def _percent(results: Document) -> Table:
     """Against unweighted, then against permuted; how many runs never formed induction."""
     formed = {row["arm"]: row["values"] for row in results["rows"] if row["measure"] == "formed"}
     rows = [
@@ -75,7 +72,7 @@ def _percent(results: Results) -> Table:
     return Table(("weights", "against", "onset, %", "loss on other tokens, %", "never formed"), rows)
 
 
-def _domains(results: Results) -> list[Section]:
+def _domains(results: Document) -> list[Section]:
     """None where no domain was retrained without, or with twice as much."""
     if not results["domains"]:
         return []
@@ -103,7 +100,7 @@ def _domains(results: Results) -> list[Section]:
     return [Section("χ by domain against retraining", text, tables=[Table(heads, measured), Table(head, said)])]
 
 
-def _likeness(results: Results) -> Table:
+def _likeness(results: Document) -> Table:
     keys = list(dict.fromkeys(key for row in results["likeness"] for key in row if key != "name"))
     rows = [
         Row([row["name"], *("" if row.get(key) is None else f"{row[key]:+.2f}" for key in keys)])
@@ -112,7 +109,7 @@ def _likeness(results: Results) -> Table:
     return Table(("rank correlation over rows", *keys), rows)
 
 
-def _text(results: Results) -> Table:
+def _text(results: Document) -> Table:
     own = results["text"]
     rows = [Row([f"rows of {name}", f"{count:,}"]) for name, count in own["rows"].items()]
     return Table(("", ""), rows + [Row([key, str(value)]) for key, value in own.items() if key != "rows"])

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
+from patterning.core.plain import Document
 from patterning.experiments.induction.settings import InductionConfig
 from patterning.experiments.induction.subject import InductionSubject
 from patterning.response.groups import clustered_mean
@@ -21,10 +21,8 @@ from patterning.study.subject import Runs
 from patterning.training.language import init_language
 from patterning.verification.controls import compressibility
 
-Results = dict[str, Any]
 
-
-def summarise(config: InductionConfig, readings: Mapping[str, Any], bench: Bench, runs: Mapping[str, Runs]) -> Results:
+def summarise(config: InductionConfig, readings: Document, bench: Bench, runs: Mapping[str, Runs]) -> Document:
     """Further results of a finished study."""
     subject = bench.subject
     assert isinstance(subject, InductionSubject)
@@ -44,7 +42,7 @@ def summarise(config: InductionConfig, readings: Mapping[str, Any], bench: Bench
     }  # fmt: skip
 
 
-def _directions(used: Mapping[str, Any], bench: Bench) -> dict[str, Floats]:
+def _directions(used: Document, bench: Bench) -> dict[str, Floats]:
     """Row means (n,) of every direction that stands."""
     found = {}
     for name, reading in used.items():
@@ -55,7 +53,7 @@ def _directions(used: Mapping[str, Any], bench: Bench) -> dict[str, Floats]:
     return found
 
 
-def _components(config: InductionConfig, used: Mapping[str, Any], bench: Bench) -> list[Results]:
+def _components(config: InductionConfig, used: Document, bench: Bench) -> list[Document]:
     """χ of the components at the stages to show and those used; none where nothing was made from it."""
     stages = {one.stage for one in used.values() if isinstance(one, OfComponents)}
     if not stages and not {"other-mode", "random-smooth"} & set(config.controls):
@@ -68,7 +66,7 @@ def _components(config: InductionConfig, used: Mapping[str, Any], bench: Bench) 
     return found
 
 
-def _likeness(directions: Mapping[str, Floats], subject: InductionSubject) -> list[Results]:
+def _likeness(directions: Mapping[str, Floats], subject: InductionSubject) -> list[Document]:
     """Rank correlation over rows of each direction with plain heuristics and with the other directions."""
     text = subject.text_data
     scales = {
@@ -82,7 +80,7 @@ def _likeness(directions: Mapping[str, Floats], subject: InductionSubject) -> li
     ]
 
 
-def _by_domain(directions: Mapping[str, Floats], shown: list[Results], subject: InductionSubject) -> list[Results]:
+def _by_domain(directions: Mapping[str, Floats], shown: list[Document], subject: InductionSubject) -> list[Document]:
     """What each reading says of each domain, ± with rows as units.
 
     `sign`: of a mean by which more of the domain grows induction, + for directions and the mode, - for χ of the heads'
@@ -99,7 +97,7 @@ def _by_domain(directions: Mapping[str, Floats], shown: list[Results], subject: 
     return rows
 
 
-def _text(config: InductionConfig, subject: InductionSubject) -> Results:
+def _text(config: InductionConfig, subject: InductionSubject) -> Document:
     text, read = subject.text_data, config.train.steps * config.train.batch_size
     return {
         "corpus": text.corpus.fingerprint,

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.experiments.parentheses.figure import figure
 from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskSize, build_task
 from patterning.intervention.direction import Direction
@@ -155,14 +156,14 @@ def _by_class(config: ParenthesesConfig, q: Floats, few: int) -> dict[str, Rival
     return result
 
 
-_SAMPLING: dict[str, Any] = {
+_SAMPLING: Document = {
     "n_beta": 300.0, "localization": 5000.0, "step_size": 1e-5, "chains": 4, "draws": 32, "burn_in": 100,
     "steps_between_draws": 8, "batch_size": 128,
 }  # fmt: skip
 
 # docs/results/parentheses.md: the gap each way, at a strength chosen on two seeds of its own. Runs come to rest in a
 # solution, as the learning rate falls over their second half; pilots go on switching, so that both solutions are seen.
-_STANDARD: dict[str, Any] = {
+_STANDARD: Document = {
     "task": {"max_length": 20, "draws": 20_000, "layers": 3},
     "train": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2, "settle": 0.5},
     "pilot_train": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2},
@@ -186,7 +187,7 @@ _STANDARD: dict[str, Any] = {
 }  # fmt: skip
 
 # Two layers and short runs, for a look: both ways in minutes.
-_QUICK: dict[str, Any] = _STANDARD | {
+_QUICK: Document = _STANDARD | {
     "task": {"max_length": 20, "draws": 20_000, "layers": 2},
     "train": _STANDARD["train"] | {"steps": 600},
     "pilot_train": _STANDARD["pilot_train"] | {"steps": 4000},
@@ -202,7 +203,7 @@ _QUICK: dict[str, Any] = _STANDARD | {
     "oracle_keep": None,
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Document] = {
     "quick": _QUICK,
     "standard": _STANDARD,
     "standard-2-layers": _STANDARD | {"task": _STANDARD["task"] | {"layers": 2}},

@@ -1,17 +1,15 @@
 """The picture of a run for a first page: OOD accuracy after training, seed by seed, of the arms that matter."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from markupsafe import Markup
 
+from patterning.core.plain import Document
 from patterning.report.charts import COLOURS, GREY, Strip, standalone, strips
 
 MEASURE = "ood_accuracy"
 SHOWN = ("base", "arm", "control")
 
 
-def figure(results: Mapping[str, Any]) -> Markup:
+def figure(results: Document) -> Markup:
     """Unweighted, asked for each rule, and permuted; a line joins each run to the unweighted run of its seed."""
     rows = [row for row in results["rows"] if row["measure"] == MEASURE and row["kind"] in SHOWN]
     base, colours = rows[0]["values"], iter(COLOURS)

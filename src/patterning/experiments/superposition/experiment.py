@@ -7,12 +7,13 @@ sampled around these seven solutions, gives weights for the 24 groups of data th
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from patterning.core.arrays import Floats
+from patterning.core.plain import Document
 from patterning.core.settings import Frozen
 from patterning.experiments.superposition.page import LEGEND, drawings, figure, sections
 from patterning.experiments.superposition.subject import SuperpositionSubject
@@ -95,13 +96,13 @@ def _scaled(s: Floats) -> Floats:
     return s / np.abs(s).max()
 
 
-def more(config: SuperpositionConfig, bench: Bench, runs: Mapping[str, Runs]) -> dict[str, Any]:
+def more(config: SuperpositionConfig, bench: Bench, runs: Mapping[str, Runs]) -> Document:
     """The pilots' end states, the chains around the solutions, and columns of W of the first runs of each arm."""
     columns = {name: np.round(part.curves["w"][:DRAWN, -1, : 2 * toy.FEATURES], 3) for name, part in runs.items()}
     return free_energies(bench, config.sampling).facts() | {"columns": columns}
 
 
-_DEMO: dict[str, Any] = {
+_DEMO: Document = {
     "pilots": 400,
     "pilot_seed": 0,
     "seeds": 200,
@@ -117,7 +118,7 @@ _DEMO: dict[str, Any] = {
     "permuted_draws": 3,
 }  # fmt: skip
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Document] = {
     "demo": _DEMO,
     "long": _DEMO | {"train": {"steps": 16_000}},
     "fine": _DEMO | {"train": {"steps": 12_000, "learning_rate": 0.1}},

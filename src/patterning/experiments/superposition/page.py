@@ -1,11 +1,11 @@
 """The superposition experiment's part of the page: polygons, weights, the gap's parts, chains; from plain results."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
 
+from patterning.core.plain import Document
 from patterning.experiments.superposition.subject import QUARTERS, long_name
 from patterning.report import shapes
 from patterning.report.page import Row, Section, Table
@@ -14,8 +14,6 @@ from patterning.study.shares_page import chain_table, chain_text, colour_of
 from patterning.tasks.superposition import FEATURES, SOLUTIONS, end_states, live_features
 from patterning.verification.proportions import paired_share_difference
 
-Results = Mapping[str, Any]
-
 LEGEND = (
     "Each drawing is one run: the six columns of W as points in the plane, live ones joined, dead ones hollow. The "
     "same place in two galleries is the same seed: same start, same noise, other weights. Blue outline: the first "
@@ -23,7 +21,7 @@ LEGEND = (
 )
 
 
-def drawings(results: Results) -> dict[str, Markup]:
+def drawings(results: Document) -> dict[str, Markup]:
     """A gallery for each arm, half as large for those that are only compared with."""
     return {
         arm["name"]: shapes.gallery(_polygons(results, arm)[: None if arm["kind"] in ("base", "arm") else 12])
@@ -31,7 +29,7 @@ def drawings(results: Results) -> dict[str, Markup]:
     }
 
 
-def figure(results: Results) -> Markup:
+def figure(results: Document) -> Markup:
     """Twelve runs of the unweighted and of each asked arm, as one picture."""
     rows, strips = rows_of(results), []
     for arm in results["arms"]:
@@ -42,7 +40,7 @@ def figure(results: Results) -> Markup:
     return shapes.poster(strips, "the six columns of W after training, twelve runs a row")
 
 
-def _polygons(results: Results, arm: Mapping[str, Any]) -> list[shapes.Polygon]:
+def _polygons(results: Document, arm: Document) -> list[shapes.Polygon]:
     columns, shown = np.array(results["columns"][arm["name"]]), []
     for seed, row, live, state in zip(
         arm["seeds"], columns, live_features(columns), end_states(columns), strict=False
@@ -54,7 +52,7 @@ def _polygons(results: Results, arm: Mapping[str, Any]) -> list[shapes.Polygon]:
     return shown
 
 
-def sections(results: Results) -> list[Section]:
+def sections(results: Document) -> list[Section]:
     """What is of this experiment alone."""
     config, weights = results["config"], []
     told = [one for one in results["directions"] if not one["refused"]]
@@ -91,7 +89,7 @@ GAP = (
 )
 
 
-def _method(results: Results) -> str:
+def _method(results: Document) -> str:
     config, counts = results["config"], results["pilot_counts"]
     train, pilots = config["train"], config["pilots"]
     return (
@@ -108,7 +106,7 @@ def _method(results: Results) -> str:
     )
 
 
-def _heuristics(results: Results) -> str:
+def _heuristics(results: Document) -> str:
     """What whoever knows the model would have done, beside the gap."""
     rows, sentences, enough = rows_of(results), [], True
     for arm in results["arms"]:
@@ -131,7 +129,7 @@ def _heuristics(results: Results) -> str:
     return " ".join([*sentences, rest])
 
 
-def _cosines(told: Sequence[Mapping[str, Any]]) -> Table:
+def _cosines(told: Sequence[Document]) -> Table:
     keys = ("gap_energy", "gap_entropic", "energy_entropic")
     rows = [Row([one["name"], *(f"{one['cosines'][key]:+.3f}" for key in keys)]) for one in told]
     return Table(("cosine of", "gap and energy part", "gap and entropic part", "energy and entropic part"), rows)
