@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from patterning.core.errors import PatterningError, PatterningWarning
     from patterning.core.task import Task
     from patterning.face.fit import fit
+    from patterning.face.language_task import classifier_task, language_task
     from patterning.face.measure import measure
     from patterning.face.response import Response, load
     from patterning.intervention.data_weights import Weights
@@ -42,6 +43,8 @@ _PLACES = {
     "RMSPropSGLD": ("posterior.preconditioned", "RMSPropSGLD"),
     "SGLD": ("posterior.sgld", "SGLD"),
     "fit": ("face.fit", "fit"),
+    "classifier_task": ("face.language_task", "classifier_task"),
+    "language_task": ("face.language_task", "language_task"),
     "Evidence": ("verification.evidence", "Evidence"),
     "Measure": ("verification.verify", "Measure"),
     "verify": ("verification.verify", "verify"),
@@ -49,7 +52,7 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "components", "fit", "load", "measure", "verify",
+    "Response", "Task", "Weights", "classifier_task", "components", "fit", "language_task", "load", "measure", "verify",
 ]  # fmt: skip
 
 
