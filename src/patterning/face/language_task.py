@@ -228,8 +228,8 @@ def _batch(model: nn.Module, data: object) -> tuple[dict[str, Tensor], tuple[str
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise PatterningError(
-            f"input_ids hold {int(ids.min())} to {int(ids.max())}, and the model has {vocabulary} tokens: tokenizer and "
-            "model do not belong together"
+            f"input_ids hold {int(ids.min())} to {int(ids.max())}, and the model has {vocabulary} tokens: the "
+            "tokenizer is not the model's"
         )
     longest = next((value for name in LONGEST if isinstance(value := getattr(config, name, None), int)), None)
     if longest is not None and ids.shape[1] > longest:

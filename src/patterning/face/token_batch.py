@@ -97,7 +97,7 @@ def _rows(name: str, values: Any) -> list[Tensor]:
         raise PatterningError(f"column {name} of the data holds no numbers ({str(error).splitlines()[0]})") from None
     if not rows:
         raise PatterningError("the data is empty: it must have n > 0 rows")
-    floating = any(row.is_floating_point() for row in rows)
+    floating = any(row.is_floating_point() and row.numel() for row in rows)
     if floating and NAMES.get(name, name) != "labels":
         raise PatterningError(f"column {name} of the data holds {rows[0].dtype}: it must hold whole numbers")
     return [row.detach().cpu().to(torch.float32 if floating else torch.int64) for row in rows]
