@@ -27,11 +27,10 @@ def test_a_language_model_learns_what_it_was_asked_to(
     state = run("language.py", monkeypatch, architecture)
     printed = capsys.readouterr().out
     assert printed.count("b'") + printed.count('b"') == 6  # the texts behind the numbers
-    weights = state["rho"].rho
-    assert weights[1::2].mean() > 1.1 * weights[::2].mean()  # every other row is of a speech
-    check = state["check"]
-    assert check.effect("more speeches").difference < 0
-    assert len(check.seeds) == 3
+    chi = state["chi"].rows().chi[0]
+    assert chi[1::2].mean() < chi[::2].mean()  # every other row is a speech, which teaches speeches
+    arm = next(arm for arm in state["check"].arms if arm.name == "speeches")
+    assert arm.beyond["speeches"].difference < 0  # less loss on test speeches than under the same weights permuted
 
 
 @pytest.mark.filterwarnings("ignore")

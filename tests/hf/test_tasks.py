@@ -146,8 +146,8 @@ def test_gradient_checkpointing_is_off_in_the_task_and_as_it_was_in_the_model() 
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name from v6 on
     task = pt.language_task(model, texts())
     assert any("gradient checkpointing is switched off" in note for note in task.notes)
-    assert model.is_gradient_checkpointing
-    assert not task.module.is_gradient_checkpointing
+    assert model.model.gradient_checkpointing
+    assert not task.module.model.gradient_checkpointing
     assert torch.equal(task.flatten(model), task.own_row())  # the trained model is a checkpoint of the task
     assert not any("checkpointing" in note for note in pt.language_task(build("llama"), texts()).notes)
 
