@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patterning.core.errors import PatterningError, PatterningWarning
     from patterning.core.task import Task
+    from patterning.face import measures
     from patterning.face.fit import fit
     from patterning.face.language_task import classifier_task, language_task
     from patterning.face.measure import measure
@@ -34,6 +35,7 @@ _PLACES = {
     "PatterningError": ("core.errors", "PatterningError"),
     "PatterningWarning": ("core.errors", "PatterningWarning"),
     "measure": ("face.measure", "measure"),
+    "measures": ("face.measures", ""),
     "Response": ("face.response", "Response"),
     "load": ("face.response", "load"),
     "Weights": ("intervention.data_weights", "Weights"),
@@ -52,7 +54,8 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "classifier_task", "components", "fit", "language_task", "load", "measure", "verify",
+    "Response", "Task", "Weights", "classifier_task", "components", "fit", "language_task", "load", "measure",
+    "measures", "verify",
 ]  # fmt: skip
 
 
@@ -60,7 +63,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'patterning' has no attribute {name!r}")
     module, attribute = _PLACES[name]
-    value = getattr(import_module(f"patterning.{module}"), attribute)
+    there = import_module(f"patterning.{module}")
+    value = getattr(there, attribute) if attribute else there
     globals()[name] = value
     return value
 

@@ -39,4 +39,6 @@ def layout(module: nn.Module) -> Layout | None:
 
     parts = {"embed": ["embed.W_E"], "positions": ["pos_embed.W_pos"], "unembed": ["unembed.W_U", "unembed.b_U"]}
     mlp = () if getattr(config, "attn_only", False) else ("blocks.{}.mlp.",)
-    return Layout(config.n_layers, config.n_heads, head, ("blocks.{}.attn.",), mlp, parts, shares)
+    return Layout(
+        config.n_layers, config.n_heads, head, ("blocks.{}.attn.",), mlp, parts, shares, "blocks.{}.attn.hook_z"
+    )
