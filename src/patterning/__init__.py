@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patterning.core.errors import PatterningError, PatterningWarning
     from patterning.core.task import Task
+    from patterning.face import measures
     from patterning.face.fit import fit
+    from patterning.face.language_task import classifier_task, language_task
     from patterning.face.measure import measure
     from patterning.face.response import Response, load
     from patterning.intervention.data_weights import Weights
@@ -34,6 +36,7 @@ _PLACES = {
     "PatterningError": ("core.errors", "PatterningError"),
     "PatterningWarning": ("core.errors", "PatterningWarning"),
     "measure": ("face.measure", "measure"),
+    "measures": ("face.measures", ""),
     "Response": ("face.response", "Response"),
     "load": ("face.response", "load"),
     "Weights": ("intervention.data_weights", "Weights"),
@@ -44,6 +47,8 @@ _PLACES = {
     "SGLD": ("posterior.sgld", "SGLD"),
     "fit": ("face.fit", "fit"),
     "preference_task": ("tasks.preference", "preference_task"),
+    "classifier_task": ("face.language_task", "classifier_task"),
+    "language_task": ("face.language_task", "language_task"),
     "Evidence": ("verification.evidence", "Evidence"),
     "Measure": ("verification.verify", "Measure"),
     "verify": ("verification.verify", "verify"),
@@ -51,7 +56,8 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "components", "fit", "load", "measure", "preference_task", "verify",
+    "Response", "Task", "Weights", "classifier_task", "components", "fit", "language_task", "load", "measure",
+    "measures", "preference_task", "verify",
 ]  # fmt: skip
 
 
@@ -61,7 +67,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'patterning' has no attribute {name!r}")
     module, attribute = _PLACES[name]
-    value = getattr(import_module(f"patterning.{module}"), attribute)
+    there = import_module(f"patterning.{module}")
+    value = getattr(there, attribute) if attribute else there
     globals()[name] = value
     return value
 

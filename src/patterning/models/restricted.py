@@ -14,6 +14,7 @@ from patterning.core.modules import copy_module, spread
 from patterning.core.rng import Stream, generator
 from patterning.core.task import Task
 from patterning.models.components import Component, ComponentLike, find_component
+from patterning.models.footprint import graph_bytes
 from patterning.models.replay import recorded, replayed
 from patterning.models.split import split_head
 
@@ -22,6 +23,9 @@ CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 
 ENOUGH_CELLS = 1_024
 """Samples of one replica that fill a CPU core: from there on the replicas of a probe take turns."""
+
+MOST_BYTES = 1_000_000_000
+"""What a CPU's evaluation in one call may keep for its backward pass: of large models fewer rows are taken."""
 
 TRIED = 512
 """Samples on which is found out what a component cannot reach."""
@@ -77,7 +81,13 @@ class Restricted:
     def cut(self, replicas: int) -> int:
         """Rows of data that `replicas` evaluate in one call."""
         cells = CELLS_AT_ONCE.get(self.anchor.device.type, CELLS_AT_ONCE["other"])
+        if self.anchor.device.type == "cpu" and self._bytes_per_sample:
+            cells = min(cells, int(MOST_BYTES / self._bytes_per_sample))
         return max(1, cells // (self.samples_per_row * replicas))
+
+    @cached_property
+    def _bytes_per_sample(self) -> float:
+        return graph_bytes(self.task, self.component)
 
     def fills_core(self, rows: int) -> bool:
         """Whether one replica of `rows` rows of data leaves a CPU nothing to gain from a batch of replicas."""

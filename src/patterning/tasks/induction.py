@@ -56,7 +56,7 @@ def prefix_matching_scores(model: LanguageModel, tokens: Tensor) -> NDArray[np.f
 
     `tokens` (b, 2L) are blocks of L distinct tokens repeated twice (`repeated_random`): from L + i to i + 1.
     """
-    length = _block_length(tokens)
+    length = block_length(tokens)
     return _mean_over_rows(_to_successor(attention_patterns(model, rows), length) for rows in tokens.split(CHUNK))
 
 
@@ -82,7 +82,7 @@ def repeated_random_gap(model: LanguageModel, tokens: Tensor) -> float:
 
     The same L - 1 tokens in both: each copy's first token has nothing before it that could tell.
     """
-    return _gap(token_losses(model, tokens), _block_length(tokens))
+    return _gap(token_losses(model, tokens), block_length(tokens))
 
 
 def _gap(losses: NDArray[np.float64], length: int) -> float:
@@ -135,7 +135,7 @@ def measure_structure(
     """
     device = next(model.parameters()).device
     test_tokens, repeated = test_tokens.to(device), repeated.to(device)
-    length = _block_length(repeated)
+    length = block_length(repeated)
     previous, losses = _read(model, test_tokens, _to_previous)
     successor, of_blocks = _read(model, repeated, lambda patterns: _to_successor(patterns, length))
     eighth = max(1, losses.shape[1] // 8)
@@ -176,7 +176,7 @@ Part = Callable[[LanguageModel], Tensor]
 
 def gap_parts(blocks: Tensor) -> list[Part]:
     """The repeated-random gap on `blocks` (m, 2L), nats, as the sum of parts of few rows each."""
-    length = _block_length(blocks)
+    length = block_length(blocks)
 
     def part(model: LanguageModel, rows: Tensor) -> Tensor:
         losses = next_token_losses(model, rows)
@@ -215,7 +215,8 @@ def interpolated_onset(steps: NDArray[np.int64], ratio: NDArray[np.float64]) -> 
     return float(np.exp(low + part * (high - low)))
 
 
-def _block_length(tokens: Tensor) -> int:
+def block_length(tokens: Tensor) -> int:
+    """L of blocks repeated twice (n, 2L); raises `PatterningError` for other rows."""
     length = tokens.shape[1] // 2
     if tokens.shape[1] % 2 or not torch.equal(tokens[:, :length], tokens[:, length:]):
         raise PatterningError("these rows are not blocks repeated twice: make them with repeated_random")

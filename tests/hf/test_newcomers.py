@@ -1,0 +1,42 @@
+"""A newcomer's scripts, of at most thirty lines: measure, top examples, invert, weights, train, verify."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+SCRIPTS = Path(__file__).parent / "scripts"
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gpt_neox")]
+
+
+def run(script: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict:
+    path = SCRIPTS / script
+    assert sum(bool(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 30
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    return runpy.run_path(str(path), run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", *SLOW])
+def test_a_language_model_learns_what_it_was_asked_to(
+    architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = run("language.py", monkeypatch, architecture)
+    printed = capsys.readouterr().out
+    assert printed.count("b'") + printed.count('b"') == 6  # the texts behind the numbers
+    chi = state["chi"].rows().chi[0]
+    assert chi[1::2].mean() < chi[::2].mean()  # every other row is a speech, which teaches speeches
+    arm = next(arm for arm in state["check"].arms if arm.name == "speeches")
+    assert arm.beyond["speeches"].difference < 0  # less loss on test speeches than under the same weights permuted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifier_learns_what_it_was_asked_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = run("classifier.py", monkeypatch)
+    assert "b'" in capsys.readouterr().out
+    assert state["check"].effect("more of class 2").difference < 0
