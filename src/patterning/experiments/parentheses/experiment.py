@@ -186,7 +186,7 @@ _STANDARD: Document = {
     "rival_seeds": 3,
 }  # fmt: skip
 
-# Two layers and short runs, for a look: both ways in minutes.
+# Two layers and short runs, for a look: Equal-Count steers; above the unweighted runs there is little room for Nested.
 _QUICK: Document = _STANDARD | {
     "task": {"max_length": 20, "draws": 20_000, "layers": 2},
     "train": _STANDARD["train"] | {"steps": 600},
