@@ -26,7 +26,7 @@ def test_a_language_model_learns_what_it_was_asked_to(
 ) -> None:
     state = run("language.py", monkeypatch, architecture)
     printed = capsys.readouterr().out
-    assert printed.count("b'") + printed.count('b"') == 6  # the texts behind the numbers
+    assert printed.count("b'") + printed.count('b"') >= 6  # the texts behind the numbers
     chi = state["chi"].rows().chi[0]
     assert chi[1::2].mean() < chi[::2].mean()  # every other row is a speech, which teaches speeches
     arm = next(arm for arm in state["check"].arms if arm.name == "speeches")
