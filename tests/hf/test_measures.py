@@ -48,7 +48,7 @@ def test_attention_is_that_of_the_model_by_a_loop(name: str) -> None:
         pattern = eager(model)(input_ids=ids, attention_mask=mask, output_attentions=True).attentions[1][:, 2]
         of_blocks = eager(model)(input_ids=BLOCKS, output_attentions=True).attentions[1][:, 2]
         previous = [float(pattern[i, t, t - 1]) for i in range(12) for t in range(1, len(ROWS[i]["input_ids"]))]
-        successor = [float(of_blocks[i, 6 + t, t + 1]) for i in range(6) for t in range(5)]
+        successor = [float(of_blocks[i, 6 + t, t + 1]) for i in range(6) for t in range(6)]
         assert float(M.previous_token("l1h2", ROWS)(model)) == pytest.approx(np.mean(previous), rel=1e-4)
         assert float(M.prefix_matching("l1h2", BLOCKS)(model)) == pytest.approx(np.mean(successor), rel=1e-4)
     assert model.config._attn_implementation == "sdpa"
@@ -134,7 +134,7 @@ def test_every_measure_is_an_observable_of_every_estimator(name: str) -> None:
         task = pt.Task(own_model(), next_token_losses, torch.tensor([row["input_ids"][:5] for row in ROWS]))
     else:
         task = pt.language_task(build(name), ROWS)
-    sampler = pt.SGLD(n_beta=10, localization=3000, step_size=1e-5)
+    sampler = pt.SGLD(n_beta=10, localization=30_000, step_size=1e-6)
     rows = {}
     for estimator in ("covariance", "pathwise", "first-order"):
         chi = pt.measure(
@@ -155,7 +155,10 @@ def test_measures_leave_the_model_as_it_was_and_switch_dropout_off() -> None:
         for measure in every("gpt2").values():
             assert float(measure(model)) == float(measure(model))
     assert all(part.training for part in model.modules())
-    assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
+    hooks = [
+        hook for part in model.modules() for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+    ]
+    assert not any(hook.__module__.startswith("patterning") for hook in hooks)  # transformers leaves its own
 
 
 @pytest.mark.parametrize(
