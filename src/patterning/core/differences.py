@@ -25,6 +25,8 @@ TOO_FAR = 0.02
 """Share by which differences of the loss may miss its gradient."""
 STEPS = (3e-3, 1e-3)
 """Of differences in float32, as shares of the parameters' size."""
+FINER_STEPS = (3e-4, 1e-4, 3e-5, 1e-5)
+"""Tried where the others say that the gradient is wrong: the loss of a large model may bend within these."""
 EXACT_STEPS = (1e-6, 1e-8)
 """In float64."""
 LEAST = 1e-4
@@ -97,9 +99,19 @@ class _Differences:
         """What the loss changes by along `direction`, where that is surely not `slope`; None where it may be.
 
         `typical`: how large a slope along such a direction is. A step counts if rounding leaves something to be seen at
-        it, and both must say so.
+        it, and all must say so; in float32, finer ones as well, as the loss of a large model bends within the others.
         """
         steps = EXACT_STEPS if self._exact else STEPS
+        verdicts = self._verdicts(direction, slope, typical, steps)
+        sure = len(verdicts) == len(steps) and all(bad for bad, _ in verdicts)
+        if sure and not self._exact:
+            sure = all(bad for bad, _ in self._verdicts(direction, slope, typical, FINER_STEPS))
+        return verdicts[-1][1] if sure else None
+
+    def _verdicts(
+        self, direction: Parameters, slope: float, typical: float, steps: tuple[float, ...]
+    ) -> list[tuple[bool, float]]:
+        """Of each step that counts: whether the loss changes otherwise than `slope` says, and by how much."""
         sides = [(self._losses(direction, step), self._losses(direction, -step)) for step in steps]
         noise = self._noise if not self._exact else max([self._noise, *(self._bend(up, down) for up, down in sides)])
         verdicts = []
@@ -112,8 +124,7 @@ class _Differences:
             rounding = 4 * noise / step
             if rounding < TOO_FAR / 4 * scale:
                 verdicts.append((gap > TOO_FAR * scale + rounding, (ahead + behind) / 2))
-        sure = len(verdicts) == len(steps) and all(bad for bad, _ in verdicts)
-        return verdicts[-1][1] if sure else None
+        return verdicts
 
     def _bend(self, up: Tensor, down: Tensor) -> float:
         """What lies between the two sides: in float64, where curvature is small, the rounding of a part in float32."""

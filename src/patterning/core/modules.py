@@ -14,6 +14,9 @@ from patterning.core.rng import Stream, generator
 from patterning.core.seen import tensors
 from patterning.core.tensors import as_float32
 
+MOST_NOISE = 100_003
+"""Entries of a tensor that are displaced by noise of their own; a prime, so that no row's length divides it."""
+
 
 def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
     """A copy of a module that may hold tensors of an earlier forward pass; in evaluation mode, and in float32.
@@ -104,12 +107,20 @@ def spread(n: int, count: int) -> Tensor:
 
 
 def displaced(parameters: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Parameters away from `parameters` (any shapes): each tensor's entries plus noise of their own size."""
+    """Parameters away from `parameters` (any shapes): each tensor's entries plus noise of their own size.
+
+    Very large tensors get the same noise again and again, which is drawn in a fraction of the time.
+    """
     rng = generator(number, Stream.TRIAL)
     moved = {}
     for name, value in parameters.items():
-        size = float(value.detach().double().square().mean().sqrt()) + 0.05
-        noise = torch.from_numpy(rng.standard_normal(tuple(value.shape), dtype=np.float32))
+        if value.numel() <= MOST_NOISE:
+            size = float(value.detach().double().square().mean().sqrt()) + 0.05
+            noise = torch.from_numpy(rng.standard_normal(tuple(value.shape), dtype=np.float32))
+        else:
+            size = float(value.detach().norm()) / value.numel() ** 0.5 + 0.05
+            block = torch.from_numpy(rng.standard_normal(MOST_NOISE, dtype=np.float32))
+            noise = block.repeat(-(-value.numel() // MOST_NOISE))[: value.numel()].view(value.shape)
         moved[name] = value.detach() + size * noise.to(value)
     return moved
 

@@ -21,7 +21,7 @@ from patterning.core.store import RunFolder
 from patterning.core.task import Task
 from patterning.core.workers import Workers, one_thread
 from patterning.face.response import Response
-from patterning.models.components import ComponentLike, find_component, list_components
+from patterning.models.components import Component, ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
@@ -31,6 +31,7 @@ from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
 from patterning.response.first_look import first_look
+from patterning.response.memory import Need, Plan, check_memory, size
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
@@ -102,20 +103,22 @@ def measure(
         phi = "data" if len(rows) < len(task.base_weights) and estimator != "covariance" else "probes"
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
-    try_observables(functions, anchor, task.data)
-    say = Say(progress)
-    untrained = _untrained(task, anchor)
-    say(untrained)
     antithetic = estimator in ("auto", "pathwise")
     config = ChainConfig(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
+    parts = [find_component(task.module, what) for what in names]
+    need = check_memory(task, parts, Plan(estimator, config, len(rows), len(functions), workers))
+    try_observables(functions, anchor, task.data)
+    say = Say(progress)
+    untrained = _untrained(task, anchor)
+    say(untrained)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     if estimator == "first-order":
         with one_thread():
             response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
     else:
-        say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget))
+        say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
         with _pool(out, workers, progress) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
@@ -213,13 +216,8 @@ def _first_looks(
     refused: dict[str, str] = {}
     chosen = [find_component(task.module, what) for what in components]
     for component in chosen:
-        free = Restricted(task, anchor, component)
-        try_gradient(free)
         try:
-            found[component.name] = first_look(
-                free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions,
-                phi=phi, component_loss=not functions,
-            )  # fmt: skip
+            found[component.name] = _look(task, anchor, component, kernel, functions, phi, rows)
         except PatterningError as error:
             refused[component.name] = str(error)
     if not found:
@@ -230,6 +228,18 @@ def _first_looks(
         n_free={component.name: component.count(task.module) for component in chosen}, estimator="first-order",
         kernel=kernel, chains=replace(config, antithetic=False), fingerprint=task.fingerprint,
         phi=phi if isinstance(phi, str) else "rows", refused=refused,
+    )  # fmt: skip
+
+
+def _look(
+    task: Task, anchor: Tensor, component: Component, kernel: Kernel, functions: Mapping[str, OfModule],
+    phi: PhiOf | Tensor, rows: Tensor,
+) -> SampledResponse:  # fmt: skip
+    free = Restricted(task, anchor, component)
+    try_gradient(free)
+    return first_look(
+        free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions, phi=phi,
+        component_loss=not functions,
     )  # fmt: skip
 
 
@@ -247,16 +257,15 @@ class Say:
 
 def _expectation(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], config: ChainConfig, rows: Tensor,
-    estimator: Estimator | str, observables: int, budget: int,
+    estimator: Estimator | str, observables: int, budget: int, need: Need,
 ) -> str:  # fmt: skip
     """What it will take, from one timed step and reading of each component."""
     costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator)
     seconds = sum(cost.seconds for cost in costs) * (observables if estimator != "covariance" else 1)
-    most = max(cost.megabytes for cost in costs)
     again = f", up to {budget} rounds, {_duration(budget * seconds)}" if budget > 1 else ""
     return (
         f"{len(costs)} component{'s' if len(costs) > 1 else ''}, {len(rows)} rows probed: about {_duration(seconds)} a "
-        f"round on one worker{again}; {most:.0f} MB"
+        f"round on one worker{again}; about {size(need.total)} of memory"
     )
 
 
