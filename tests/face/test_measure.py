@@ -93,7 +93,8 @@ def test_rounds_go_on_until_rows_are_reliable_or_the_budget_is_used(problem: Kno
 def test_the_time_it_will_take_is_said_before_it_starts(problem: Known, capsys: pytest.CaptureFixture[str]) -> None:
     measured(problem, progress=True, budget=2)
     err = capsys.readouterr().err
-    assert re.search(
+    said = r"1 component, 20 rows probed: about .* a round on one worker, up to 2 rounds, .*; about \d+ MB of memory"
+    assert re.search(said, err)
         r"1 component, 20 rows probed: about .* a round on one worker, up to 2 rounds, .*; about \d+ MB of memory", err
     )
     measured(problem)
