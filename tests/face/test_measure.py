@@ -95,8 +95,6 @@ def test_the_time_it_will_take_is_said_before_it_starts(problem: Known, capsys: 
     err = capsys.readouterr().err
     said = r"1 component, 20 rows probed: about .* a round on one worker, up to 2 rounds, .*; about \d+ MB of memory"
     assert re.search(said, err)
-        r"1 component, 20 rows probed: about .* a round on one worker, up to 2 rounds, .*; about \d+ MB of memory", err
-    )
     measured(problem)
     assert capsys.readouterr().err == ""
 
