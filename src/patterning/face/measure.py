@@ -216,6 +216,7 @@ def _first_looks(
     refused: dict[str, str] = {}
     chosen = [find_component(task.module, what) for what in components]
     for component in chosen:
+        try_gradient(Restricted(task, anchor, component))
         try:
             found[component.name] = _look(task, anchor, component, kernel, functions, phi, rows)
         except PatterningError as error:
@@ -236,7 +237,6 @@ def _look(
     phi: PhiOf | Tensor, rows: Tensor,
 ) -> SampledResponse:  # fmt: skip
     free = Restricted(task, anchor, component)
-    try_gradient(free)
     return first_look(
         free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions, phi=phi,
         component_loss=not functions,
