@@ -7,6 +7,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy is imported: its threads wait in a loop that costs a core
 
+import signal
 import sys
 from collections.abc import Callable
 from subprocess import CompletedProcess
@@ -19,6 +20,8 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("patterning", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("patterning")
 

@@ -28,7 +28,7 @@ def task() -> pt.Task:
 def test_what_is_counted(task: pt.Task) -> None:
     full, head = (find_component(task.module, name) for name in ("full", "l1h0"))
     pathwise = needed(task, full, Plan("pathwise", CHAINS, 16))
-    assert pathwise.positions == 4 * task.num_parameters * 8 * (40 + 80 + 1)  # 8 replicas at every step
+    assert pathwise.positions == 4 * task.num_parameters * 8 * (40 + 80 + 1 + 12)  # 8 replicas at every step
     assert needed(task, full, Plan("covariance", CHAINS, 16)).positions == 0
     assert needed(task, head, Plan("pathwise", CHAINS, 16)).positions < pathwise.positions / 5
     assert needed(task, head, Plan("pathwise", CHAINS, 16)).graph < pathwise.graph  # what lies below keeps nothing
@@ -89,7 +89,13 @@ print(need.total / 1e3 / (kilobytes("VmHWM") - before))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 @pytest.mark.parametrize(
     ("estimator", "component"),
-    [("pathwise", "full"), ("covariance", "full"), ("first-order", "full"), ("first-order", "l1h1")],
+    [
+        ("first-order", "full"),
+        ("first-order", "l1h1"),
+        pytest.param("pathwise", "full", marks=pytest.mark.slow),
+        pytest.param("covariance", "full", marks=pytest.mark.slow),
+        pytest.param("pathwise", "l1h1", marks=pytest.mark.slow),
+    ],
 )
 def test_the_estimate_is_within_a_factor_of_the_measured_peak(estimator: str, component: str) -> None:
     # Large blocks go back to the system at once, so that what was freed before is not counted as still there.

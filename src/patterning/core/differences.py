@@ -101,11 +101,14 @@ class _Differences:
         `typical`: how large a slope along such a direction is. A step counts if rounding leaves something to be seen at
         it, and all must say so; in float32, finer ones as well, as the loss of a large model bends within the others.
         """
-        steps = EXACT_STEPS if self._exact else STEPS
+        steps, finer = EXACT_STEPS, ()
+        if not self._exact:  # a loss cannot follow its slope further than to 0
+            most = float(self._middle.abs().sum())
+            within = [step for step in (*STEPS, *FINER_STEPS) if abs(slope) * step <= most]
+            steps, finer = tuple(within[: len(STEPS)]), tuple(within[len(STEPS) :])
         verdicts = self._verdicts(direction, slope, typical, steps)
-        sure = len(verdicts) == len(steps) and all(bad for bad, _ in verdicts)
-        if sure and not self._exact:
-            sure = all(bad for bad, _ in self._verdicts(direction, slope, typical, FINER_STEPS))
+        sure = len(verdicts) >= len(STEPS) and all(bad for bad, _ in verdicts)
+        sure = sure and all(bad for bad, _ in self._verdicts(direction, slope, typical, finer))
         return verdicts[-1][1] if sure else None
 
     def _verdicts(

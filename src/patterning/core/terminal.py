@@ -116,12 +116,32 @@ class _Percent(TextColumn):
         super().__init__("{task.percentage:>3.0f}%")
 
 
-class BarProgress(Progress):
+class _Staged(Progress):
+    """Counts the units of the stage that is in work, and shows them anew after each change."""
+
+    stage: Stage | None = None
+
+    def advance(self) -> None:
+        """One unit further."""
+        if self.stage is not None:
+            self.stage.whole += 1
+            self._draw()
+
+    def within(self, units: float) -> None:
+        """A fraction of a unit further."""
+        if self.stage is not None:
+            self.stage.within = units
+            self._draw()
+
+    def _draw(self) -> None:
+        """Show where the stage stands; a log speaks at its own times."""
+
+
+class BarProgress(_Staged):
     """One bar a stage, with the units and the share that are done, and elapsed and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.stage: Stage | None = None
         self._bar: Bar | None = None
 
     def start(self, stage: str, total: int, done: int) -> None:
@@ -141,18 +161,6 @@ class BarProgress(Progress):
         self._bar.start()
         self._bar.add_task(f"{stage} ({done} found)" if done else stage, total=total, completed=done)
 
-    def advance(self) -> None:
-        """One unit further."""
-        if self.stage is not None:
-            self.stage.whole += 1
-            self._draw()
-
-    def within(self, units: float) -> None:
-        """A fraction of a unit further."""
-        if self.stage is not None:
-            self.stage.within = units
-            self._draw()
-
     def finish(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
@@ -164,11 +172,10 @@ class BarProgress(Progress):
             self._bar.update(self._bar.task_ids[0], completed=self.stage.done)
 
 
-class NotebookProgress(Progress):
+class NotebookProgress(_Staged):
     """One bar a stage below the cell, redrawn in place at most five times a second; its last state stays."""
 
     def __init__(self) -> None:
-        self.stage: Stage | None = None
         self._handle: Any = None
         self._due = 0.0
 
@@ -180,18 +187,6 @@ class NotebookProgress(Progress):
         self.stage = Stage(stage, total, done)
         self._as_html = HTML
         self._handle = display(HTML(self._bar()), display_id=True)
-
-    def advance(self) -> None:
-        """One unit further."""
-        if self.stage is not None:
-            self.stage.whole += 1
-            self._draw()
-
-    def within(self, units: float) -> None:
-        """A fraction of a unit further."""
-        if self.stage is not None:
-            self.stage.within = units
-            self._draw()
 
     def finish(self) -> None:
         """Leave the bar as it stands."""
@@ -211,36 +206,25 @@ class NotebookProgress(Progress):
         return f'<progress max="1" value="{share:.3f}" aria-label="{words}"></progress> <code>{words}</code>'
 
 
-class LineProgress(Progress):
+class LineProgress(_Staged):
     """A line every `interval` seconds while a stage is in work: for logs, where a bar would be redrawn line by line."""
 
     def __init__(self, console: Console, interval: float = LOG_INTERVAL) -> None:
         self.console = console
         self.interval = interval
-        self._stage: Stage | None = None
         self._over = threading.Event()
         self._due = time.monotonic() + interval
 
     def start(self, stage: str, total: int, done: int) -> None:
         """A stage begins; short ones leave no line."""
         self.finish()
-        self._stage, self._over = Stage(stage, total, done), threading.Event()
-        threading.Thread(target=self._speak, args=(self._stage, self._over), daemon=True).start()
-
-    def advance(self) -> None:
-        """One unit further."""
-        if self._stage is not None:
-            self._stage.whole += 1
-
-    def within(self, units: float) -> None:
-        """A fraction of a unit further."""
-        if self._stage is not None:
-            self._stage.within = units
+        self.stage, self._over = Stage(stage, total, done), threading.Event()
+        threading.Thread(target=self._speak, args=(self.stage, self._over), daemon=True).start()
 
     def finish(self) -> None:
         """No more lines of this stage."""
         self._over.set()
-        self._stage = None
+        self.stage = None
 
     def _speak(self, stage: Stage, over: threading.Event) -> None:
         while not over.wait(max(self._due - time.monotonic(), 0.0)):

@@ -31,10 +31,12 @@ def check_gradient(task: Triable, rows: Tensor, original: nn.Module) -> tuple[st
         for name, value in own.items()
         if all(not bool(found[name].nan_to_num().any()) for found in (slopes, others) if name in found)
     }
+    reached = set(slopes)
+    del slopes, others  # of a large model, a good part of the memory
     inert: Parameters = {}
     if len(silent) < len(own):
-        inert = _check_reached(task, rows, places, {name: own[name] for name in silent if name not in slopes})
-        inert |= _check_flat(task, rows, own, {name: own[name] for name in silent if name in slopes})
+        inert = _check_reached(task, rows, places, {name: own[name] for name in silent if name not in reached})
+        inert |= _check_flat(task, rows, own, {name: own[name] for name in silent if name in reached})
     for parameters in places:
         check_differences(task, rows, parameters, gradient)
     if len(silent) == len(own):

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning.core.arrays import Floats
-from patterning.core.plain import Document
 from patterning.core.rng import Stream, generator
 from patterning.core.task import Task
 from patterning.study.bench import Kind
@@ -128,7 +127,7 @@ class AdditionConfig(StudySettings):
 
 
 CONFIG, DEFAULT = AdditionConfig, "standard"
-PRESETS: dict[str, Document] = {DEFAULT: {
+PRESETS = {DEFAULT: {
     "sampling": {"n_beta": 347.0, "localization": 100.0, "step_size": 1e-4, "batch_size": 64, "draws": 64},
     "pilots": 8, "seeds": 16, "directions": ("gap", "losses", "held-out", "runs"),
     "strengths": ({"policy": "rank-tilt", "alpha": 0.5},),

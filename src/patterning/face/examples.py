@@ -20,7 +20,10 @@ CONTEXT = 24
 
 @dataclass(frozen=True)
 class Example:
-    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width, and its text."""
+    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width (0: unknown), its text.
+
+    `of_token`: rows have several samples, so that the position is shown.
+    """
 
     id: Any
     row: int
@@ -28,10 +31,12 @@ class Example:
     chi: float
     half_width: float
     text: str
+    of_token: bool = False
 
     def __str__(self) -> str:
-        where = f"{self.id}" if self.position == 0 else f"{self.id}, {self.position}"
-        return f"{self.chi:+.3g} ± {self.half_width:.2g}  [{where}] {self.text}"
+        where = f"{self.id}, {self.position}" if self.of_token or self.position else f"{self.id}"
+        error = f"± {self.half_width:.2g}" if self.half_width > 0 else "(error unknown)"
+        return f"{self.chi:+.3g} {error}  [{where}] {self.text}"
 
 
 def as_text(decode: Decode, task: Task, row: int, position: int) -> str:

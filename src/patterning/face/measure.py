@@ -1,5 +1,6 @@
 """`measure`: from a task to χ in one call."""
 
+import gc
 import math
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from patterning.core.store import RunFolder
 from patterning.core.task import Task
 from patterning.core.workers import Workers, one_thread
 from patterning.face.response import Response
-from patterning.models.components import Component, ComponentLike, find_component, list_components
+from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
@@ -216,10 +217,17 @@ def _first_looks(
     refused: dict[str, str] = {}
     chosen = [find_component(task.module, what) for what in components]
     for component in chosen:
+        free = Restricted(task, anchor, component)
+        try_gradient(free)
         try:
-            found[component.name] = _look(task, anchor, component, kernel, functions, phi, rows)
+            found[component.name] = first_look(
+                free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions,
+                phi=phi, component_loss=not functions,
+            )  # fmt: skip
         except PatterningError as error:
             refused[component.name] = str(error)
+        del free
+        gc.collect()  # hooks keep a clamped copy of the model alive until then, and the next one would stand beside it
     if not found:
         raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
     samples = task.samples(rows)
@@ -228,18 +236,6 @@ def _first_looks(
         n_free={component.name: component.count(task.module) for component in chosen}, estimator="first-order",
         kernel=kernel, chains=replace(config, antithetic=False), fingerprint=task.fingerprint,
         phi=phi if isinstance(phi, str) else "rows", refused=refused,
-    )  # fmt: skip
-
-
-def _look(
-    task: Task, anchor: Tensor, component: Component, kernel: Kernel, functions: Mapping[str, OfModule],
-    phi: PhiOf | Tensor, rows: Tensor,
-) -> SampledResponse:  # fmt: skip
-    free = Restricted(task, anchor, component)
-    try_gradient(free)
-    return first_look(
-        free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions, phi=phi,
-        component_loss=not functions,
     )  # fmt: skip
 
 

@@ -147,6 +147,7 @@ class Response:
                 position=int(self.position[j]),
                 chi=float(chi[j]),
                 half_width=float(width[j]),
+                of_token=self.task is not None and self.task.samples_per_row > 1,
                 text=self._text(decode, int(self.row[j]), int(self.position[j])),
             )
             for j in places
@@ -226,16 +227,17 @@ class Response:
         write_whole(Path(path), page.encode(errors="replace"))
 
     def __str__(self) -> str:
-        """Every row with its reliability and half-widths, then the warnings."""
+        """Every row with its reliability, the medians of |χ| and of its 95 % half-width, then the warnings."""
         width = np.median(self.half_width(), axis=1)
         size = np.median(np.abs(self.chi), axis=1)
-        head = f"{'row':24} {'estimator':12} {'reliability':>11} {'R-hat':>7} {'median |χ|':>11} {'± (95 %)':>9}"
+        head = f"{'row':24} {'estimator':12} {'reliability':>11} {'R-hat':>7} {'median |χ|':>11} {'median ±':>9}"
         lines = [
             f"{name[:24]:24} {self.estimator[c]:12} {_number(self.reliability[name], '.2f'):>11} "
             f"{_number(self.r_hat[name], '.3f'):>7} {size[i]:11.3g} {_number(width[i] or np.nan, '.2g'):>9}"
             for i, (name, (c, _)) in enumerate(zip(self.names, self.rows_of, strict=True))
         ]
-        first = f"χ: {len(self.names)} rows, {len(self.row):,} samples, {self._settings()}"
+        count = "1 row" if len(self.names) == 1 else f"{len(self.names)} rows"
+        first = f"χ: {count}, {len(self.row):,} samples, {self._settings()}"
         return "\n".join([first, head, *lines, *(f"! {line}" for line in self.warnings)])
 
     __repr__ = __str__

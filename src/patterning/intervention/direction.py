@@ -20,6 +20,7 @@ from patterning.core.arrays import Bools, Floats, as_mask
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Facts, Plain
 from patterning.core.samples import Data, Samples
+from patterning.intervention.change import Change
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import is_number, strong_enough
@@ -27,18 +28,6 @@ from patterning.intervention.weights import PairPolicy, standardise, swaps
 
 MIN_RELIABILITY = 0.3
 """A row of χ with a split-half reliability under this is not inverted."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """An expected change of an observable, in its own units, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
 
 
 @dataclass(frozen=True)
@@ -284,10 +273,14 @@ def _folds(rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: 
 def _changes(
     names: Sequence[str], folds: Sequence[Fold], q: Floats, carried: Callable[[Floats], Floats]
 ) -> dict[str, Change]:
-    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on."""
+    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on.
+
+    A first look has no chains: its halves are the same, and the error is not known.
+    """
     values = [(chain * q) @ carried(fold.s) for fold in folds for chain in fold.response]
     table = np.stack(values)  # (chains, k)
     mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
+    error = np.where((table == table[0]).all(0) & (mean != 0), np.nan, error)
     width = float(stdtrit(max(len(table) - 1, 1), 0.975)) * error
     return {name: Change(float(m), float(m - w), float(m + w)) for name, m, w in zip(names, mean, width, strict=True)}
 
@@ -298,7 +291,7 @@ def _unconfirmed(target: Mapping[str, float], predicted: Mapping[str, Change]) -
         f"{name} is expected at {predicted[name]} for each unit of strength, which "
         f"{'includes 0' if predicted[name].low <= 0 <= predicted[name].high else 'is the other way'}"
         for name, value in target.items()
-        if value and not min(predicted[name].low * value, predicted[name].high * value) > 0
+        if value and not min(end * value for end in predicted[name].ends()) > 0
     )
 
 

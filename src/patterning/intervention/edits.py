@@ -19,8 +19,8 @@ from scipy.special import ndtri
 
 from patterning.core.arrays import Floats, as_floats
 from patterning.core.errors import PatterningError
+from patterning.intervention.change import Change
 from patterning.intervention.data_weights import Weights
-from patterning.intervention.direction import Change
 
 _DELIMITERS = re.compile(r"\s*([()\[\]{}<>,;:])\s*")
 _SPACES = re.compile(r"\s+")
@@ -66,14 +66,15 @@ def effect_of(
     """What weights should do to an observable, to first order, with an interval from the error of χ.
 
     `chi` (n,) or (n, t), shaped like the weights: the change of the observable per unit of ρ and of base weight, in its
-    units (nβ χ of a `Response`); `chi_se`: its standard errors, taken as independent. `before`: the weights at which χ
-    was measured (default: ρ = 1). Second order is not covered: check large edits by retraining.
+    units (nβ χ of a `Response`). `chi_se`: its standard errors, taken as independent; without them the interval is NaN.
+    `before`: the weights at which χ was measured (default: ρ = 1). Second order is not covered: check large edits by
+    retraining.
     """
     base = np.ones_like(weights.rho) if before is None else before.rho
     change = weights.base_weights * (weights.rho - base)
     response = _like("chi", chi, change)
     value = float((change * response).sum())
-    error = 0.0 if chi_se is None else float(np.sqrt(((change * _like("chi_se", chi_se, change)) ** 2).sum()))
+    error = np.nan if chi_se is None else float(np.sqrt(((change * _like("chi_se", chi_se, change)) ** 2).sum()))
     width = float(ndtri((1 + level) / 2)) * error
     return Change(value, value - width, value + width)
 

@@ -82,21 +82,27 @@ def list_components(module: nn.Module) -> list[str]:
 def _known(module: nn.Module, what: str) -> Component | None:
     """The part of a known architecture that is called `what`; None where there is none of this name."""
     layout = layout_of(module)
+    named = re.fullmatch(r"l(\d+)(?:h(\d+)| (attn|mlp))", what)
     if layout is None:
+        if named is not None and hasattr(module, "original_model"):
+            raise PatterningError(
+                f"{type(module).__name__} takes another model's parts apart, so that {what!r} is in several places: "
+                "make the task of the Hugging Face model itself, whose parts are known by name, or give a pattern of "
+                "parameter names"
+            )
         return None
     if what in layout.parts:
         for name in layout.parts[what]:
             _say_if_tied(module, name)
         return Component(what, dict.fromkeys(name for name in layout.parts[what] if not left_out(module, name)))
-    match = re.fullmatch(r"l(\d+)(?:h(\d+)| (attn|mlp))", what)
-    if match is None:
+    if named is None:
         return None
-    layer = int(match[1])
-    if layer >= layout.layers or (match[2] and int(match[2]) >= layout.heads):
+    layer = int(named[1])
+    if layer >= layout.layers or (named[2] and int(named[2]) >= layout.heads):
         raise PatterningError(f"{what!r}: the model has {layout.layers} layers of {layout.heads} heads, from 0")
-    if match[2]:
-        return Component(what, layout.head(layer, int(match[2])), layout.note_of(layer, int(match[2])))
-    prefixes = tuple(prefix.format(layer) for prefix in (layout.attention if match[3] == "attn" else layout.mlp))
+    if named[2]:
+        return Component(what, layout.head(layer, int(named[2])), layout.note_of(layer, int(named[2])))
+    prefixes = tuple(prefix.format(layer) for prefix in (layout.attention if named[3] == "attn" else layout.mlp))
     return Component(what, dict.fromkeys(_listed(module, lambda name: name.startswith(prefixes))))
 
 

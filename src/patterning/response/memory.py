@@ -72,10 +72,11 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     """What a component takes besides what the task holds already.
 
     Copies of the model: w*, and a clamped copy with its own w*, with the whole row, its parameters and their gradients
-    for observables; or, at another time, the rows at which a task's fingerprint is taken. States: replicas ×
-    P_C numbers of positions, gradients, noise and what an update makes of them, and the
-    parameter tensors that a part of is free. Positions: those of every step, which the pathwise estimator goes back
-    through. Activations: what one call keeps (`models.footprint`), which second derivatives keep three times.
+    for observables; or, at another time, the rows at which a task's fingerprint is taken. States: replicas × P_C
+    numbers of positions, gradients, noise and what an update makes of them, and the parameter tensors that a part of is
+    free. Positions: those of every step, which the pathwise estimator goes back through, and the adjoints of the steps
+    between two draws, three times. Activations: what one call keeps (`models.footprint`), which second derivatives keep
+    three times.
     """
     module = task.module
     whole = 4.0 * task.num_parameters
@@ -93,7 +94,8 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     else:
         states = plan.replicas * 6 * free + together * 2 * touched
         second = plan.estimator != "covariance"
-        positions = plan.replicas * free * (plan.steps + 1) if second else 0.0
+        kept = plan.steps + 1 + 3 * plan.chains.steps_between_draws
+        positions = plan.replicas * free * kept if second else 0.0
         copies = 3.0 if second else 1.3
         cells = float(max(batch * t * together, plan.rows * t))
     most = CELLS_AT_ONCE["cpu"] if sample == 0 else min(CELLS_AT_ONCE["cpu"], max(t, MOST_BYTES / sample))

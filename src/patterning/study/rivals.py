@@ -18,7 +18,7 @@ from patterning.study.bench import Bench, Found, weights_of
 from patterning.study.settings import Strength, Way
 from patterning.study.strength import weigh
 from patterning.study.subject import Rho
-from patterning.verification.controls import labelled_like, random_direction_like
+from patterning.verification.controls import labelled_like, random_direction_like, thinned
 
 Rivals = dict[str, Rival]
 FACTORS = {"remove": 0.0, "double": 2.0}
@@ -67,14 +67,22 @@ def random_functions(lead: Lead, functions: NDArray[np.floating]) -> Rivals:
 
 
 def other_reading(
-    lead: Lead, name: str, read: Callable[[], Found], way: Way | str = "", strength: Strength | None = None
+    lead: Lead,
+    name: str,
+    read: Callable[[], Found],
+    way: Way | str = "",
+    strength: Strength | None = None,
+    *,
+    kind: str = "control",
+    seeds: int | None = None,
 ) -> Rivals:
-    """Along what another reading gives; none where it gives nothing."""
+    """Along what another reading gives, or against it for the way "down"; none where it gives nothing."""
     try:
         found = read().direction
     except PatterningError:
         return {}
-    return {} if found.refused else {name: Rival(lead.along(found.s, strength), kind="control", way=way)}
+    s = -found.s if way == "down" else found.s
+    return {} if found.refused else {name: Rival(lead.along(s, strength), kind=kind, way=way, seeds=seeds)}
 
 
 def by_label(lead: Lead, name: str, label: Bools) -> Rivals:
@@ -110,3 +118,36 @@ def without_groups(bench: Bench, groups: Mapping[str, Bools], changes: Sequence[
         if label.any() and not label.all()
         for change in changes
     }  # fmt: skip
+
+
+def at_strengths(lead: Lead, strengths: Sequence[Strength], names: Mapping[Way, str], seeds: int) -> Rivals:
+    """The lead itself at other strengths, each way; `names` of the ways."""
+    return {
+        f"{lead.name} → {name}, {strength}": Rival(
+            weigh(lead.bench, lead.direction, way, strength).rho, kind="strength", way=way, seeds=seeds
+        )
+        for strength in strengths
+        for way, name in names.items()
+    }
+
+
+def single_random_directions(lead: Lead, count: int, seeds: int) -> Rivals:
+    """As `random_directions`, but each draw is an arm of its own, so that it has a forecast of its own."""
+    return {
+        f"random direction {draw + 1}": Rival(
+            lead.along(random_direction_like(lead.direction.s, draw)), kind="random", seeds=seeds
+        )
+        for draw in range(count)
+    }
+
+
+def thinned_groups(
+    bench: Bench, groups: Mapping[str, Bools], among: Bools, factors: Sequence[float], seeds: int
+) -> Rivals:
+    """Each group at a factor of its weight; the samples `among` which it is thinned out keep their total weight."""
+    q = bench.subject.base_weights
+    return {
+        f"{factor:g} × {name}": Rival(thinned(mask, q, among, factor), kind="class", seeds=seeds)
+        for name, mask in groups.items()
+        for factor in factors
+    }

@@ -143,10 +143,11 @@ def _mapping(value: Plain) -> Mapping[str, Plain]:
 
 def _change(change: Plain, factor: float) -> str:
     numbers = [_number(_mapping(change).get(key)) for key in ("value", "low", "high")]
-    if not all(math.isfinite(number * factor) for number in numbers):
+    if not math.isfinite(numbers[0] * factor):
         return "not known"
     value, *ends = (number * factor for number in numbers)
-    return f"{value:+.3g} [{min(ends):+.3g}, {max(ends):+.3g}]"
+    known = all(math.isfinite(end) for end in ends)
+    return f"{value:+.3g} [{min(ends):+.3g}, {max(ends):+.3g}]" if known else f"{value:+.3g} (error unknown)"
 
 
 def facts_in_words(facts: Mapping[str, Any]) -> str:

@@ -6,33 +6,31 @@ sampled around each, gives weights that ask for one of them (docs/results/parent
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from patterning.core.arrays import Floats
-from patterning.core.plain import Document
-from patterning.experiments.parentheses.figure import figure
 from patterning.experiments.parentheses.subject import ParenthesesSubject, TaskSize, build_task
 from patterning.intervention.direction import Direction
 from patterning.study.arms import Rival
 from patterning.study.bench import Bench, Kind, Reading
+from patterning.study.figure import figure_by_seed
 from patterning.study.given import Given
 from patterning.study.metagradient import OfGradient
 from patterning.study.readings import OfTraining, OverRuns
 from patterning.study.readings_of_solutions import Around, Gap, LossGap
-from patterning.study.rivals import Lead
+from patterning.study.rivals import Lead, at_strengths, other_reading, single_random_directions, thinned_groups
 from patterning.study.run import Study
 from patterning.study.sampling import Sampling
 from patterning.study.settings import Strength, StudySettings, Way
-from patterning.study.strength import weigh
 from patterning.tasks.parentheses import CONSTANT_LOSS
 from patterning.training.weighted import TrainConfig
-from patterning.verification.controls import random_direction_like, thinned
+from patterning.verification.controls import thinned
 
-WAYS: tuple[tuple[Way, str], ...] = (("up", "Nested"), ("down", "Equal-Count"))
+WAYS: dict[Way, str] = {"up": "Nested", "down": "Equal-Count"}
 PURE = 0.99
 """A checkpoint is a solution of a rule when its answers agree with the rule on this share of the OOD strings."""
 
@@ -84,21 +82,20 @@ def study(config: ParenthesesConfig) -> Study:
     """What `run_study` runs."""
     nested = Kind("agree_nested", PURE, config.solutions, "smooth" if config.smooth else "", "id_accuracy", PURE)
     equal = Kind("agree_equal_count", PURE, config.solutions, guard="id_accuracy", guard_at_least=PURE)
-    names = ("Nested", "Equal-Count")
+    names = (WAYS["up"], WAYS["down"])
 
     def gap(row: Any) -> Gap:
         return Gap(nested, equal, config.sampling, CONSTANT_LOSS, names, row)
 
+    def around(held: tuple[str, ...]) -> Around:
+        return Around(nested, {"ood_loss": -1.0}, config.sampling, CONSTANT_LOSS, held, WAYS["up"])
+
     readings: dict[str, Reading] = {
         "gap": gap("free-energy"),
-        "llc-posterior": gap("llc-posterior"),
-        "llc-total": gap("llc-total"),
-        "entropic": gap("entropic"),
+        **{row: gap(row) for row in ("llc-posterior", "llc-total", "entropic")},
         "losses": LossGap(nested, equal, names),
-        "ood": Around(nested, {"ood_loss": -1.0}, config.sampling, CONSTANT_LOSS, name_of_kind="Nested"),
-        "ood-held": Around(
-            nested, {"ood_loss": -1.0}, config.sampling, CONSTANT_LOSS, ("true_loss", "false_loss"), "Nested"
-        ),
+        "ood": around(()),
+        "ood-held": around(("true_loss", "false_loss")),
         "runs": OverRuns(),
         "runs-groups": OverRuns(groups=6),
         "retraining": OfTraining(config.seeds_per_split),
@@ -113,99 +110,57 @@ def study(config: ParenthesesConfig) -> Study:
         readings,
         keep=config.measure_at,
         settings={name: subject_of(config, part) for name, part in others.items()},
-        rivals=lambda bench, directions: rivals(config, bench, directions),
-        figure=figure,
+        rivals=partial(rivals, config),
+        figure=partial(figure_by_seed, title="accuracy where the two algorithms disagree: 0 Equal-Count, 1 Nested"),
     )
 
 
 def rivals(config: ParenthesesConfig, bench: Bench, directions: Mapping[str, Direction]) -> dict[str, Rival]:
-    """What else may steer or not: other readings and strengths, classes of strings, random directions."""
-    lead = Lead.of(bench, directions, bench.seeds.claims[: config.rival_seeds])
-    few = config.rival_seeds
-    result = dict[str, Rival]()
+    """What else may steer or not; a reading that was refused is no rival. Oracle arms know what a rule needs."""
+    few, task, readings = config.rival_seeds, build_task(config.task), study(config).readings
+    lead, free = Lead.of(bench, directions, bench.seeds.claims[:few]), ~task.train.labels
+    result = at_strengths(lead, config.other_strengths, WAYS, few)
+    result |= single_random_directions(lead, config.random_directions, few)
     for i, name in enumerate(config.rival_readings):
-        reading = study(config).readings[name].read(name, bench).direction
-        for way, rule in WAYS:
-            s = reading.s if way == "up" else -reading.s
-            rho = lead.along(s, bench.chosen.get((lead.name, way)))
-            result[f"{name} → {rule}"] = Rival(rho, kind="rival", way=way, seeds=few if i else None)
-    for strength in config.other_strengths:
-        for way, rule in WAYS:
-            rho = weigh(bench, lead.direction, way, strength).rho
-            result[f"{lead.name} → {rule}, {strength}"] = Rival(rho, kind="strength", way=way, seeds=few)
-    for seed in range(config.random_directions):
-        rho = lead.along(random_direction_like(lead.direction.s, seed))
-        result[f"random direction {seed + 1}"] = Rival(rho, kind="random", seeds=few)
-    return result | _by_class(config, bench.subject.base_weights, few)
-
-
-def _by_class(config: ParenthesesConfig, q: Floats, few: int) -> dict[str, Rival]:
-    """Each class of FALSE strings thinned out or multiplied; and the oracle, which knows which classes a rule needs."""
-    task, result = build_task(config.task), dict[str, Rival]()
-    free = ~task.train.labels
+        read, seeds = partial(readings[name].read, name, bench), few if i else None
+        for way, rule in WAYS.items():
+            strength = bench.chosen.get((lead.name, way))
+            result |= other_reading(lead, f"{name} → {rule}", read, way, strength, kind="rival", seeds=seeds)
     classes = {name: mask for name, mask in task.classes.items() if name.startswith("FALSE")}
-    for name, mask in classes.items():
-        for factor in config.class_factors:
-            rho = thinned(mask, q, free, factor)
-            result[f"{factor:g} × {name}"] = Rival(rho, kind="class", seeds=few)
+    result |= thinned_groups(bench, classes, free, config.class_factors, few)
     if config.oracle_keep is not None:
         never = np.any([mask for name, mask in classes.items() if name.startswith("FALSE, never dips")], axis=0)
-        for (way, rule), mask in zip(WAYS, (never, free & ~never), strict=True):
-            rho = thinned(mask, q, free, config.oracle_keep)
+        for (way, rule), mask in zip(WAYS.items(), (never, free & ~never), strict=True):
+            rho = thinned(mask, bench.subject.base_weights, free, config.oracle_keep)
             result[f"oracle → {rule}"] = Rival(rho, kind="oracle", way=way, seeds=few)
     return result
 
 
-_SAMPLING: Document = {
-    "n_beta": 300.0, "localization": 5000.0, "step_size": 1e-5, "chains": 4, "draws": 32, "burn_in": 100,
-    "steps_between_draws": 8, "batch_size": 128,
-}  # fmt: skip
-
 # docs/results/parentheses.md: the gap each way, at a strength chosen on two seeds of its own. Runs come to rest in a
 # solution, as the learning rate falls over their second half; pilots go on switching, so that both solutions are seen.
-_STANDARD: Document = {
+_STANDARD: dict[str, Any] = {
     "task": {"max_length": 20, "draws": 20_000, "layers": 3},
     "train": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2, "settle": 0.5},
     "pilot_train": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2},
     "smooth": {"steps": 400, "batch_size": 256, "learning_rate": 3e-4, "weight_decay": 1e-2, "epsilon": 1e-4},
     "measure_at": (50, 100, 150, 200, 400, 800, 1500, 2000, 2500, 3000, 3500, 4000, 4500, 5000, 5500, 6000),
-    "sampling": _SAMPLING,
-    "pilots": 6,
-    "pilot_seed": 1100,
-    "tuning_seed": 2100,
-    "seeds": 16,
-    "first_seed": 7000,
-    "side_seeds": 8,
-    "directions": ("gap",),
-    "strengths": ({"policy": "rank-tilt", "alpha": 1.0}, {"policy": "rank-tilt", "alpha": 1.5}),
-    "together": False,
-    "rival_readings": ("losses", "llc-posterior", "llc-total"),
+    "sampling": {"n_beta": 300.0, "localization": 5000.0, "step_size": 1e-5, "chains": 4, "draws": 32, "burn_in": 100,
+                 "steps_between_draws": 8, "batch_size": 128},
+    "pilots": 6, "pilot_seed": 1100, "tuning_seed": 2100, "seeds": 16, "first_seed": 7000, "side_seeds": 8,
+    "directions": ("gap",), "together": False,
+    "strengths": tuple({"policy": "rank-tilt", "alpha": alpha} for alpha in (1.0, 1.5)),
     "other_strengths": tuple({"policy": "rank-tilt", "alpha": alpha} for alpha in (0.25, 0.5, 0.75, 2.0)),
-    "class_factors": (0.4,),
+    "rival_readings": ("losses", "llc-posterior", "llc-total"), "rival_seeds": 3, "class_factors": (0.4,),
     "random_directions": 3,
-    "rival_seeds": 3,
 }  # fmt: skip
 
 # Two layers and short runs, for a look: Equal-Count steers; above the unweighted runs there is little room for Nested.
-_QUICK: Document = _STANDARD | {
-    "task": {"max_length": 20, "draws": 20_000, "layers": 2},
-    "train": _STANDARD["train"] | {"steps": 600},
-    "pilot_train": _STANDARD["pilot_train"] | {"steps": 4000},
-    "sampling": _SAMPLING | {"draws": 20, "burn_in": 60},
-    "pilots": 5,
-    "seeds": 8,
-    "solutions": 2,
-    "strengths": ({"policy": "rank-tilt", "alpha": 1.0},),
-    "rival_readings": (),
-    "other_strengths": (),
-    "class_factors": (),
-    "random_directions": 0,
-    "oracle_keep": None,
-}
+_QUICK: dict[str, Any] = _STANDARD | {
+    "task": _STANDARD["task"] | {"layers": 2}, "train": _STANDARD["train"] | {"steps": 600},
+    "pilot_train": _STANDARD["pilot_train"] | {"steps": 4000}, "pilots": 5, "seeds": 8, "solutions": 2,
+    "sampling": _STANDARD["sampling"] | {"draws": 20, "burn_in": 60}, "strengths": _STANDARD["strengths"][:1],
+    "other_strengths": (), "rival_readings": (), "class_factors": (), "random_directions": 0, "oracle_keep": None,
+}  # fmt: skip
 
-PRESETS: dict[str, Document] = {
-    "quick": _QUICK,
-    "standard": _STANDARD,
-    "standard-2-layers": _STANDARD | {"task": _STANDARD["task"] | {"layers": 2}},
-}
+PRESETS = {"quick": _QUICK, "standard": _STANDARD}
 DEFAULT = "standard"
