@@ -65,10 +65,10 @@ def prefix_matching(head: str, blocks: Tensor) -> ModelMeasure:
 
 
 def head_ablation(head: str, data: object, how: Literal["zero", "mean"] = "zero") -> ModelMeasure:
-    """How much the mean loss on a set rises, in nats, when what a head reads is replaced: what the head is worth there.
+    """How much the mean loss on a set rises, in nats, when a head's output is replaced: what the head is worth there.
 
-    By 0, or by its mean over all real tokens of the set ("mean"), which leaves in place what does not depend on the
-    text.
+    The output is what the head gathered from the tokens, before the output projection. It is replaced by 0, or by its
+    mean over all real tokens of the set ("mean"), which leaves in place what does not depend on the text.
     """
     if how not in ("zero", "mean"):
         raise PatterningError(f"a head can be replaced by 'zero' or 'mean', not by {how!r}")
