@@ -12,6 +12,8 @@ ROOMS = (
 )  # fmt: skip
 """From the ground up: a room may use those before it."""
 LONGEST = 320
+EXPERIMENTS = 1600
+"""Lines of all experiments together: what they share belongs to the study."""
 
 
 def modules() -> list[str]:
@@ -47,6 +49,11 @@ def test_no_circles() -> None:
 
     for name in modules():
         visit(name, ())
+
+
+def test_experiments_stay_thin() -> None:
+    folder = code.ROOT / "experiments"
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py")) < EXPERIMENTS
 
 
 def test_files_can_be_read_in_one_sitting() -> None:

@@ -11,10 +11,10 @@ from patterning.core.plain import Document
 from patterning.experiments.induction.settings import InductionConfig
 from patterning.experiments.induction.subject import InductionSubject
 from patterning.response.groups import clustered_mean
-from patterning.response.susceptibility import rank_correlation
 from patterning.study.arms import UNWEIGHTED, permuted_name
 from patterning.study.bench import Bench
 from patterning.study.component_summary import describe_components
+from patterning.study.likeness import likeness, row_means
 from patterning.study.readings_of_components import OfComponents, read_components
 from patterning.study.relative import by_more_of, in_percent
 from patterning.study.subject import Runs
@@ -29,28 +29,21 @@ def summarise(config: InductionConfig, readings: Document, bench: Bench, runs: M
     used = {name: readings[name] for name in config.directions}
     baselines = {arm: UNWEIGHTED for arm in runs if arm != UNWEIGHTED}
     beyond = {arm: permuted_name(arm) for arm in runs if permuted_name(arm) in runs}
-    directions = _directions(used, bench)
+    directions = row_means(used, bench)
+    heuristics = {
+        "share of induction tokens": subject.text_data.classes["induction"].mean(axis=1),
+        "compressibility (gzip)": -compressibility(subject.text_data.row_bytes),
+    }
     shown = _components(config, used, bench)
     return {
         "percent": [*in_percent(runs, ("onset", subject.guarded), baselines),
                     *in_percent(runs, ("onset", subject.guarded), beyond)],
         "components": shown,
-        "likeness": _likeness(directions, subject),
+        "likeness": likeness(directions, heuristics),
         "domains": by_more_of(runs, tuple(subject.domains()), "gap_area", UNWEIGHTED),
         "foretold_by_domain": _by_domain(directions, shown, subject),
         "text": _text(config, subject),
     }  # fmt: skip
-
-
-def _directions(used: Document, bench: Bench) -> dict[str, Floats]:
-    """Row means (n,) of every direction that stands."""
-    found = {}
-    for name, reading in used.items():
-        with suppress(PatterningError):
-            direction = reading.read(name, bench).direction  # what was read is kept
-            if not direction.refused:
-                found[name] = direction.s.reshape(bench.subject.base_weights.shape).mean(axis=1)
-    return found
 
 
 def _components(config: InductionConfig, used: Document, bench: Bench) -> list[Document]:
@@ -64,20 +57,6 @@ def _components(config: InductionConfig, used: Document, bench: Bench) -> list[D
         with suppress(PatterningError):  # its chains gave nothing: directions made from it say so
             found.append(describe_components(bench, read_components(bench, config.reading, stage), stage))
     return found
-
-
-def _likeness(directions: Mapping[str, Floats], subject: InductionSubject) -> list[Document]:
-    """Rank correlation over rows of each direction with plain heuristics and with the other directions."""
-    text = subject.text_data
-    scales = {
-        "share of induction tokens": text.classes["induction"].mean(axis=1),
-        "compressibility (gzip)": -compressibility(text.row_bytes),
-        **{f"with {name}": s for name, s in directions.items()},
-    }
-    return [
-        {"name": name} | {what: rank_correlation(s, scale) for what, scale in scales.items() if what != f"with {name}"}
-        for name, s in directions.items()
-    ]
 
 
 def _by_domain(directions: Mapping[str, Floats], shown: list[Document], subject: InductionSubject) -> list[Document]:
