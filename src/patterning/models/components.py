@@ -16,7 +16,7 @@ from patterning.models.architectures.layout import Masks, left_out
 
 @dataclass(frozen=True)
 class Component:
-    """A named set of coordinates; `note`: what a reader should know of it."""
+    """A head, a layer or any other named part of the parameters, as masks; `note`: what a reader should know of it."""
 
     name: str
     masks: Masks

@@ -20,7 +20,11 @@ from patterning.posterior.sgld import check_settings
 
 @dataclass(frozen=True)
 class RMSPropSGLD:
-    """Settings of the kernel: nβ, γ and ε as in `SGLD`, the decay a of the second moment, and δ (`damping`)."""
+    """SGLD whose step in each coordinate is divided by the size of recent gradients there, as in RMSProp.
+
+    nβ, γ and ε are those of `SGLD`. `decay` a: how slowly the mean of squared gradients forgets. `damping` δ: the least
+    that a step is divided by.
+    """
 
     n_beta: float
     localization: float

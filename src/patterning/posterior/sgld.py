@@ -53,7 +53,11 @@ def check_settings(n_beta: float, localization: float, step_size: float, damping
 
 @dataclass(frozen=True)
 class SGLD:
-    """Settings of the kernel. `n_beta` nβ, `localization` γ and `step_size` ε have no default."""
+    """SGLD, gradient descent with noise around a checkpoint w*: what a chain walks by. Nothing has a default.
+
+    `n_beta` nβ: how strictly the loss counts. `localization` γ: how strongly w* attracts. `step_size` ε: how long a
+    step is (docs/sampler-settings.md). Raises `PatterningError` for values with which no chain can be stable.
+    """
 
     n_beta: float
     localization: float

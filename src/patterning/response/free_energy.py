@@ -49,7 +49,7 @@ class SolutionGap:
 def free_energy_gap(
     a: FourResponses | Sequence[FourResponses], b: FourResponses | Sequence[FourResponses]
 ) -> SolutionGap:
-    """The gap between a solution A and a solution B, or between the means of several.
+    """F_B - F_A for every sample, between solutions A and B, or means of several (docs/llc-responses.md).
 
     Raises `PatterningError` when they were not sampled on the same data at the same nβ, by one sampler at one γ: the
     entropic part depends on these, and a difference of it would be of settings as much as of solutions.

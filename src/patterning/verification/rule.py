@@ -60,9 +60,10 @@ def level_for(tried: int) -> float:
 def judge(
     against_unweighted: Effect, against_permuted: Effect | None, *, tried: int = 1, wanted: float = 0.0
 ) -> Verdict:
-    """The verdict by the rule above; `wanted`: the sign of the change that was asked for, 0 where none was.
+    """Whether an arm steers a measure, by the one rule (docs/interpretation.md) and its two paired effects.
 
-    The effects must have been computed at `level_for(tried)`.
+    `wanted`: the sign of the change that was asked for, 0 where none was. `tried`: the number of directions that
+    competed. The effects must have been computed at `level_for(tried)`.
     """
     if against_unweighted.pairs < ENOUGH_PAIRS:
         return Verdict("a look", against_unweighted, against_permuted, tried)
