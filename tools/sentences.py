@@ -1,7 +1,6 @@
 """Finds sentences of more than 35 words in README and docs: `python tools/sentences.py`; exit status 1 if any.
 
-Headings, tables, code and HTML are left out; `code` inside a sentence counts as one word. Of a page under
-docs/results, which holds lab notes, the first paragraph alone is read.
+Headings, tables, code and HTML are left out; `code` inside a sentence counts as one word.
 """
 
 import re
@@ -61,14 +60,11 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [page for page in (*top, *sorted((root / "docs").rglob("*.md"))) if page.exists()]
 
 
-def long_sentences(page: Path, root: Path = ROOT) -> list[tuple[int, int, str]]:
+def long_sentences(page: Path) -> list[tuple[int, int, str]]:
     """(line, words, sentence) of each sentence that is too long."""
     found = []
-    lab_notes = page.is_relative_to(root / "docs" / "results") and page.name != "index.md"
     for line, paragraph in paragraphs(page.read_text(encoding="utf-8")):
         found += [(line, words(s), s) for s in sentences(paragraph) if words(s) > MOST_WORDS]
-        if lab_notes:
-            break
     return found
 
 

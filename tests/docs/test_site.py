@@ -46,7 +46,7 @@ def test_sentences_are_counted_as_a_reader_would(tmp_path: Path) -> None:
         f"# {long}\n\nShort. {long}. Short.\n\n| {long} |\n\n```\n{long}\n```\n\n* {long}\n* Short e.g. this. `x` is.\n"
     )
     (tmp_path / "page.md").write_text(text)
-    assert [(line, number) for line, number, _ in sentences.long_sentences(tmp_path / "page.md", tmp_path)] == [
+    assert [(line, number) for line, number, _ in sentences.long_sentences(tmp_path / "page.md")] == [
         (3, 36), (11, 36)
     ]  # fmt: skip
     assert sentences.sentences("One by Lau et al. here. `two` follows. Three?") == [
