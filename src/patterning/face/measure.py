@@ -1,6 +1,5 @@
 """`measure`: from a task to χ in one call."""
 
-import gc
 import math
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.functions import ModuleFunction, OfModule
+from patterning.core.give_back import LARGE, give_back
 from patterning.core.modules import spread
 from patterning.core.progress import Progress
 from patterning.core.store import RunFolder
@@ -109,6 +109,8 @@ def measure(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
     parts = [find_component(task.module, what) for what in names]
+    if task.num_parameters > LARGE:
+        give_back()  # what is free then, can be had
     need = check_memory(task, parts, Plan(estimator, config, len(rows), len(functions), workers))
     try_observables(functions, anchor, task.data)
     say = Say(progress)
@@ -116,6 +118,7 @@ def measure(
     say(untrained)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     if estimator == "first-order":
+        say(f"a first look, without sampling; about {size(need.total)} of memory")
         with one_thread():
             response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
     else:
@@ -126,7 +129,9 @@ def measure(
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
             )  # fmt: skip
     tree = to_tree(response)
-    tree["susceptibility"].attrs.update(calibration=found.text, verdict=found.verdict, untrained=untrained)
+    tree["susceptibility"].attrs.update(
+        calibration=found.text, verdict=found.verdict, untrained=untrained, memory_estimate=need.total
+    )
     return Response(tree, task)
 
 
@@ -227,7 +232,7 @@ def _first_looks(
         except PatterningError as error:
             refused[component.name] = str(error)
         del free
-        gc.collect()  # hooks keep a clamped copy of the model alive until then, and the next one would stand beside it
+        give_back()  # the next copy of the model would stand beside this one
     if not found:
         raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
     samples = task.samples(rows)
