@@ -67,10 +67,10 @@ def main(folder: Path, count: int = 64, tokens: int = 32) -> pt.Response:
         for place in (*order[:-4:-1], *order[2::-1]):
             print(f"  {row[place]:+.2e} ± {error[place]:.1e}  {texts[int(means.row[place])][:90]}")
     estimate = chi.data.attrs["memory_estimate"] / 1e9
+    print(f"\n{time.perf_counter() - begun:.0f} s wall, {sum(os.times()[:2]) - used:.0f} s CPU")
     print(
-        f"\n{time.perf_counter() - begun:.0f} s wall, {sum(os.times()[:2]) - used:.0f} s CPU. Peak memory, GB: building "
-        f"the task {building:.1f}, measuring {peak:.1f}, which is {peak - before:.1f} more than before it "
-        f"(estimated: {estimate:.1f})"
+        f"peak memory, GB: building the task {building:.1f}; measuring {peak:.1f}, {peak - before:.1f} over what it "
+        f"began with (estimated {estimate:.1f})"
     )
     return chi
 

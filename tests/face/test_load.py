@@ -113,6 +113,7 @@ def test_with_its_task_there_are_weights(tmp_path: Path) -> None:
     task = pt.Task(LanguageModel(LanguageConfig(13, T + 1, 1, 2, 8)), next_token_losses, tokens)
     chi = pt.from_devinterp(store(tmp_path / "l0h1.zarr"), task, phi="train")
     assert chi.row.tolist() == np.repeat([5, 4, 3], T).tolist()  # found by their tokens
+    assert chi.data["free_coordinates"].values.tolist() == [find_component(task.module, "l0h1").count(task.module)]
     weights = chi.invert({"loss of train": -1}).weights(0.3, force=True)
     assert (weights.rho[:3] == 1).all()  # rows that were not probed
     row, position = 3, int(np.argmax(SLOPES["code"].reshape(ROWS, T)[2]))

@@ -5,7 +5,7 @@ import gc
 from functools import cache
 from typing import Any
 
-LARGE = 10_000_000
+LARGE_MODEL = 10_000_000
 """Parameters from which on copies of a model are worth the trouble."""
 
 

@@ -20,9 +20,9 @@ CONTEXT = 24
 
 @dataclass(frozen=True)
 class Example:
-    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width (0 or NaN: unknown), its text.
+    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width, its text.
 
-    `of_token`: rows have several samples, so that the position is shown.
+    A half-width of 0 or NaN is not known. `of_token`: rows have several samples, so that the position is shown.
     """
 
     id: Any

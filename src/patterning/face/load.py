@@ -92,13 +92,15 @@ def from_devinterp(
 
 def _trees(source: Any) -> dict[str, "xarray.DataTree"]:
     """Name → store, of whatever the user has."""
-    if isinstance(source, Mapping) and not hasattr(source, "children"):
-        opened = [tree for name, part in source.items() for tree in [(str(name), *_trees(part).values())]]
-        if any(len(tree) != 2 for tree in opened) or not opened:
-            raise PatterningError("a dict of stores holds one store for each name, at least one")
-        return {name: tree for name, tree in opened}
-    if hasattr(source, "children"):
+    from xarray import DataTree
+
+    if isinstance(source, DataTree):
         return {str(source.name or "devinterp"): source}
+    if isinstance(source, Mapping):
+        opened = {str(name): list(_trees(part).values()) for name, part in source.items()}
+        if not opened or any(len(trees) != 1 for trees in opened.values()):
+            raise PatterningError("a dict of stores holds one store for each name, at least one")
+        return {name: trees[0] for name, trees in opened.items()}
     path = Path(source)
     kind = kind_of(path)
     if kind is None:
@@ -225,7 +227,7 @@ def _tokens_of_table(tree: "xarray.DataTree", row: NDArray[np.int64]) -> NDArray
     """Token numbers (rows, t + 1), where the table was stored with its context."""
     if "context" not in tree.children:
         return None
-    ids = tree["context"]["input_ids"].values
+    ids = tree["context"].to_dataset()["input_ids"].values
     count = int(row.max()) + 1
     return ids.reshape(count, -1) if ids.size % count == 0 else None
 

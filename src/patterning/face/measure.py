@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.functions import ModuleFunction, OfModule
-from patterning.core.give_back import LARGE, give_back
+from patterning.core.give_back import LARGE_MODEL, give_back
 from patterning.core.modules import spread
 from patterning.core.progress import Progress
 from patterning.core.store import RunFolder
@@ -109,7 +109,7 @@ def measure(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
     parts = [find_component(task.module, what) for what in names]
-    if task.num_parameters > LARGE:
+    if task.num_parameters > LARGE_MODEL:
         give_back()  # what is free then, can be had
     need = check_memory(task, parts, Plan(estimator, config, len(rows), len(functions), workers))
     try_observables(functions, anchor, task.data)

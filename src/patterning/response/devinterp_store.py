@@ -83,15 +83,16 @@ class StoredDraws:
         try:
             config = tree.attrs["metadata"]["config"]
             settings, sets = dict(config["sampler"]), tuple(str(row["obs_id"]) for row in config["observables"])
-            lr, n_beta = float(settings["lr"]), float(settings["n_beta"])
-            assert lr > 0 and n_beta > 0
+            settings |= {key: float(settings[key]) for key in ("lr", "n_beta", "localization")}
             missing = [what for s in sets for what in (f"loss_{s}", f"input_ids_{s}") if what not in tree.data_vars]
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise PatterningError(f"{name!r} is no store of draws as devinterp 2 writes them ({error!r})") from None
         if missing or not sets:
             raise PatterningError(f"the draws of {name!r} lack {', '.join(missing) or 'every set of probe rows'}")
         if tree.attrs.get("completed") != 1:
-            raise PatterningError(f"the draws of {name!r} are not complete: their sampling was interrupted; run it again")
+            raise PatterningError(
+                f"the draws of {name!r} are not complete: their sampling was interrupted; run it again"
+            )
         return cls(name, tree.to_dataset(), settings, sets)
 
     @property
@@ -148,8 +149,8 @@ def response_of_draws(
 ) -> SampledResponse:
     """χ of φ, the mean loss of the set `phi`, for the tokens `place` (n,) among those of the sets `probes`, row by row.
 
-    `weights` q (n,); the first `skipped` draws are left out. Chains with a loss that is not finite are left out by name.
-    Raises `PatterningError` for draws that leave no error bar.
+    `weights` q (n,); the first `skipped` draws are left out. Chains with a loss that is not finite are left out by
+    name. Raises `PatterningError` for draws that leave no error bar.
     """
     chains, stored = store.counts
     draws, observable = stored - skipped, f"loss of {phi}"
@@ -162,7 +163,9 @@ def response_of_draws(
     for first in range(skipped, stored, AT_ONCE):
         part = slice(first, min(first + AT_ONCE, stored))
         means = store.losses(phi, part).mean((2, 3))  # (chains, draws)
-        losses = np.concatenate([store.losses(name, part).reshape(*means.shape, -1) for name in probes], axis=2)[..., place]
+        losses = np.concatenate([store.losses(name, part).reshape(*means.shape, -1) for name in probes], axis=2)[
+            ..., place
+        ]
         for c, d in np.argwhere(~(np.isfinite(means) & np.isfinite(losses).all(2))).tolist():
             undefined.setdefault(c, f"chain {c}: a loss is NaN or infinite at draw {first + d}")
         losses, means = np.nan_to_num(losses), np.nan_to_num(means)  # of chains that are left out below
