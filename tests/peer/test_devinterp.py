@@ -146,10 +146,9 @@ def test_stores_that_devinterp_wrote_are_read(same_batches_and_noise, tmp_path: 
         np.testing.assert_allclose(read.standard_error[k], own.standard_error[0], atol=1e-6, rtol=1e-2)
         assert read.reliability[name] == pytest.approx(own.reliability()[COMPONENT_LOSS], abs=0.02)
         assert read.r_hat[name] == pytest.approx(item.diagnostics[COMPONENT_LOSS].r_hat, rel=1e-3)
-    weights = read.invert({"l1h0": -1}).weights(0.3, force=True)
-    assert weights.rho.shape == (32, 7)
+    assert read.invert({"l1h0": -1}).refused  # twelve draws of three chains are noise
     alone = pt.from_devinterp({"l1h0": tmp_path / "samples_l1h0.zarr"}, phi="train")
-    np.testing.assert_array_equal(alone.chi[0], read.chi[1])  # rows in the order of the store
+    np.testing.assert_allclose(alone.chi[0], read.chi[1], rtol=1e-9)  # rows in the order of the store
     assert np.array_equal(alone.data["tokens"].values, TOKENS[rows].numpy())
 
 

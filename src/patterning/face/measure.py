@@ -38,8 +38,8 @@ from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.store import to_tree
 
-LOOKED_AT = 256
-"""Rows that are looked at to tell whether the model was trained."""
+LOOKED_AT, FEW_LOOKED_AT = 256, 16
+"""Rows that are looked at to tell whether the model was trained: fewer of a large one."""
 UNTRAINED = 0.95
 """A loss above this share of that of parameters of 0 is that of an untrained model."""
 
@@ -142,7 +142,7 @@ def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
 
 def _untrained(task: Task, anchor: Tensor) -> str:
     """A sentence where the checkpoint fits the data no better than parameters of 0 do; else nothing."""
-    rows = spread(len(task.base_weights), LOOKED_AT)[None]
+    rows = spread(len(task.base_weights), LOOKED_AT if task.num_parameters <= LARGE_MODEL else FEW_LOOKED_AT)[None]
     try:
         with torch.no_grad():
             here, nothing = (float(task.losses(flat[None], rows).mean()) for flat in (anchor, torch.zeros_like(anchor)))
