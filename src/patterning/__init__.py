@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from patterning.face import measures
     from patterning.face.fit import fit
     from patterning.face.language_task import classifier_task, language_task
+    from patterning.face.load import from_devinterp, load
     from patterning.face.measure import measure
-    from patterning.face.response import Response, load
+    from patterning.face.response import Response
     from patterning.intervention.data_weights import Weights
     from patterning.intervention.direction import Direction
     from patterning.models.components import Component
@@ -38,7 +39,8 @@ _PLACES = {
     "measure": ("face.measure", "measure"),
     "measures": ("face.measures", ""),
     "Response": ("face.response", "Response"),
-    "load": ("face.response", "load"),
+    "load": ("face.load", "load"),
+    "from_devinterp": ("face.load", "from_devinterp"),
     "Weights": ("intervention.data_weights", "Weights"),
     "Direction": ("intervention.direction", "Direction"),
     "Component": ("models.components", "Component"),
@@ -56,8 +58,8 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "classifier_task", "components", "fit", "language_task", "load", "measure",
-    "measures", "preference_task", "verify",
+    "Response", "Task", "Weights", "classifier_task", "components", "fit", "from_devinterp", "language_task", "load",
+    "measure", "measures", "preference_task", "verify",
 ]  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""Parity with devinterp 2.0.1: the same chains on the same batches and noise, and its susceptibility formula.
+"""Parity with devinterp 2.0.1: the same chains on the same batches and noise, its susceptibility formula, its stores.
 
 Needs the extra `peer` (pip install -e '.[dev,peer]'); skipped without it. float32, no dropout, unshuffled batches.
 """
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 pytest.importorskip("devinterp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
 
+import patterning as pt  # noqa: E402
 from patterning.core.task import Task  # noqa: E402
 from patterning.models.components import find_component  # noqa: E402
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses  # noqa: E402
@@ -121,6 +123,50 @@ def test_the_devinterp2_formula_is_theirs(same_batches_and_noise) -> None:
         theirs = found["sus"].sel(wr=name).values
         np.testing.assert_allclose(ours, theirs.reshape(-1), atol=1e-6, rtol=1e-6)
         assert COMPONENT_LOSS in by_name[name].traces
+
+
+def test_stores_that_devinterp_wrote_are_read(same_batches_and_noise, tmp_path: Path) -> None:
+    """Of the same chains, our covariance has the same χ, errors, reliability and R-hat as what is read from theirs."""
+    for name in ("full", "l1h0"):
+        peer_sample(name, output_path=tmp_path / f"samples_{name}.zarr")
+    read = pt.from_devinterp(tmp_path, TASK, phi="train")
+    assert read.names == ("full", "l1h0")
+    assert read.n_beta == SETTINGS["n_beta"]
+    rows = _probe_rows()
+    assert sorted(set(read.row.tolist())) == sorted(rows)
+    for k, name in enumerate(read.names):
+        same_batches_and_noise(name)
+        ours = component_response(
+            TASK, ANCHOR, [name], SGLD(step_size=STEP, **SETTINGS), config(), probes=torch.as_tensor(rows)
+        )
+        item = ours.by_component[name]
+        own = item.susceptibility
+        # theirs are float32 losses of 2 nats, written down; a chain's covariance is of their last digits
+        np.testing.assert_allclose(read.chi[k], own.chi[0], atol=1e-6, rtol=1e-3)
+        np.testing.assert_allclose(read.standard_error[k], own.standard_error[0], atol=1e-6, rtol=1e-2)
+        assert read.reliability[name] == pytest.approx(own.reliability()[COMPONENT_LOSS], abs=0.02)
+        assert read.r_hat[name] == pytest.approx(item.diagnostics[COMPONENT_LOSS].r_hat, rel=1e-3)
+    assert read.invert({"l1h0": -1}).refused  # twelve draws of three chains are noise
+    alone = pt.from_devinterp({"l1h0": tmp_path / "samples_l1h0.zarr"}, phi="train")
+    np.testing.assert_allclose(alone.chi[0], read.chi[1], rtol=1e-9)  # rows in the order of the store
+    assert np.array_equal(alone.data["tokens"].values, TOKENS[rows].numpy())
+
+
+def test_the_table_that_devinterp_made_is_read_as_one_without_errors(tmp_path: Path) -> None:
+    from devinterp.slt.susceptibilities import compute_susceptibilities
+
+    table = compute_susceptibilities({name: peer_sample(name) for name in ("full", "l0h1")}, "train")
+    table.to_zarr(tmp_path / "sus.zarr")
+    for found in (pt.from_devinterp(table), pt.load(tmp_path / "sus.zarr")):
+        assert found.names == ("l0h1",)
+        theirs = table["susceptibilities"]["sus"].sel(wr="l0h1").values
+        np.testing.assert_array_equal(found.chi[0], theirs)
+        assert "(error unknown)" in str(found)
+        assert "(error unknown)" in str(found.top(1)[0])
+    with_task = pt.from_devinterp(table, TASK, n_beta=SETTINGS["n_beta"])
+    rows = _probe_rows()
+    assert with_task.row.tolist() == np.repeat(rows, 7).tolist()
+    assert "is not known" in str(with_task.invert({"l0h1": -1}))
 
 
 def _probe_rows() -> list[int]:

@@ -1,13 +1,16 @@
 """Memory is estimated before anything is allocated, within a factor of 1.5, and what does not fit is refused."""
 
+import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import patterning as pt
+from patterning.core.give_back import give_back
 from patterning.models.components import find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.posterior.chains import ChainConfig
@@ -56,6 +59,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     monkeypatch.setattr(memory, "free_bytes", lambda device: 0.0)
     with pytest.raises(pt.PatterningError, match="name smaller components"):
         check_memory(task, [full], plan)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [bytearray(20_000) for _ in range(10_000)]
+    last = bytearray(20_000)  # above them all: what lies below stays with the process
+    del blocks
+    before = resident()
+    give_back()
+    assert before - resident() > 100e6
+    assert len(last) == 20_000
 
 
 SCRIPT = """

@@ -15,7 +15,7 @@ from patterning.core.plain import Document
 from patterning.core.store import strict_json, write_json, write_whole
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress
-from patterning.face.response import load
+from patterning.face.load import load
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.weights import Policy
 from patterning.verification.arms import Arm

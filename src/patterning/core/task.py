@@ -17,6 +17,7 @@ from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain
 from patterning.core.errors import PatterningError
+from patterning.core.give_back import LARGE_MODEL, give_back
 from patterning.core.identity import digest
 from patterning.core.modules import copy_module, displaced, fresh_module, other_names, spread
 from patterning.core.outside import check_copy
@@ -90,6 +91,8 @@ class Task:
         self.ids = np.arange(n)
         self.draws = draws_of(self.base_weights)
         self._tried = tried_losses(self, spread(n, FEW_ROWS))
+        if self.num_parameters > LARGE_MODEL:
+            give_back()
 
     @property
     def num_parameters(self) -> int:

@@ -20,9 +20,9 @@ CONTEXT = 24
 
 @dataclass(frozen=True)
 class Example:
-    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width (0: unknown), its text.
+    """A sample: `id` of its row, `row` and `position` in the data, χ with its 95 % half-width, its text.
 
-    `of_token`: rows have several samples, so that the position is shown.
+    A half-width of 0 or NaN is not known. `of_token`: rows have several samples, so that the position is shown.
     """
 
     id: Any
@@ -39,7 +39,15 @@ class Example:
         return f"{self.chi:+.3g} {error}  [{where}] {self.text}"
 
 
-def as_text(decode: Decode, task: Task, row: int, position: int) -> str:
+@dataclass(frozen=True)
+class Texts:
+    """The rows that were probed, where no task is at hand."""
+
+    data: Mapping[str, Tensor]
+    samples_per_row: int
+
+
+def as_text(decode: Decode, task: Task | Texts, row: int, position: int) -> str:
     """The text of a sample: by `decode(data of the row, position)`, or the predicted token in its context.
 
     For a tokenizer, the first whole-number tensor with one axis a row (or "input_ids") holds the tokens, and sample i

@@ -1,6 +1,5 @@
 """`measure`: from a task to χ in one call."""
 
-import gc
 import math
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.functions import ModuleFunction, OfModule
+from patterning.core.give_back import LARGE_MODEL, give_back
 from patterning.core.modules import spread
 from patterning.core.progress import Progress
 from patterning.core.store import RunFolder
@@ -38,8 +38,8 @@ from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.store import to_tree
 
-LOOKED_AT = 256
-"""Rows that are looked at to tell whether the model was trained."""
+LOOKED_AT, FEW_LOOKED_AT = 256, 16
+"""Rows that are looked at to tell whether the model was trained: fewer of a large one."""
 UNTRAINED = 0.95
 """A loss above this share of that of parameters of 0 is that of an untrained model."""
 
@@ -109,6 +109,8 @@ def measure(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
     parts = [find_component(task.module, what) for what in names]
+    if task.num_parameters > LARGE_MODEL:
+        give_back()  # what is free then, can be had
     need = check_memory(task, parts, Plan(estimator, config, len(rows), len(functions), workers))
     try_observables(functions, anchor, task.data)
     say = Say(progress)
@@ -116,6 +118,7 @@ def measure(
     say(untrained)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     if estimator == "first-order":
+        say(f"a first look, without sampling; about {size(need.total)} of memory")
         with one_thread():
             response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
     else:
@@ -126,7 +129,9 @@ def measure(
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
             )  # fmt: skip
     tree = to_tree(response)
-    tree["susceptibility"].attrs.update(calibration=found.text, verdict=found.verdict, untrained=untrained)
+    tree["susceptibility"].attrs.update(
+        calibration=found.text, verdict=found.verdict, untrained=untrained, memory_estimate=need.total
+    )
     return Response(tree, task)
 
 
@@ -137,7 +142,7 @@ def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
 
 def _untrained(task: Task, anchor: Tensor) -> str:
     """A sentence where the checkpoint fits the data no better than parameters of 0 do; else nothing."""
-    rows = spread(len(task.base_weights), LOOKED_AT)[None]
+    rows = spread(len(task.base_weights), LOOKED_AT if task.num_parameters <= LARGE_MODEL else FEW_LOOKED_AT)[None]
     try:
         with torch.no_grad():
             here, nothing = (float(task.losses(flat[None], rows).mean()) for flat in (anchor, torch.zeros_like(anchor)))
@@ -227,7 +232,7 @@ def _first_looks(
         except PatterningError as error:
             refused[component.name] = str(error)
         del free
-        gc.collect()  # hooks keep a clamped copy of the model alive until then, and the next one would stand beside it
+        give_back()  # the next copy of the model would stand beside this one
     if not found:
         raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
     samples = task.samples(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy.special import stdtrit
 
 from patterning.core.arrays import Floats, check_level
@@ -15,14 +16,14 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.samples import Data, Samples
 from patterning.core.shapes import Chi, PerSample, SampleNumbers, shaped
 from patterning.core.task import Task
-from patterning.face.examples import Decode, Example, as_text
+from patterning.face.examples import Decode, Example, Texts, as_text
 from patterning.face.response_table import cautions, component_table, warnings_of
 from patterning.face.rows import RowMeans, shown_rows
 from patterning.face.signs import as_docstring
 from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
 from patterning.response.modes import Modes, find_modes
-from patterning.response.store import open_response, refused_components, save_tree
+from patterning.response.store import refused_components, save_tree
 
 if TYPE_CHECKING:
     import xarray
@@ -66,6 +67,11 @@ class Response:
     def standard_error(self) -> Chi:
         """Monte Carlo standard errors (k, n)."""
         return self._pick("standard_error")
+
+    @property
+    def errors_known(self) -> bool:
+        """False for a table that another program made without errors: standard errors and reliability are NaN."""
+        return bool(np.isfinite(self.data["standard_error"].values).any())
 
     @property
     def reliability(self) -> dict[str, float]:
@@ -160,6 +166,9 @@ class Response:
         mass = np.bincount(place, q)
         known = self.data["chi_of_chain"].transpose("chain", "component", "observable", "sample").values
         means, errors, freedoms = [], [], []
+        if not self.errors_known:
+            mean = np.stack([np.bincount(place, q * chi) / np.where(mass > 0, mass, 1.0) for chi in self.chi])
+            return RowMeans(self.names, members, mean, np.full_like(mean, np.nan), float("nan"))
         for c, o in self._places:
             chains = [chain for chain in known[:, c, o] if np.isfinite(chain).all()]
             if len(chains) < 2:
@@ -197,7 +206,8 @@ class Response:
 
         Signs and ratios alone count (which sign to ask for: `help(Response)`); the size of the change is set by the
         strength of the weights. Rows in `hold` are asked not to move; the others are left free. `free` (n,) bool:
-        samples that may gain or lose weight. A direction that cannot be trusted says why in `refused`.
+        samples that may gain or lose weight. A direction that cannot be trusted says why in `refused`; one from χ
+        without errors is refused, and what it predicts has none.
         """
         if not isinstance(wanted, Mapping):
             raise PatterningError(
@@ -205,10 +215,11 @@ class Response:
             )
         names = {self.names[self.index(name)]: value for name, value in wanted.items()}
         held = [self.names[self.index(name)] for name in ([hold] if isinstance(hold, str) else hold)]
-        halves = [self._pick_half(half) for half in (0, 1)]
-        rows = Rows(
-            self.names, self.chi, self.by_chain(), (halves[0] - halves[1]) / 2, tuple(self.reliability.values())
-        )
+        if not np.isfinite(self.n_beta):
+            raise PatterningError("nβ of this χ is not known: give it, pt.from_devinterp(path, n_beta=...)")
+        halves = [self._pick_half(half) for half in (0, 1)] if self.errors_known else [self.chi, self.chi]
+        chains = self.by_chain() if self.errors_known else np.stack(halves)  # the same twice: no error can be told
+        rows = Rows(self.names, self.chi, chains, (halves[0] - halves[1]) / 2, tuple(self.reliability.values()))
         samples = Samples(self.row, self.position, self.base_weights, np.arange(len(self.row)))
         return find_direction(
             rows, samples, self._data(), self.n_beta, names, held, free=free, min_reliability=min_reliability
@@ -231,9 +242,10 @@ class Response:
         width = np.median(self.half_width(), axis=1)
         size = np.median(np.abs(self.chi), axis=1)
         head = f"{'row':24} {'estimator':12} {'reliability':>11} {'R-hat':>7} {'median |χ|':>11} {'median ±':>9}"
+        unknown = "" if self.errors_known else " (error unknown)"
         lines = [
             f"{name[:24]:24} {self.estimator[c]:12} {_number(self.reliability[name], '.2f'):>11} "
-            f"{_number(self.r_hat[name], '.3f'):>7} {size[i]:11.3g} {_number(width[i] or np.nan, '.2g'):>9}"
+            f"{_number(self.r_hat[name], '.3f'):>7} {size[i]:11.3g} {_number(width[i] or np.nan, '.2g'):>9}{unknown}"
             for i, (name, (c, _)) in enumerate(zip(self.names, self.rows_of, strict=True))
         ]
         count = "1 row" if len(self.names) == 1 else f"{len(self.names)} rows"
@@ -245,7 +257,7 @@ class Response:
     def _settings(self) -> str:
         at = self.data.attrs
         signs = (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
-        return ", ".join(f"{sign} {at[key]:g}" for sign, key in signs if key in at)
+        return ", ".join(f"{sign} {_number(at[key], 'g')}" for sign, key in signs if key in at)
 
     def _pick(self, field: str) -> Floats:
         return np.stack([self.data[field].values[c, o] for c, o in self._places])
@@ -257,10 +269,13 @@ class Response:
     def _text(self, decode: Decode | None, row: int, position: int) -> str:
         return "" if decode is None else as_text(decode, self._attached(), row, position)
 
-    def _attached(self) -> Task:
-        if self.task is None:
-            raise PatterningError("the data is not known here: load the response with its task, load(path, task)")
-        return self.task
+    def _attached(self) -> "Task | Texts":
+        if self.task is not None:
+            return self.task
+        if "tokens" in self.data:  # devinterp stores the texts that were probed
+            tokens = torch.from_numpy(self.data["tokens"].values)
+            return Texts({"input_ids": tokens}, tokens.shape[1] - 1)
+        raise PatterningError("the data is not known here: load the response with its task, load(path, task)")
 
     def _data(self) -> Data | None:
         if self.task is None:
@@ -273,20 +288,6 @@ class Response:
 
 
 Response.__doc__ = f"{Response.__doc__}\n{as_docstring()}\n"
-
-
-def load(path: str | Path, task: Task | None = None) -> Response:
-    """The response that `Response.save` wrote (or `patterning response`: its chi.zarr).
-
-    With its `task`, samples can be shown and weights can be made; raises `PatterningError` where it is another task's.
-    """
-    tree = open_response(Path(path))
-    if task is not None and tree["susceptibility"].attrs["task"] != task.fingerprint:
-        raise PatterningError(
-            f"{path} was measured on another task (fingerprint {tree['susceptibility'].attrs['task']}, not "
-            f"{task.fingerprint}): the model, its weights, the loss or the data have changed"
-        )
-    return Response(tree, task)
 
 
 def _number(value: float, form: str) -> str:

@@ -47,7 +47,7 @@ def component_table(tree: "xarray.DataTree") -> list[Document]:
     for row, spread in zip(shown_rows(data), rows_with_spread(tree), strict=True):
         chi, error, trace = row.of(data, "chi"), row.of(data, "standard_error"), row.trace(tree)
         width = float(stdtrit(data["degrees_of_freedom"].values[row.c], 0.975)) * error
-        known = bool(error.any())  # a first look has no Monte Carlo error
+        known = bool(error.any() and np.isfinite(error).all())  # a first look has none
         is_loss = row.observable == COMPONENT_LOSS and trace.size > 0
         mean, mean_error = (diagnose(trace).mean, diagnose(trace).standard_error) if is_loss else (np.nan, np.nan)
         table.append(
@@ -86,7 +86,7 @@ def component_rows(table: list[Document]) -> list[Row]:
         Row(
             [
                 row["component"],
-                f"{row['free_coordinates']:,}",
+                f"{row['free_coordinates']:,}" if row["free_coordinates"] else "n/a",
                 row["estimator"],
                 _number(row["rise"], ".4g"),
                 f"{row['llc']:.3g} ± {row['llc_standard_error']:.2g}" if np.isfinite(row["llc"]) else "n/a",
@@ -121,7 +121,8 @@ def chi_of(tree: "xarray.DataTree") -> Floats:
 def spectrum(tree: "xarray.DataTree") -> tuple[Floats, Floats]:
     """Singular values of χ with standardised rows, and of its Monte Carlo error in the same units.
 
-    Rows without spread are left out: they cannot be standardised. The error is half the difference of the two halves.
+    Rows without spread are left out: they cannot be standardised. The error is half the difference of the two halves,
+    or NaN where it is not known.
     """
     keep, data = rows_with_spread(tree), tree["susceptibility"].to_dataset()
     if not keep.any():
@@ -131,7 +132,8 @@ def spectrum(tree: "xarray.DataTree") -> tuple[Floats, Floats]:
     noise = (halves[0] - halves[1]) / 2
     scale = chi.std(1, keepdims=True)
     values, floor = ((rows - rows.mean(1, keepdims=True)) / scale for rows in (chi, noise))
-    return _singular_values(values), _singular_values(floor)
+    known = bool(np.isfinite(floor).all())
+    return _singular_values(values), _singular_values(floor) if known else np.full(len(keep[keep]), np.nan)
 
 
 def _singular_values(rows: Floats) -> Floats:

@@ -4,10 +4,10 @@ The gradient of an optimizer step is that of
 
 .. math:: \sum_{j} \rho_j \ell_j \,/\, N
 
-over the N samples (tokens that count, or rows) of all its micro-batches together: the `Trainer`'s own normalisation
-since transformers 4.46, with ρ in the sum, and N as the `Trainer` counts it. (For models whose loss it does not know by
-name, GPT-2 say, it counts the first token of each row as well: a constant factor.) ρ has mean 1 over the data, so that
-weights of 1 are the plain `Trainer`.
+over the N samples (tokens that count, or rows) of all its micro-batches and processes together: the `Trainer`'s own
+normalisation since transformers 4.46, with ρ in the sum, and N as the `Trainer` counts it. (For models whose loss it
+does not know by name, GPT-2 say, it counts the first token of each row as well: a constant factor.) ρ has mean 1 over
+the data, so that weights of 1 are the plain `Trainer`.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,6 +84,11 @@ class WeightedMixin(_Trainer):
         args: Any = self.args
         if args.n_gpu > 1:
             raise PatterningError("nn.DataParallel splits minibatches from their row ids: start with torchrun instead")
+        if args.world_size > 1 and not getattr(args, "average_tokens_across_devices", False):
+            raise PatterningError(
+                f"each of {args.world_size} processes would divide by its own number of samples, so that rows in short "
+                "company would count more: set average_tokens_across_devices=True"
+            )
         if args.label_smoothing_factor:
             raise PatterningError("label smoothing is not weighted: set label_smoothing_factor to 0, or give losses=")
         columns = getattr(self.train_dataset, "column_names", None)

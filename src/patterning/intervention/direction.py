@@ -216,8 +216,7 @@ def find_direction(
     if not (is_number(min_reliability) and min_reliability < 1):
         raise PatterningError(f"min_reliability is {min_reliability!r}: it must be a number below 1")
     asked = [i for i, value in zip(picks, change, strict=True) if value]
-    low = [f"{rows.names[i]} {rows.reliability[i]:.2f}" for i in asked if not rows.reliability[i] >= min_reliability]
-    refused = f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})" if low else None
+    refused = _too_noisy({rows.names[i]: rows.reliability[i] for i in asked}, min_reliability)
     zero = {name: Change(0.0, 0.0, 0.0) for name in rows.names}
     try:
         solution = solve(rows.chi[picks], q, change, n_beta, noise=rows.noise[picks], free=mask)
@@ -233,6 +232,14 @@ def find_direction(
         s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
         tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank, folds,
     )  # fmt: skip
+
+
+def _too_noisy(reliability: Mapping[str, float], least: float) -> str | None:
+    """Why rows of χ are not to be inverted, or None."""
+    low = [f"{name} {value:.2f}" for name, value in reliability.items() if not value >= least]
+    if low and all(np.isnan(value) for value in reliability.values()):
+        return f"the reliability of χ is not known ({', '.join(reliability)})"
+    return f"χ is too noisy: split-half reliability {', '.join(low)} (at least {least})" if low else None
 
 
 def _target(names: Sequence[str], wanted: Mapping[str, float], hold: Sequence[str]) -> dict[str, float]:
