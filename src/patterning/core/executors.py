@@ -121,10 +121,13 @@ class Ray:
 
     def open(self, run: RunFolder) -> Session:
         """Connect. Raises `PatterningError` where Ray is missing, cannot be reached, or differs from this process."""
+        from patterning.core.cluster import Needs
         from patterning.core.dispatch import Dispatch
         from patterning.core.ray_cluster import RayCluster
 
-        return Dispatch(RayCluster(self, run), retries=self.retries, patience=self.wait, shared=self.shared)
+        needs = Needs(cpus=float(self.cpus), gpus=float(self.gpus))
+        cluster = RayCluster(self.address, needs, run.path if self.shared else None)
+        return Dispatch(cluster, retries=self.retries, patience=self.wait, shared=self.shared)
 
     def __str__(self) -> str:
         """For a page."""

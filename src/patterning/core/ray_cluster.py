@@ -14,11 +14,10 @@ from typing import Any
 
 from patterning.core.cluster import Answer, Death, Machine, Needs
 from patterning.core.errors import PatterningError
-from patterning.core.executors import Ray
 from patterning.core.pieces import Bytes
 from patterning.core.ray_connect import EXTRA, cause_of, connect, first_line, import_ray
 from patterning.core.ray_job import remote_code, versions
-from patterning.core.store import RunFolder, part_of, write_whole
+from patterning.core.store import part_of, write_whole
 
 PROBED_WITHIN = 60.0
 """Seconds for machines to say what they have."""
@@ -28,17 +27,20 @@ _log = logging.getLogger("patterning")
 class RayCluster:
     """A connection to a Ray cluster (`cluster.Cluster`); one that this process has already is used, and left open."""
 
-    def __init__(self, settings: Ray, run: RunFolder) -> None:
-        """Raises `PatterningError` where the cluster cannot be reached, or its machines cannot compute our jobs."""
+    def __init__(self, address: str | None, needs: Needs, shared: Path | None = None) -> None:
+        """`needs` of every job; `shared`: the run folder, where workers write into it.
+
+        Raises `PatterningError` where the cluster cannot be reached, or its machines cannot compute our jobs.
+        """
         self.ray = ray = import_ray()
-        self.needs = Needs(cpus=float(settings.cpus), gpus=float(settings.gpus))
-        self.folder = str(run.path.resolve()) if settings.shared else None
+        self.needs = needs
+        self.folder = None if shared is None else str(shared.resolve())
         path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
         self.origin = (path, list(sys.argv), os.getcwd())
         self.wanted = versions()
         self.mine = not ray.is_initialized()
         if self.mine:
-            connect(ray, settings.address or os.environ.get("RAY_ADDRESS"))
+            connect(ray, address or os.environ.get("RAY_ADDRESS"))
         try:
             self._begin()
         except BaseException:

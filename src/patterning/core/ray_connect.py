@@ -44,7 +44,7 @@ def connect(ray: Any, address: str | None) -> None:
             with suppress(ConnectionError):
                 ray.init(address="auto", **quiet)
                 return
-            from patterning.core.workers import default_workers
+            from patterning.core.threads import default_workers
 
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(address="local", num_cpus=default_workers(), include_dashboard=False, **quiet)

@@ -1,7 +1,13 @@
-"""One thread of torch, as every worker computes."""
+"""How many workers a machine can have, and the one thread of torch that each of them computes on."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def default_workers() -> int:
+    """One worker for each CPU this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 `core.executors` says where: in this process, on processes of this machine, on the machines of a Ray cluster.
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,14 +11,9 @@ from typing import Self
 from patterning.core.executors import Executor, Session, ThisProcess, executor_of
 from patterning.core.progress import Progress, report_progress
 from patterning.core.store import Arrays, RunFolder, Work
-from patterning.core.threads import one_thread
+from patterning.core.threads import default_workers, one_thread
 
 __all__ = ["Progress", "Workers", "default_workers", "one_thread", "report_progress"]
-
-
-def default_workers() -> int:
-    """One worker for each CPU this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:
