@@ -172,7 +172,7 @@ class _Stage:
         word, *rest = answer.message
         name = self._name_of(answer.machine)
         if word == FAILED:
-            raise raised(*rest, f"in a worker process on {name}")
+            raise raised(rest, f"in a worker process on {name}")
         if word == OTHER:
             raise PatterningError(f"machine {name} cannot compute jobs of this process: {rest[0]}")
         if word == UNREADABLE:

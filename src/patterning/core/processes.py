@@ -154,7 +154,7 @@ class _Process:
             _log.warning(rest[0])
             return None
         if word == FAILED:
-            raise raised(*rest, "in a worker process")
+            raise raised(rest, "in a worker process")
         self.refused = None if word == DONE else rest[0]
         unit, self.unit, self.fraction = self.unit, None, 0.0
         return unit

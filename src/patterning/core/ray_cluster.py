@@ -48,7 +48,7 @@ class RayCluster:
             raise
 
     def _begin(self) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+        On = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy  # noqa: N806 - a class
 
         job, probe, board = remote_code()
         self.job = self.ray.remote(max_retries=0)(job)

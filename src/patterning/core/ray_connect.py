@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 from patterning.core.errors import PatterningError
@@ -23,9 +24,9 @@ def import_ray() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray's own code, while it is imported
-            import ray
-            import ray.exceptions
-            import ray.util.scheduling_strategies
+            ray = import_module("ray")
+            for part in ("exceptions", "util.scheduling_strategies"):
+                import_module(f"ray.{part}")
     except ImportError as error:
         raise PatterningError(f"Ray cannot be imported here ({error}): {EXTRA}") from None
     return ray

@@ -114,7 +114,7 @@ def remote_code() -> tuple[Any, Any, Any]:
             os.chdir(folder)
 
     def job(origin, number, frame, wanted, folder, board, names, *pieces):
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] (these machines have it)
 
         follow(origin)
         from patterning.core.ray_job import perform_job

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from patterning.core.errors import PatterningError
@@ -118,8 +118,12 @@ def answer(unpack: Callable[[], Any], do: Callable[[Any], Any], hear: Callable[[
         return FAILED, _portable(error), explain(error), traceback.format_exc()[-LONGEST_TRACE:]
 
 
-def raised(data: bytes, sentence: str | None, trace: str, where: str) -> BaseException:
-    """The error of a unit as its caller raises it: with the worker's traceback, or a sentence about the user's code."""
+def raised(failed: Sequence[Any], where: str) -> BaseException:
+    """The error of a unit as its caller raises it: with the worker's traceback, or a sentence about the user's code.
+
+    `failed`: what follows FAILED in a message: the error pickled, the sentence if there is one, the traceback.
+    """
+    data, sentence, trace = failed
     if sentence is not None:
         return PatterningError(sentence)
     error = pickle.loads(data)
