@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patterning.core.errors import PatterningError, PatterningWarning
+    from patterning.core.executors import Ray
     from patterning.core.task import Task
     from patterning.face import measures
     from patterning.face.fit import fit
@@ -36,6 +37,7 @@ _PLACES = {
     "Task": ("core.task", "Task"),
     "PatterningError": ("core.errors", "PatterningError"),
     "PatterningWarning": ("core.errors", "PatterningWarning"),
+    "Ray": ("core.executors", "Ray"),
     "measure": ("face.measure", "measure"),
     "measures": ("face.measures", ""),
     "Response": ("face.response", "Response"),
@@ -58,8 +60,8 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "classifier_task", "components", "fit", "from_devinterp", "language_task", "load",
-    "measure", "measures", "preference_task", "verify",
+    "Ray", "Response", "Task", "Weights", "classifier_task", "components", "fit", "from_devinterp", "language_task",
+    "load", "measure", "measures", "preference_task", "verify",
 ]  # fmt: skip
 
 

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from patterning.console.shell import Output, main_of
+from patterning.console.where import Address, Count, Cpus, Gpus, Kind, place_of
 from patterning.core.errors import PatterningError
-from patterning.core.workers import default_workers
-
-MOST_WORKERS = 4
-"""Most worker processes a CPU: more only cost memory."""
+from patterning.core.executors import executor_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,12 +23,9 @@ _output = Output()
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output, and nothing else.")]
 
 
-def _workers(asked: int) -> int:
-    """One a CPU for 0, and no more than a few a CPU."""
-    most = MOST_WORKERS * default_workers()
-    if asked > most:
-        _output.note(f"--workers {asked}: this machine has {default_workers()} CPUs, {most} workers are used")
-    return min(asked, most) or default_workers()
+def _place(workers: int, kind: str, address: str | None, cpus: float, gpus: float) -> Any:
+    """Where jobs are computed, by the options of a command."""
+    return place_of(workers, kind, address, cpus, gpus, _output.note)
 
 
 @app.command()
@@ -44,7 +39,11 @@ def run(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")] = 0,
+    workers: Count = 0,
+    executor: Kind = "local",
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     force: Annotated[bool, typer.Option(help="Invert χ even where its reliability is too low.")] = False,
     json: Json = False,
 ) -> None:
@@ -64,8 +63,9 @@ def run(
     if force:
         settings = settings.model_copy(update={"force": True})
     folder = out or Path("runs") / f"{chosen.name}-{settings.preset}"
+    place = executor_of(_place(workers, executor, address, cpus, gpus))
     with _output.reserved(json):
-        results = chosen.run(settings, folder, workers=_workers(workers), progress=_output.progress())
+        results = chosen.run(settings, folder, executor=place, progress=_output.progress())
     _output.show(results, chosen.print_table, json, folder)
 
 
@@ -118,7 +118,6 @@ Probes = Annotated[int, typer.Option(help="Rows that χ gets columns for, evenly
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of minibatches and noise.")]
 Out = Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")]
 DryRun = Annotated[bool, typer.Option(help="Say what it would cost, and stop.")]
-Jobs = Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0: one a CPU.")]
 
 
 @app.command(name="measure")
@@ -147,7 +146,11 @@ def response(
         bool, typer.Option(help="Beside each chain its mirror image (opposite noise), unless by covariance.")
     ] = True,
     seed: Seed = 0,
-    workers: Jobs = 0,
+    workers: Count = 0,
+    executor: Kind = "local",
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -160,7 +163,7 @@ def response(
         estimator=estimator, reliability=reliability, rounds=rounds, seed=seed, phi=phi, antithetic=antithetic,
         observables=observables,
     )  # fmt: skip
-    _answer(request, out, workers, dry_run, json)
+    _answer(request, out, _place(workers, executor, address, cpus, gpus), dry_run, json)
 
 
 @app.command()
@@ -182,7 +185,11 @@ def llc(
         typer.Option("--check", help="Also at half the step, γ/10 and 10 γ, with verdicts: 14 times the cost."),
     ] = False,
     seed: Seed = 0,
-    workers: Jobs = 0,
+    workers: Count = 0,
+    executor: Kind = "local",
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -194,15 +201,15 @@ def llc(
         draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, probes=probes,
         estimator="covariance", reliability=None, rounds=1, seed=seed, check=check,
     )  # fmt: skip
-    _answer(request, out, workers, dry_run, json)
+    _answer(request, out, _place(workers, executor, address, cpus, gpus), dry_run, json)
 
 
-def _answer(request: Any, out: Path, workers: int, dry_run: bool, json: bool) -> None:
+def _answer(request: Any, out: Path, place: Any, dry_run: bool, json: bool) -> None:
     """What `response` and `llc` share: sample into `out`, or with `dry_run` say what it would cost."""
     from patterning.console.response import dry, print_costs, print_results, sample_to
 
     with _output.reserved(json):
-        results = dry(request) if dry_run else sample_to(request, out, _workers(workers), _output.progress())
+        results = dry(request) if dry_run else sample_to(request, out, place, _output.progress())
     _output.show(results, print_costs if dry_run else print_results, json, None if dry_run else out)
 
 
@@ -237,14 +244,19 @@ def verify(
     arm: Annotated[list[str], typer.Option(help="NAME=WEIGHTS.parquet. Repeatable.")],
     out: Out,
     seeds: Annotated[str, typer.Option(help='"0-7" or "3,5,8"; 6 or more are evidence.')] = "0-7",
-    workers: Jobs = 0,
+    workers: Count = 0,
+    executor: Kind = "local",
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     json: Json = False,
 ) -> None:
     """Prove weights by retraining: paired seeds, unweighted and permuted controls. OUT/report.html."""
     from patterning.console.invert import Claim, print_claim, verify_to
 
+    place = _place(workers, executor, address, cpus, gpus)
     with _output.reserved(json):
-        results = verify_to(Claim(train, measures, arm, seeds), out, _workers(workers), _output.progress())
+        results = verify_to(Claim(train, measures, arm, seeds), out, place, _output.progress())
     _output.show(results, print_claim, json, out)
 
 

@@ -342,7 +342,7 @@ def test_report_of_what_is_not_there_yet(capsys: pytest.CaptureFixture[str]) -> 
 def test_more_workers_than_cpus_are_not_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from patterning import cli
+    from patterning.console import where
 
     asked = []
 
@@ -350,7 +350,7 @@ def test_more_workers_than_cpus_are_not_started(
         asked.append(arguments[2])
         raise PatterningError("enough")
 
-    monkeypatch.setattr(cli, "default_workers", lambda: 3)
+    monkeypatch.setattr(where, "default_workers", lambda: 3)
     monkeypatch.setattr(response, "sample_to", sample)
     for count, used in ((0, 3), (1, 1), (12, 12), (100_000, 12)):
         assert ask("module_task", "run", "--workers", str(count)) == 2

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from patterning.core.errors import PatterningError
+from patterning.core.processes import ProcessSession
 from patterning.core.progress import Progress
 from patterning.core.store import RunFolder, Unit
 from patterning.core.workers import Workers, report_progress
@@ -105,6 +106,11 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
         yield pool
 
 
+def session_of(pool: Workers) -> ProcessSession:
+    assert isinstance(pool.session, ProcessSession)
+    return pool.session
+
+
 def test_functions_that_cannot_be_imported_run_in_processes(crew: Workers) -> None:
     offset = 3
 
@@ -190,7 +196,7 @@ def test_what_cannot_be_sent_is_computed_here_with_one_note(
     units = [Unit(f"guarded-{n}", guarded, {"n": n}) for n in range(2)] + [Unit("free", pids, {"n": 5})]
     progress = Heard()
     monkeypatch.setattr(crew, "progress", progress)
-    monkeypatch.setattr(crew, "_noted", False)
+    monkeypatch.setattr(session_of(crew).kept, "noted", False)
     found = crew.compute(units, "work")
     assert [int(arrays["pid"][0] == os.getpid()) for arrays in found] == [1, 1, 0]
     assert [int(arrays["pid"][1]) for arrays in found] == [0, 1, 5]
@@ -222,7 +228,7 @@ def here(part: OnlyHere, scratch: Path) -> Arrays:
 def test_what_cannot_be_unpacked_there_is_computed_here(
     crew: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(crew, "_noted", False)
+    monkeypatch.setattr(session_of(crew).kept, "noted", False)
     part = OnlyHere()
     part.fingerprint = "x"  # type: ignore[attr-defined]
     (found,) = crew.compute([Unit("here", here, {"part": part})], "work")
@@ -307,8 +313,8 @@ def test_what_a_unit_prints_does_not_disturb(tmp_path: Path, capfd: pytest.Captu
 def test_no_more_processes_than_units(tmp_path: Path) -> None:
     with Workers(RunFolder(tmp_path), 1000) as pool:
         pool.compute([Unit("u", pids, {"n": 1})], "work")
-        assert len(pool._crew) == 1
-        processes = [process.process for process in pool._crew]
+        assert len(session_of(pool).crew) == 1
+        processes = [process.process for process in session_of(pool).crew]
     assert all(process.returncode is not None for process in processes)
 
 

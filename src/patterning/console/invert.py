@@ -11,6 +11,7 @@ from rich.console import Console
 
 from patterning.console.response import load_task
 from patterning.core.errors import PatterningError
+from patterning.core.executors import Executor, executor_of
 from patterning.core.plain import Document
 from patterning.core.store import strict_json, write_json, write_whole
 from patterning.core.user_code import call, load_object
@@ -96,7 +97,7 @@ class Claim:
     controls: Sequence[str] = field(default_factory=lambda: ("permuted",))
 
 
-def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) -> Document:
+def verify_to(claim: Claim, out: Path, where: Executor | int, progress: Progress | None) -> Document:
     """Retrain every arm over the seeds, into the folder `out`: `results.json` and `report.html`."""
     seeds, train = _seeds(claim.seeds), load_object(claim.train)
     if not callable(train):
@@ -111,7 +112,7 @@ def verify_to(claim: Claim, out: Path, workers: int, progress: Progress | None) 
     measures = cast("Mapping[str, Measure | Callable[[Any], Any]]", found)
     evidence = verify(
         cast("Callable[[Weights, int], Any]", train), dict(_arm(part) for part in claim.arms), measures,
-        seeds, controls=claim.controls, out=out, workers=workers, progress=progress,
+        seeds, controls=claim.controls, out=out, executor=executor_of(where), progress=progress,
     )  # fmt: skip
     results = results_of(evidence)
     write_json(out / "results.json", strict_json(results))

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from patterning.console.llc import check_components
 from patterning.core.errors import PatterningError
+from patterning.core.executors import Executor
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.locks import NAME as LOCK
 from patterning.core.plain import Document
@@ -168,7 +169,7 @@ def print_costs(results: Document, console: Console) -> None:
     console.print(f"all components: {total:.0f} s on one worker, up to {total * rounds:.0f} s in all rounds")
 
 
-def sample_to(request: Request, out: Path, workers: int, progress: Progress | None = None) -> Document:
+def sample_to(request: Request, out: Path, where: Executor | int, progress: Progress | None = None) -> Document:
     """Sample into the folder `out`, or go on where a killed run stood: `chi.zarr`, `results.json`, `report.html`.
 
     Returns what `results.json` holds. Raises `PatterningError` for a wrong request, before anything is sampled; for a
@@ -186,7 +187,7 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
             _check_same(request, task, out)
             spaced = _stored_request(request, out)
         else:
-            with Workers(run, workers, progress) as pool:
+            with Workers(run, where, progress) as pool:
                 spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
                 responses = component_response(
                     task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
@@ -197,7 +198,7 @@ def sample_to(request: Request, out: Path, workers: int, progress: Progress | No
             _store(responses, request, spaced, spacing, out)
         if request.check and not (out / CHECK).exists():
             publish(out)  # what was sampled is there whatever becomes of its check
-            with Workers(run, workers, progress) as pool:
+            with Workers(run, where, progress) as pool:
                 write_json(out / CHECK, check_components(task, names, kernel, spaced.chain_config, probes, pool))
         return publish(out)
 

@@ -27,6 +27,9 @@ class Progress:
     def within(self, units: float) -> None:
         """The units in work are done by this much in sum: 1.5 where one is at 0.7 and another at 0.8."""
 
+    def where(self, words: str) -> None:
+        """Where the units are computed, and how fast, in a few words; told anew while a stage is in work."""
+
     def finish(self) -> None:
         """The stage is over."""
 

@@ -31,11 +31,13 @@ RESULTS = ("config.yaml", "results.json", "report.html", "figure.svg", "chi.zarr
 """What a run folder may hold besides its units."""
 _log = logging.getLogger("patterning")
 _count = itertools.count()
+_mark = os.urandom(4).hex()
+"""Of this process: one on another machine may have its number."""
 
 
 def part_of(path: Path) -> Path:
-    """A name beside `path` for what is still being written: no other process or thread has it."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{next(_count)}.part")
+    """A name beside `path` for what is still being written: no other process or thread has it, on no machine."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{_mark}-{next(_count)}.part")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -124,12 +126,14 @@ class Unit:
 
     The function and its arguments must be such that cloudpickle can send them to a worker, which is a fresh process,
     and the result must depend on the arguments only. `scratch` is a path that it may use to save where it stands; it is
-    removed when the unit is done.
+    removed when the unit is done. `memory(**arguments)`: bytes that it takes, where that is known, for an executor that
+    places units by it.
     """
 
     name: str
     function: Callable[..., Arrays]
     arguments: Mapping[str, Any]
+    memory: Callable[..., float] | None = None
 
     @cached_property
     def key(self) -> str:
@@ -210,20 +214,27 @@ class RunFolder:
         if found is not None:
             return found
         scratch = self.units / f"{unit.key}.state"
-        arrays = {k: np.asarray(v, order="C") for k, v in self._call(unit, scratch).items()}
-        write_arrays(self.file_of(unit), arrays)
+        arrays = perform(unit, scratch)
+        self.store(unit, arrays)
         scratch.unlink(missing_ok=True)
         return arrays
 
-    def _call(self, unit: Work, scratch: Path) -> Arrays:
-        try:
-            return unit.run(scratch)
-        except SafetensorError as error:
-            if not scratch.exists():
-                raise
-            _log.warning(f"{scratch} is damaged ({error}): {unit.name} starts anew")
-            scratch.unlink()
-            return unit.run(scratch)
+    def store(self, unit: Work, arrays: Arrays) -> None:
+        """Keep the unit's result, whole."""
+        write_arrays(self.file_of(unit), arrays)
+
+
+def perform(unit: Work, scratch: Path) -> Arrays:
+    """Do a unit of work, from where `scratch` says that it stands; a `scratch` that is damaged is left behind."""
+    try:
+        found = unit.run(scratch)
+    except SafetensorError as error:
+        if not scratch.exists():
+            raise
+        _log.warning(f"{scratch} is damaged ({error}): {unit.name} starts anew")
+        scratch.unlink()
+        found = unit.run(scratch)
+    return {name: np.asarray(values, order="C") for name, values in found.items()}
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

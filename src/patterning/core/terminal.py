@@ -70,6 +70,7 @@ class Stage:
         self.at_start = done
         self.whole = done
         self.within = 0.0
+        self.where = ""
         self.begun = time.monotonic()
 
     @property
@@ -92,7 +93,8 @@ class Stage:
         """The stage in one plain line."""
         share = self.done / self.total if self.total else 1.0
         left = "not yet known" if self.left is None else clock(self.left)
-        return f"{self.name}: {self.whole}/{self.total} done, {share:.0%}, {clock(self.elapsed)} gone, {left} left"
+        line = f"{self.name}: {self.whole}/{self.total} done, {share:.0%}, {clock(self.elapsed)} gone, {left} left"
+        return f"{line}; {self.where}" if self.where else line
 
 
 class _Left(ProgressColumn):
@@ -133,6 +135,12 @@ class _Staged(Progress):
             self.stage.within = units
             self._draw()
 
+    def where(self, words: str) -> None:
+        """Where it is computed."""
+        if self.stage is not None:
+            self.stage.where = words
+            self._draw()
+
     def _draw(self) -> None:
         """Show where the stage stands; a log speaks at its own times."""
 
@@ -156,10 +164,11 @@ class BarProgress(_Staged):
             TimeElapsedColumn(),
             TextColumn("left"),
             _Left(self),
+            TextColumn("{task.fields[where]}", markup=False),
         ]
         self._bar = Bar(*columns, console=self.console)
         self._bar.start()
-        self._bar.add_task(f"{stage} ({done} found)" if done else stage, total=total, completed=done)
+        self._bar.add_task(f"{stage} ({done} found)" if done else stage, total=total, completed=done, where="")
 
     def finish(self) -> None:
         """Leave the bar as it stands."""
@@ -169,7 +178,7 @@ class BarProgress(_Staged):
 
     def _draw(self) -> None:
         if self._bar is not None and self.stage is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.stage.done)
+            self._bar.update(self._bar.task_ids[0], completed=self.stage.done, where=self.stage.where)
 
 
 class NotebookProgress(_Staged):

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from patterning.core.errors import PatterningError
 from patterning.core.progress import listening
 
 LENGTH = struct.Struct("<Q")
@@ -68,7 +69,7 @@ def serve(parent: int) -> None:
             send_frame(outbox, pickle.dumps(message))
 
     log = logging.getLogger("patterning")
-    log.addHandler(_Notes(lambda note: say(NOTE, note)))
+    log.addHandler(Notes(lambda note: say(NOTE, note)))
     log.propagate = False
     try:
         while True:
@@ -77,8 +78,8 @@ def serve(parent: int) -> None:
         os._exit(1)
 
 
-class _Notes(logging.Handler):
-    """The package's warnings, for the parent to show."""
+class Notes(logging.Handler):
+    """The package's warnings, for someone else to show."""
 
     def __init__(self, hear: Callable[[str], None]) -> None:
         super().__init__()
@@ -91,20 +92,43 @@ class _Notes(logging.Handler):
 
 def _compute(frame: bytes, hear: Callable[[float], None]) -> tuple[Any, ...]:
     from patterning.core.shipping import load
+
+    def do(work: Any) -> None:
+        run, unit = work
+        run.compute(unit)
+
+    word, *rest = answer(lambda: load(frame), do, hear)
+    return (DONE,) if word == DONE else (word, *rest)
+
+
+def answer(unpack: Callable[[], Any], do: Callable[[Any], Any], hear: Callable[[float], None]) -> tuple[Any, ...]:
+    """How it went: (DONE, result of `do`), (UNREADABLE, why) where `unpack` fails, or (FAILED, what `raised` takes)."""
     from patterning.core.user_code import explain
 
     try:
-        run, unit = load(frame)
+        work = unpack()
     except Exception as error:
         return UNREADABLE, _one_line(error)
     try:
         with listening(hear):
-            run.compute(unit)
+            return DONE, do(work)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also SystemExit: a unit must not end the worker
         return FAILED, _portable(error), explain(error), traceback.format_exc()[-LONGEST_TRACE:]
-    return (DONE,)
+
+
+def raised(failed: Sequence[Any], where: str) -> BaseException:
+    """The error of a unit as its caller raises it: with the worker's traceback, or a sentence about the user's code.
+
+    `failed`: what follows FAILED in a message: the error pickled, the sentence if there is one, the traceback.
+    """
+    data, sentence, trace = failed
+    if sentence is not None:
+        return PatterningError(sentence)
+    error = pickle.loads(data)
+    error.add_note(f"\n{where}:\n{trace}")
+    return error
 
 
 def _portable(error: BaseException) -> bytes:

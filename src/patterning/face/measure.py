@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError, check_whole
+from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.give_back import LARGE_MODEL, give_back
 from patterning.core.modules import spread
@@ -32,7 +33,7 @@ from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
 from patterning.response.first_look import first_look
-from patterning.response.memory import Need, Plan, check_memory, size
+from patterning.response.memory import Need, Plan, check_memory, largest_need, size
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
@@ -65,6 +66,7 @@ def measure(
     budget: int = 4,
     seed: int = 0,
     workers: int = 1,
+    executor: Executor | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Response:
@@ -86,7 +88,8 @@ def measure(
     `probes`: rows of the data that χ gets columns for; None: all. `phi`: whose loss the component loss is, "probes",
     "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
 
-    `workers`: processes of one thread each. `out`: a folder in which finished components are found again after a kill.
+    `workers`: processes of one thread each; `executor`: other machines instead, such as `pt.Ray("head:6379")`. `out`: a
+    folder in which finished components are found again after a kill.
     `progress`: print what it will take, and how far it is.
 
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
@@ -98,6 +101,7 @@ def measure(
     rows = row_numbers("probes", probes, len(task.base_weights))
     estimator = _estimator(estimator, sampler)
     _check_stopping(reliability, budget, workers)
+    where = chosen(executor, workers)
     if functions and phi is not None:
         raise PatterningError("phi says whose loss the component loss is: it does nothing beside observables")
     if phi is None:
@@ -111,7 +115,8 @@ def measure(
     parts = [find_component(task.module, what) for what in names]
     if task.num_parameters > LARGE_MODEL:
         give_back()  # what is free then, can be had
-    need = check_memory(task, parts, Plan(estimator, config, len(rows), len(functions), workers))
+    plan = Plan(estimator, config, len(rows), len(functions), workers)
+    need = check_memory(task, parts, plan) if executor is None else largest_need(task, parts, plan)
     try_observables(functions, anchor, task.data)
     say = Say(progress)
     untrained = _untrained(task, anchor)
@@ -123,7 +128,7 @@ def measure(
             response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
     else:
         say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
-        with _pool(out, workers, progress) as pool:
+        with _pool(out, where, progress) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
@@ -279,11 +284,11 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _pool(out: str | Path | None, workers: int, progress: bool) -> Iterator[Workers]:
+def _pool(out: str | Path | None, where: Executor | int, progress: bool) -> Iterator[Workers]:
     from patterning.core.terminal import make_console, make_progress
 
     shown = make_progress(make_console(stderr=True)) if progress else Progress()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run" if out is None else Path(out)
-        with Workers(RunFolder(place), workers, shown) as pool:
+        with Workers(RunFolder(place), where, shown) as pool:
             yield pool

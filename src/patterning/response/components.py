@@ -31,6 +31,7 @@ from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_gradient
 from patterning.response.devinterp2 import devinterp2_susceptibility
+from patterning.response.memory import component_memory
 from patterning.response.observables import try_observables
 from patterning.response.one_component import (
     Estimator,
@@ -174,6 +175,7 @@ def component_response(
             f"component-{re.sub('[^a-z0-9]+', '-', component.name.lower())}",
             component_unit,
             {"work": Work(task, anchor, component, kernel, chains, settings, key)},
+            component_memory,
         )
         for component in chosen
     ]

@@ -13,6 +13,7 @@ from patterning.models.components import Component
 from patterning.models.footprint import graph_bytes
 from patterning.models.restricted import CELLS_AT_ONCE, ENOUGH_CELLS, MOST_BYTES
 from patterning.posterior.chains import ChainConfig
+from patterning.response.one_component import Work
 
 PROCESS = 400e6
 """Bytes of a worker process before it holds a model: Python, PyTorch and what they import."""
@@ -111,11 +112,11 @@ def check_memory(task: Task, components: Sequence[Component], plan: Plan) -> Nee
     With several workers, as many components as there are workers are computed at once, each in a process with a copy of
     the task.
     """
-    need = _most(task, components, plan)
+    need = largest_need(task, components, plan)
     limit = SPARE * free_bytes(next(task.module.parameters()).device)
     if need.total <= limit:
         return need
-    fits = [words for words, other in _smaller(plan) if _most(task, components, other).total <= limit]
+    fits = [words for words, other in _smaller(plan) if largest_need(task, components, other).total <= limit]
     smaller = [c.name for c in components if needed(task, c, replace(plan, workers=1)).total <= limit]
     if smaller and len(smaller) < len(components):
         fits.append(f"components={smaller[:4]!r}")
@@ -125,14 +126,26 @@ def check_memory(task: Task, components: Sequence[Component], plan: Plan) -> Nee
     )
 
 
-def _most(task: Task, components: Sequence[Component], plan: Plan) -> Need:
+def largest_need(task: Task, components: Sequence[Component], plan: Plan) -> Need:
+    """The component that takes most; with several workers, all that are computed at once, each in its process."""
     need = max((needed(task, component, plan) for component in components), key=lambda found: found.total)
     count = min(plan.workers, len(components))
     if count < 2:
         return need
-    held = sum(p.numel() * p.itemsize for p in task.module.parameters())
-    apart = PROCESS + held + need.total
+    apart = _apart(task) + need.total
     return replace(need, processes=count * apart - need.total)
+
+
+def component_memory(*, work: Work) -> float:
+    """Bytes of a process that computes one component, for executors that place jobs by them (`core.store.Unit`)."""
+    settings = work.settings
+    plan = Plan(settings.estimator, work.chains, len(settings.rows), len(settings.observables))
+    return needed(work.task, work.component, plan).total + _apart(work.task)
+
+
+def _apart(task: Task) -> float:
+    """Bytes of a process and its copy of the model, before anything is computed."""
+    return PROCESS + sum(p.numel() * p.itemsize for p in task.module.parameters())
 
 
 def _smaller(plan: Plan) -> list[tuple[str, Plan]]:

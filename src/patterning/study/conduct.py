@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from patterning.core.errors import PatterningError
+from patterning.core.executors import Executor
 from patterning.core.locks import NAME, cannot_use
 from patterning.core.plain import Document
 from patterning.core.settings import C, Settings
@@ -45,8 +46,8 @@ def conduct(
     config: C,
     folder: Path,
     read: Callable[[Path], C],
-    stages: Callable[[C, RunFolder, int, Progress | None], Document],
-    workers: int,
+    stages: Callable[[C, RunFolder, Executor | int, Progress | None], Document],
+    where: Executor | int,
     progress: Progress | None,
 ) -> tuple[RunFolder, Document]:
     """Open the folder, run the `stages` of an experiment in it, and write `results.json` with its provenance.
@@ -60,8 +61,8 @@ def conduct(
         run.create()
         write_whole(run.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
         begun = time.perf_counter()
-        results = stages(config, run, workers, progress)
-        results["provenance"] = provenance(time.perf_counter() - begun, workers)
+        results = stages(config, run, where, progress)
+        results["provenance"] = provenance(time.perf_counter() - begun, where)
         results["provenance"]["sha256"] = _digest(results)
         write_json(run.path / "results.json", results)
     return run, results
@@ -113,13 +114,13 @@ def read_json_results(run: RunFolder, experiment: str, needs: Callable[[Document
     return results
 
 
-def provenance(seconds: float, workers: int) -> Document:
+def provenance(seconds: float, where: Executor | int) -> Document:
     """Date, commit, machine and versions of this call."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "seconds_of_last_call": round(seconds, 1),
-        "workers": workers,
+        "workers": int(str(where)) if str(where).isdigit() else str(where),
         "machine": f"{platform.machine()}, {platform.system()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from patterning.core.errors import PatterningError
+from patterning.core.executors import Executor, chosen
 from patterning.core.plain import Document
 from patterning.core.store import RunFolder
 from patterning.core.workers import Progress, Workers
@@ -60,15 +61,17 @@ def run_study(
     *,
     read: Callable[[Path], Any],
     workers: int = 1,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Document:
     """Run everything, or what a killed run left; write `results.json` and `report.html`; return the results.
 
+    `workers`: processes of this machine; `executor`: where else jobs are computed, `pt.Ray(…)` say.
     Raises `PatterningError` when the folder holds another configuration, or when no reading gives a direction.
     """
     run, _ = conduct(
-        config, folder, read, lambda own, place, count, told: stages(own, build(own), place, count, told), workers,
-        progress,
+        config, folder, read, lambda own, place, where, told: stages(own, build(own), place, where, told),
+        chosen(executor, workers), progress,
     )  # fmt: skip
     results = read_results(run, str(config.model_dump()["experiment"]))
     with keeping_results(run.path, run.path / "results.json"):
@@ -76,13 +79,15 @@ def run_study(
     return results
 
 
-def stages(config: StudySettings, study: Study, run: RunFolder, workers: int, progress: Progress | None) -> Document:
+def stages(
+    config: StudySettings, study: Study, run: RunFolder, where: Executor | int, progress: Progress | None
+) -> Document:
     """Every stage, and what comes of it as plain values."""
     study = placed(study, run.path)
     subject, seeds = study.subject, config.seed_ranges
     if unknown := [name for name in config.directions if name not in study.readings]:
         raise PatterningError(f"unknown directions {', '.join(unknown)}: there are {', '.join(study.readings)}")
-    with Workers(run, workers, progress) as pool:
+    with Workers(run, where, progress) as pool:
         pilots = train_pilots(study, pool, seeds.pilots)
         bench = Bench(subject, pool, seeds, pilots, config.min_reliability, config.force)
         found, refused = read_all(config, study, bench)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from patterning.core.errors import PatterningError, check_whole
+from patterning.core.executors import Executor, chosen
 from patterning.core.identity import digest
 from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.workers import Progress, Workers
@@ -37,6 +38,7 @@ def verify(
     wanted: Mapping[str, Mapping[str, float]] | None = None,
     out: str | Path | None = None,
     workers: int = 1,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
     """Evidence for what `arms` (name → weights) do to `measures`, against unweighted and permuted weights.
@@ -45,13 +47,15 @@ def verify(
     its own weights dealt to other samples, dealt anew for each seed. `extra`: further arms that are only compared (a
     plain heuristic, say). `wanted`: arm → measure → sign of the change that was asked for; where it is missing, the
     weights' own target is taken for measures of the same name. `out`: a folder in which finished runs are found again
-    after a kill; without one, nothing is kept. `workers`: processes of one thread each.
+    after a kill; without one, nothing is kept. `workers`: processes of one thread each;
+    `executor`: other machines instead, such as `pt.Ray("head:6379")`.
 
     Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained; after three
     runs where the trained modules show that `train` does not use its seed or its weights; and at the end where all
     outcomes do.
     """
     check_whole("workers", workers, 1)
+    where = chosen(executor, workers)
     controls = [controls] if isinstance(controls, str) else controls
     seeds = _checked_seeds(seeds)
     parsed = _checked_measures(measures)
@@ -73,7 +77,7 @@ def verify(
         ]
         for name, planned in plan.items()
     }
-    with _folder(out) as folder, Workers(RunFolder(folder), workers, progress) as pool:
+    with _folder(out) as folder, Workers(RunFolder(folder), where, progress) as pool:
         _first_look(pool, units, next(iter(arms)), seeds)
         results = iter(pool.compute([unit for own in units.values() for unit in own], "retraining every arm"))
     outcomes = {name: [next(results) for _ in seeds] for name in plan}
