@@ -57,9 +57,7 @@ def words(
     return philox((place, step, replica, int(stream)), (seed & _LOW, seed >> 32))
 
 
-def uniform(
-    seed: int, stream: Stream, replicas: range, steps: range, count: int, device: torch.device
-) -> Tensor:
+def uniform(seed: int, stream: Stream, replicas: range, steps: range, count: int, device: torch.device) -> Tensor:
     """Numbers in [0, 1) with 53 random bits, float64 (steps, replicas, count)."""
     a, b, c, d = words(seed, stream, replicas, steps, -(-count // 2), device)
     high, low = torch.stack([a, c], dim=-1), torch.stack([b, d], dim=-1)

@@ -205,9 +205,7 @@ class StepNumbers:
 
     def _draw_noise(self, steps: range) -> Tensor:
         chains = range(self._first, self._first + self._config.chains)
-        return philox.normal(
-            self._config.seed, Stream.NOISE, chains, steps, len(self._like), self._like.device
-        )
+        return philox.normal(self._config.seed, Stream.NOISE, chains, steps, len(self._like), self._like.device)
 
 
 def minibatches(cumulative: np.ndarray, config: ChainConfig, first_chain: int, step: int) -> Tensor:

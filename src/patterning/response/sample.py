@@ -165,7 +165,7 @@ def sample_draws(
         raise PatterningError(f"the loss of sample {bad} is NaN or infinite at w*")
 
     some = np.unique(np.linspace(0, n - 1, min(watched, n)).astype(int))
-    on_device = torch.from_numpy(some).to(origin.device)
+    on_device = torch.from_numpy(some).to(at_anchor.device)
     tally = Tally(chains.chains, chains.draws, batches, at_anchor, phi_anchor, on_device)
     trace = run_chains(
         task, origin, kernel, chains, lambda draw, flat: tally.add(draw, *read(flat)), loss_band=loss_band,
@@ -260,6 +260,6 @@ def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_bet
 def llc_observable(task: FlatTask, anchor: Tensor, n_beta: float) -> OfLosses:
     """φ = nβ (L(w) - L(w*)) on the full data; its posterior mean is the local learning coefficient estimate λ̂(w*)."""
     anchor = check_anchor(task, anchor)
-    q = task.base_weights.double()
+    q = task.base_weights.double().to(anchor.device)
     start = float(evaluate(task.losses, anchor[None], len(q))[0].double() @ q)
     return OfLosses(lambda losses: n_beta * (losses @ q - start))
