@@ -5,7 +5,7 @@ operation with a tensor of another device is refused, but for numbers without an
 from the CPU and every number read off is counted. Import it in a process of its own: it cannot be taken back.
 """
 
-import traceback
+import sys
 from collections import Counter
 from typing import Any
 
@@ -87,10 +87,13 @@ def wrap(raw: torch.Tensor) -> Pretended:
 def count(what: str) -> None:
     """Note that a GPU would wait here."""
     WAITS[what] += 1
-    for frame in reversed(traceback.extract_stack()):
-        if "/patterning/" in frame.filename:
-            PLACES[f"{what} at {frame.filename.rpartition('/patterning/')[2]}:{frame.lineno}"] += 1
+    frame = sys._getframe()
+    while frame is not None:
+        _, package, file = frame.f_code.co_filename.rpartition("/patterning/")
+        if package:
+            PLACES[f"{what} at {file}:{frame.f_lineno}"] += 1
             break
+        frame = frame.f_back
 
 
 def _any(operation: Any, *args: Any, **kwargs: Any) -> Any:
