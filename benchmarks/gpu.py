@@ -79,7 +79,7 @@ class Sizes:
     numbers: int
 
 
-# The tiny model is that of benchmarks/response.py; the large one, and its 64 rows a step, the paper preset of induction;
+# The tiny model is that of benchmarks/response.py; the large one is the paper preset of induction, with 64 rows a step;
 # the strings, models and steps those of the parentheses paper (arXiv 2507.06445).
 FULL = Sizes(
     tiny=LanguageConfig(64, 64, 2, 4, 64), tiny_rows=1024, tiny_steps=800,

@@ -106,7 +106,7 @@ def _any(operation: Any, *args: Any, **kwargs: Any) -> Any:
         count(name)
     own = {id(x.raw): x for x in given if isinstance(x, Pretended)}
     strangers = [x for x in given if not isinstance(x, Pretended) and x.ndim]
-    if strangers and name in INDEXED:
+    if strangers and name in INDEXED and isinstance(args[0], Pretended):
         count("from the host")  # a GPU takes row numbers from the host, and waits for them
     elif strangers:
         raise RuntimeError(

@@ -89,15 +89,14 @@ def test_the_checks_check(apart: None) -> None:
 
 
 @pytest.mark.parametrize("matched", [False, True])
-@pytest.mark.parametrize("kernel", [KERNEL, RMSPropSGLD(30.0, 300.0, 1e-3)], ids=["sgld", "rmsprop"])
+@pytest.mark.parametrize("kernel", [KERNEL, RMSPropSGLD(30.0, 100.0, 1e-3)], ids=["sgld", "rmsprop"])
 @pytest.mark.parametrize("name", ["l1h0", "full"])
 def test_steps_of_chains_and_sums_of_draws(name: str, kernel, matched: bool, monkeypatch, apart: None) -> None:
     free, probe = restricted(name)
     monkeypatch.setattr(chains, "exclude", lambda *_: None)  # the look every 50 steps
     config = ChainConfig(chains=2, draws=4, burn_in=3, steps_between_draws=2, batch_size=4, matched=matched)
-    tally = Tally(
-        2, 4, 2, probe.at_anchor.double(), torch.ones(1, device=META).double(), torch.zeros(1, device=META).int()
-    )
+    first, one = torch.zeros(1, dtype=torch.int64, device=META), torch.ones(1, dtype=torch.float64, device=META)
+    tally = Tally(2, 4, 2, probe.at_anchor.double(), one, first)
     seen = []
 
     def read(draw: int, flat: Tensor) -> None:
@@ -150,9 +149,8 @@ def test_steps_of_brackets_whose_rows_differ_in_length(apart: None) -> None:
     assert advance(there, TrainConfig(4, 8), state, [0, 1], torch.rand(len(task.base_weights)), 4).flat.device == META
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_steps_of_a_language_model(bfloat16: bool, apart: None) -> None:
-    training = language.LanguageTraining(3, 4, 1e-3, 1, bfloat16=bfloat16)
+def test_steps_of_a_language_model(apart: None) -> None:
+    training = language.LanguageTraining(3, 4, 1e-3, 1)
     run = language._start(CONFIG, training, 0, META)
     for _ in range(3):
         language._advance(run, training, TOKENS[:4].to(META), torch.ones(4, 7, device=META))
