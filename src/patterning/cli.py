@@ -44,6 +44,9 @@ def run(
     address: Address = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cuda trains and samples on a GPU: parentheses and induction (docs/gpu.md).")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Invert χ even where its reliability is too low.")] = False,
     json: Json = False,
 ) -> None:
@@ -62,6 +65,8 @@ def run(
         settings = chosen.preset(preset or chosen.default)
     if force:
         settings = settings.model_copy(update={"force": True})
+    if device is not None:
+        settings = settings.model_copy(update={"device": device})
     folder = out or Path("runs") / f"{chosen.name}-{settings.preset}"
     place = executor_of(_place(workers, executor, address, cpus, gpus))
     with _output.reserved(json):
@@ -118,6 +123,7 @@ Probes = Annotated[int, typer.Option(help="Rows that χ gets columns for, evenly
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of minibatches and noise.")]
 Out = Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")]
 DryRun = Annotated[bool, typer.Option(help="Say what it would cost, and stop.")]
+Device = Annotated[str | None, typer.Option(help="cuda computes on a GPU (docs/gpu.md); none: where the task is.")]
 
 
 @app.command(name="measure")
@@ -151,6 +157,7 @@ def response(
     address: Address = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
+    device: Device = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -161,7 +168,7 @@ def response(
         task=task, components=components, n_beta=n_beta, localization=localization, step_size=step_size, chains=chains,
         draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, probes=probes,
         estimator=estimator, reliability=reliability, rounds=rounds, seed=seed, phi=phi, antithetic=antithetic,
-        observables=observables,
+        observables=observables, device=device,
     )  # fmt: skip
     _answer(request, out, _place(workers, executor, address, cpus, gpus), dry_run, json)
 
@@ -190,6 +197,7 @@ def llc(
     address: Address = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
+    device: Device = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -199,7 +207,7 @@ def llc(
     request = Request(
         task=task, components=components, n_beta=n_beta, localization=localization, step_size=step_size, chains=chains,
         draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, probes=probes,
-        estimator="covariance", reliability=None, rounds=1, seed=seed, check=check,
+        estimator="covariance", reliability=None, rounds=1, seed=seed, check=check, device=device,
     )  # fmt: skip
     _answer(request, out, _place(workers, executor, address, cpus, gpus), dry_run, json)
 

@@ -10,7 +10,7 @@ from torch import nn
 from patterning.core.task import Task
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
-from patterning.posterior import sgld
+from patterning.posterior import chains, sgld
 from patterning.posterior.chains import ChainConfig, gaussian, minibatches
 from patterning.response import adjoint
 from patterning.response.pathwise import DATA, pathwise_chains
@@ -97,7 +97,7 @@ def test_a_antithetic_chain_is_the_mean_of_a_chain_and_one_of_opposite_noise(phi
     config = ChainConfig(chains=3, draws=6, burn_in=4, steps_between_draws=1, batch_size=2, seed=1, matched=matched)
     found = line_response(replace(config, antithetic=True), phi=phi)
     plain = line_response(config, phi=phi)
-    monkeypatch.setattr(adjoint, "gaussian", lambda *arguments: -gaussian(*arguments))
+    monkeypatch.setattr(chains, "gaussian", lambda *arguments: -gaussian(*arguments))
     opposite = line_response(config, phi=phi)
     np.testing.assert_allclose(found, (plain + opposite) / 2, rtol=1e-5, atol=1e-7)
     assert np.abs(plain - opposite).max() > 0.1 * np.abs(found).max()
@@ -149,11 +149,11 @@ def test_the_step_that_stands_for_a_piece_is_unbiased_and_shared_by_a_mirror_ima
     adjoints[1] *= 5
     total, grid = torch.zeros(4), (np.arange(2000) + 0.5) / 2000
     for x in grid:
-        at, along = adjoint.stand_in(positions, adjoints, np.array([x, (x + 0.5) % 1]))
+        at, along = adjoint.stand_in(positions, adjoints, torch.tensor([x, (x + 0.5) % 1]))
         total += (at * along).sum(1) / len(grid)
         steps = [[int((positions[:, r] == at[r]).all(1).nonzero()[0]) for r in pair] for pair in ((0, 2), (1, 3))]
         assert all(one == other for one, other in steps)
     torch.testing.assert_close(total, (positions * adjoints).sum((0, 2)), rtol=0.02, atol=0.02)
-    at, along = adjoint.stand_in(positions, torch.zeros_like(adjoints), np.array([0.2, 0.9]))
+    at, along = adjoint.stand_in(positions, torch.zeros_like(adjoints), torch.tensor([0.2, 0.9]))
     assert torch.equal(along, torch.zeros(4, 2))
     assert torch.equal(at[0], positions[0, 0])

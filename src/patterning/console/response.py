@@ -53,7 +53,7 @@ ASSUMED_BETWEEN = 4
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command line; `steps_between_draws` 0: to be measured.
+    """The arguments of the command line; `steps_between_draws` 0: to be measured; `device` None: where the task is.
 
     Raises `PatterningError` for a number that is not finite: what else a number must be, its user knows.
     """
@@ -77,6 +77,7 @@ class Request:
     antithetic: bool = False
     check: bool = False
     observables: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -108,6 +109,7 @@ def load_task(where: str) -> Task:
 
 def _prepare(request: Request) -> tuple[Task, list[str], torch.Tensor]:
     task = load_task(request.task)
+    task = task if request.device is None else task.to(request.device)
     names = [name.strip() for name in request.components.split(",") if name.strip()]
     names = names or list_components(task.module) or ["full"]
     for name in names:
@@ -235,7 +237,8 @@ def _check_same(request: Request, task: Task, out: Path) -> None:
     """Raise where the stored χ is an answer to another request than this one."""
     settings = open_response(out / "chi.zarr")["susceptibility"].attrs
     asked = json.loads(settings.get("asked", "{}"))
-    same = {**asked, "task": request.task} == vars(request)  # the file may be named from another folder
+    asked = {"device": None} | asked | {"task": request.task}  # the file may be named from another folder
+    same = asked == vars(request)
     if not same or settings["task"] != task.fingerprint:
         raise PatterningError(f"{out / 'chi.zarr'} exists, of another request: name another folder with --out")
 

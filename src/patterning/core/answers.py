@@ -24,6 +24,7 @@ HINTS = {
     "scalar type Long": "class labels must be whole numbers: labels.long()",
     "for argument #1 'indices'": "token numbers must be whole numbers: tokens.long()",
     "must have the same dtype": "whole numbers are left as they are: use x.float() in the loss",
+    "on the same device": "what a loss holds besides module and batch must be on the module's device",
     "not implemented for": "numbers of another type are needed: labels.long(), x.float() or x.bool() in the loss",
 }
 """What PyTorch says → what to do."""

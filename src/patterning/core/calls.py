@@ -66,6 +66,16 @@ def differentiable(needed: bool) -> Any:
     return torch.enable_grad() if needed else nullcontext()
 
 
+def rounded(kind: str, bfloat16: bool, *, once: bool = False) -> Any:
+    """A context in which a device of this kind rounds what goes into matrix products to bfloat16, or rounds nothing.
+
+    `once`: parameters are rounded once and kept, which transforms such as vmap cannot have.
+    """
+    if not bfloat16 and not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.bfloat16, enabled=bfloat16, cache_enabled=once)
+
+
 def plain(values: Tensor) -> Tensor:
     """Without a graph where none was asked for: a loss may have switched gradients on for itself."""
     return values.detach() if values.requires_grad and not torch.is_grad_enabled() else values

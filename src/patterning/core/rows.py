@@ -20,11 +20,13 @@ class RowSource:
     """A map-style data set: `len(source)` and `source[i]`, as torch's and Hugging Face's data sets are.
 
     An item is a number, an array, a tensor, or a tuple or dict of these; items must be alike. Text in a dict is left
-    out (`left_out` names it). The data set must give the same item for the same number every time.
+    out (`left_out` names it). The data set must give the same item for the same number every time. `device`: where
+    rows go that have been read.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, device: torch.device | None = None) -> None:
         self.source = source
+        self.device = torch.device("cpu") if device is None else device
         self.left_out: tuple[str, ...] = ()
         if len(source) == 0:
             raise PatterningError("the data set is empty: it must have n > 0 rows")
@@ -37,6 +39,10 @@ class RowSource:
     def __len__(self) -> int:
         """Rows."""
         return len(self.source)
+
+    def on(self, device: torch.device) -> "RowSource":
+        """The same rows, which go to `device` once read."""
+        return RowSource(self.source, device)
 
     def take(self, rows: Tensor) -> Any:
         """The rows with these numbers, stacked: each entry becomes (*rows.shape, ...)."""
@@ -54,7 +60,7 @@ class RowSource:
         for part in torch.arange(len(self)).split(AT_ONCE):
             for values in _tensors(self.take(part)):
                 total.update(f"{values.dtype}{tuple(values.shape)}".encode())
-                total.update(values.contiguous().numpy().tobytes())
+                total.update(values.cpu().contiguous().numpy().tobytes())
         return total.hexdigest()[:16]
 
     def _item(self, row: int) -> Any:
@@ -81,7 +87,7 @@ class RowSource:
                     f"{tuple(value.shape)}: pad rows to one length, and let the loss return (losses, mask)"
                 )
         stacked = torch.stack(values)
-        return stacked.reshape(*shape, *stacked.shape[1:])
+        return stacked.reshape(*shape, *stacked.shape[1:]).to(self.device)
 
 
 def is_row_source(data: object) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from patterning.core.batch import Batch, as_batch
+from patterning.core.devices import moved
 from patterning.core.errors import PatterningError
 from patterning.core.flat import LossesFn
 from patterning.core.task import Task
@@ -37,7 +38,7 @@ class ModuleTask(Task):
 
     def losses_on(self, inputs: object, targets: object) -> LossesFn:
         """Per-sample losses `(flat (r, P), index (r, b)) → (r, b)` on any data: `losses` of a probe set."""
-        data = _pairs(inputs, targets)
+        data = moved(_pairs(inputs, targets), self.device)
         return lambda flat, index: self.run(self._checked(flat, index), data, index)
 
 

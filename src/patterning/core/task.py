@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,11 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from patterning.core.anchors import check_like, check_rest, matching, row_of
 from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
-from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain
+from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain, rounded
+from patterning.core.devices import DeviceLike, device_of, find_device, moved
 from patterning.core.errors import PatterningError
 from patterning.core.give_back import LARGE_MODEL, give_back
 from patterning.core.identity import digest
-from patterning.core.modules import copy_module, displaced, fresh_module, other_names, spread
+from patterning.core.key_losses import key_losses
+from patterning.core.modules import copy_module, fresh_module, other_names, spread
 from patterning.core.outside import check_copy
 from patterning.core.rng import seeds_of
 from patterning.core.rows import RowSource
@@ -30,8 +32,6 @@ from patterning.core.whole_data import read_rows
 
 Call = Callable[..., Any]
 """The module at some parameters: call it as you would call the module."""
-KEY_ROWS = 16
-"""Rows whose losses are part of a task's fingerprint."""
 
 
 class Task:
@@ -43,7 +43,8 @@ class Task:
     A parameter row (P,) holds the parameters that require a gradient, in the order of `named_parameters`; frozen ones
     and buffers stay at the module's values (they are clamped). The module runs in evaluation mode, in float32, and as
     many replicas at a time as `torch.func.vmap` can take: what it cannot take runs one replica after the other, and
-    `notes` says so. `samples_per_row` is t where `loss` returns (b, t): each token of a text, say.
+    `notes` says so. Data go to the module's device; `to` moves both. `samples_per_row` is t where `loss` returns (b,
+    t): each token of a text, say.
 
     `make(seed)` returns a fresh module; without it, `init` calls what the module has to initialise itself. `bfloat16`
     computes matrix products in that type (weights, sums and losses stay float32): for GPUs and wide models.
@@ -71,28 +72,51 @@ class Task:
         if not self.shapes:
             raise PatterningError("no parameter of the module requires a gradient: nothing can be trained or sampled")
         self._other_names = other_names(self.module)
-        self.data = as_batch(data)
+        self.data = moved(as_batch(data), self.device)
+        self._frequency = check_base_weights(base_weights, count_rows(self.data))
+        self._try(module)
+
+    def _try(self, original: nn.Module) -> None:
+        """Find out what the loss can do, and what follows from it: the shares of L."""
         n = count_rows(self.data)
-        frequency = check_base_weights(base_weights, n)
         self.trial = Trial()
-        self.trial = try_task(self, module)
+        self.trial = try_task(self, original)
         self.samples_per_row = self.trial.samples_per_row
-        self.sample_weights, more = read_rows(self)
+        weights, more = read_rows(self)
+        self.sample_weights = None if weights is None else weights.to(self.device)
+        """(n, t) float32, the weight of each sample of a row, 0 where there is none; None: all alike."""
         text = self.data.left_out if isinstance(self.data, RowSource) else ()
         if text:
             more = (*more, f"{', '.join(text)} of the data set is text, which the loss is not given")
         self.trial = replace(self.trial, notes=(*self.trial.notes, *more))
-        """(n, t) float32, the weight of each sample of a row, 0 where there is none; None: all alike."""
-        count = torch.ones(n) if self.sample_weights is None else self.sample_weights.double().sum(1).cpu()
-        weights = frequency.double() * count.double()
-        if not bool(weights.any()):
+        shares = self._frequency.double() * (1.0 if weights is None else weights.double().sum(1))
+        if not bool(shares.any()):
             raise PatterningError("every sample is masked: the data holds no sample")
-        self.base_weights = weights / weights.sum()
+        self.base_weights = shares / shares.sum()
         self.ids = np.arange(n)
         self.draws = draws_of(self.base_weights)
         self._tried = tried_losses(self, spread(n, FEW_ROWS))
         if self.num_parameters > LARGE_MODEL:
             give_back()
+
+    def to(self, device: DeviceLike) -> Self:
+        """The same task on another device ("cuda"): module and data are moved there, and tried again.
+
+        Raises `PatterningError` for a device that cannot be used, and where the loss holds tensors elsewhere.
+        """
+        where = find_device(device)
+        if where == self.device:
+            return self
+        other = copy(self)
+        other.module = copy_module(self.module, convert=False).to(where)
+        other.data = moved(self.data, where)
+        other._try(self.module)
+        return other
+
+    @property
+    def device(self) -> torch.device:
+        """Where module and data are, and everything is computed."""
+        return device_of(self.module)
 
     @property
     def num_parameters(self) -> int:
@@ -113,7 +137,7 @@ class Task:
         """
         return digest(
             self.module, self.data, self.base_weights, self.sample_weights, list(self.shapes), self.loss_fn, self.make,
-            self.bfloat16, self._values(),
+            self.bfloat16, key_losses(self),
         )  # fmt: skip
 
     @property
@@ -131,7 +155,7 @@ class Task:
             row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes)
             for seed in seeds_of(seeds)
         ]
-        return torch.stack(rows).to(next(self.module.parameters()).device)
+        return torch.stack(rows).to(self.device)
 
     def flatten(self, module: nn.Module) -> Tensor:
         """The row (P,) float32 of a (trained) module of the same architecture: a checkpoint w*.
@@ -217,13 +241,13 @@ class Task:
         rows = index[0] if shared else index
         names = [(name, self.all_names(name)) for name in varied]
         together = self.trial.vectorise == "rows" or (self.trial.vectorise == "parameters" and shared)
-        with_loss = WithLoss(called, self.loss_fn)
+        with_loss, device = WithLoss(called, self.loss_fn), next(iter(varied.values())).device.type
 
         def one(parameters: dict[str, Tensor], own: Batch) -> Tensor:
             named = {other: parameters[name] for name, others in names for other in others}
             with (
                 keep_attributes(called, self.trial.changing),
-                torch.autocast(index.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False),
+                rounded(device, self.bfloat16),
                 differentiable(self.trial.differentiates),
             ):
                 answer = with_loss.at(named, own)
@@ -289,22 +313,6 @@ class Task:
         was computed in between is no result then. Call it after long computations; it takes one forward pass.
         """
         check_still_the_same(self, *self._tried)
-
-    def _values(self) -> NDArray[np.float32]:
-        """Losses of some rows at w* and at other parameters: what the loss gives, however it is written."""
-        rows = spread(count_rows(self.data), KEY_ROWS)
-        own = self.named(self.own_row()[None])
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums over several threads have other bits
-        try:
-            with torch.no_grad():
-                found = [
-                    self.answer(rows, {name: value[0] for name, value in parameters.items()})[0].float()
-                    for parameters in (own, displaced(own, 0))
-                ]
-        finally:
-            torch.set_num_threads(threads)
-        return torch.stack(found).cpu().numpy()
 
     def _checked(self, flat: Tensor, index: Tensor) -> dict[str, Tensor]:
         if flat.ndim != 2 or flat.shape[1] != self.num_parameters or index.ndim != 2 or len(index) != len(flat):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
@@ -20,12 +21,14 @@ def fit(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
+    device: DeviceLike | None = None,
 ) -> nn.Module:
     """A module trained from scratch on the task's data under `weights` (None: unweighted): Adam, fixed rate.
 
     Initial weights and minibatches depend on `seed` alone, so that the same seed in two arms is a pair. ρ multiplies
-    the loss of each row; preference pairs are trained on as `weights.swapped` says. Raises `PatterningError` for
-    weights of other data, or of single tokens.
+    the loss of each row; preference pairs are trained on as `weights.swapped` says. `device`: "cuda" trains on a GPU
+    (docs/gpu.md), None where the task is; the module comes back to where the task's own is. Raises `PatterningError`
+    for weights of other data, or of single tokens.
     """
     check_whole("seed", seed, 0)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
@@ -39,10 +42,11 @@ def fit(
         rho = torch.from_numpy(weights.rho)
         if weights.swapped is not None:
             task = exchanged(task, weights.swapped)
+    home, task = task, task if device is None else task.to(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a small model on several threads is slower, and its sums have other bits
     try:
         state = advance(task, config, init_state(task, [seed]), [seed], rho, steps)
     finally:
         torch.set_num_threads(threads)
-    return task.load(copy_module(task.module), state.flat[0])
+    return home.load(copy_module(home.module), state.flat[0].to(home.device))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
+from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
@@ -67,6 +68,7 @@ def measure(
     seed: int = 0,
     workers: int = 1,
     executor: Executor | None = None,
+    device: DeviceLike | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Response:
@@ -88,6 +90,7 @@ def measure(
     `probes`: rows of the data that χ gets columns for; None: all. `phi`: whose loss the component loss is, "probes",
     "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
 
+    `device`: "cuda" moves the task to a GPU for this (docs/gpu.md); None: it is computed where the task's module is.
     `workers`: processes of one thread each; `executor`: other machines instead, such as `pt.Ray("head:6379")`. `out`: a
     folder in which finished components are found again after a kill.
     `progress`: print what it will take, and how far it is.
@@ -95,6 +98,7 @@ def measure(
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
     every component left the neighbourhood of w*.
     """
+    given, task = task, task if device is None else task.to(device)
     anchor = _checkpoint(task, at)
     names = _components(task, components, bool(observables))
     functions = _functions(task, observables)
@@ -137,12 +141,12 @@ def measure(
     tree["susceptibility"].attrs.update(
         calibration=found.text, verdict=found.verdict, untrained=untrained, memory_estimate=need.total
     )
-    return Response(tree, task)
+    return Response(tree, given)
 
 
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
     anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
-    return check_anchor(task, anchor)
+    return check_anchor(task, anchor.to(task.device) if isinstance(anchor, Tensor) else anchor)
 
 
 def _untrained(task: Task, anchor: Tensor) -> str:

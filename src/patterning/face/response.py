@@ -282,7 +282,7 @@ class Response:
             return None
         task = self.task
         own = task.sample_weights
-        cells = np.ones((len(task.base_weights), task.samples_per_row)) if own is None else own.double().numpy()
+        cells = np.ones((len(task.base_weights), task.samples_per_row)) if own is None else own.double().cpu().numpy()
         share = task.base_weights.numpy()[:, None] * cells / np.maximum(cells.sum(1, keepdims=True), 1e-300)
         return Data(len(task.base_weights), task.samples_per_row, task.ids, task.data_fingerprint, share)
 

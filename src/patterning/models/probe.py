@@ -26,7 +26,7 @@ class Probe:
         # Below the component nothing is computed, so replicas share no work: batched, they only fill the device.
         self.one_by_one = restricted.fills_core(len(rows))
         self.samples = restricted.task.samples(rows.cpu())
-        self.chunks = rows.split(restricted.cut(1 if self.one_by_one else replicas))
+        self.chunks = rows.to(restricted.anchor.device).split(restricted.cut(1 if self.one_by_one else replicas))
         self._columns = self._split_columns()
         parts = [self._at_anchor(*part) for part in zip(self.chunks, self._columns, strict=True)]
         self._constants = [constants for _, constants in parts]

@@ -24,8 +24,10 @@ CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 ENOUGH_CELLS = 1_024
 """Samples of one replica that fill a CPU core: from there on the replicas of a probe take turns."""
 
-MOST_BYTES = 1_000_000_000
-"""What a CPU's evaluation in one call may keep for its backward pass: of large models fewer rows are taken."""
+MOST_BYTES = {"cpu": 1_000_000_000, "other": 8_000_000_000}
+"""What an evaluation in one call may keep for its backward pass: of large models fewer rows are taken at a time.
+
+Stated, and not read off a card's free memory, which would make the order of sums depend on who else computes there."""
 
 TRIED = 512
 """Samples on which is found out what a component cannot reach."""
@@ -80,9 +82,10 @@ class Restricted:
 
     def cut(self, replicas: int) -> int:
         """Rows of data that `replicas` evaluate in one call."""
-        cells = CELLS_AT_ONCE.get(self.anchor.device.type, CELLS_AT_ONCE["other"])
-        if self.anchor.device.type == "cpu" and self._bytes_per_sample:
-            cells = min(cells, int(MOST_BYTES / self._bytes_per_sample))
+        kind = self.anchor.device.type
+        cells, most = (table.get(kind, table["other"]) for table in (CELLS_AT_ONCE, MOST_BYTES))
+        if self._bytes_per_sample:
+            cells = min(cells, int(most / self._bytes_per_sample))
         return max(1, cells // (self.samples_per_row * replicas))
 
     @cached_property

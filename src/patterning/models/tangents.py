@@ -28,10 +28,13 @@ class _Fused(TorchFunctionMode):
         del types
         swap = _SWAPS.get(func)
         # Under autocast a tangent may have another type than its value: PyTorch's own formulas know what to do.
-        found = (
-            None if swap is None or torch.is_autocast_enabled(args[0].device.type) else swap(*args, **(kwargs or {}))
-        )
+        found = None if swap is None or _rounds(args[0].device.type) else swap(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {})) if found is None else found
+
+
+def _rounds(kind: str) -> bool:
+    """Whether autocast is on for a kind of device; some have none."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _moves(value: Tensor | None) -> bool:

@@ -109,11 +109,19 @@ class _Place(torch.autograd.Function):
         return grads[0].index_select(0, inverse), None, None
 
 
-def answer_logits(config: TransformerConfig, flat: Tensor, tokens: Tensor, last: Tensor) -> Tensor:
+def reach_of(last: Tensor) -> tuple[int, int]:
+    """What t must be for rows that end at `last` (r, b), and the most cells that they fill in one replica."""
+    return int(last.max()) + 1, int((last + 1).sum(1).max())
+
+
+def answer_logits(
+    config: TransformerConfig, flat: Tensor, tokens: Tensor, last: Tensor, cells: int | None = None
+) -> Tensor:
     """Logits (r, b, 5) at position `last` (r, b) of token rows `tokens` (r, b, t), for flat parameters (r, P).
 
     Positions after `last` cannot reach the answer (the model is causal): they are never computed, except inside
-    attention. Callers trim t to `last.max() + 1`.
+    attention. Callers trim t; `reach_of` tells how far, and of `cells`, which are read off `last` where they are not
+    given.
     """
     p = unflatten(config, flat)
     r, b, t = tokens.shape
@@ -121,8 +129,7 @@ def answer_logits(config: TransformerConfig, flat: Tensor, tokens: Tensor, last:
     device = flat.device
     # Valid cells of the (b, t) grid, packed to n rows for each replica; replicas are padded with cells that are not.
     valid = torch.arange(t, device=device) <= last[:, :, None]  # (r, b, t)
-    counts = valid.view(r, -1).sum(1)
-    n = int(counts.max())
+    n = reach_of(last)[1] if cells is None else cells
     cell = valid.view(r, -1).to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :n]
     replica = torch.arange(r, device=device)[:, None]
     packed_to_cell = (cell + replica * (b * t)).view(-1)  # (r*n)

@@ -7,7 +7,6 @@ no solution any more, whatever it does afterwards. With all parameters at 0 near
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +20,9 @@ from patterning.posterior.chains import (
     WINDOW,
     ChainConfig,
     Kernel,
-    gaussian,
+    StepNumbers,
     init,
     loss_and_gradient,
-    minibatches,
     update,
 )
 from patterning.posterior.sgld import SGLD
@@ -116,14 +114,14 @@ def steepest(task: FlatTask, anchor: Tensor, kernel: Kernel, chains: ChainConfig
     A curvature as steps of this size see it, kinks and cliffs included.
     """
     single = replace(chains, chains=1, antithetic=False)
-    cumulative, state, steepest = np.cumsum(task.base_weights.numpy()), init(kernel, anchor, 1), 0.0
+    numbers, state, steepest = StepNumbers(task.base_weights, single, 0, anchor), init(kernel, anchor, 1), 0.0
     for step in range(MOST_STEPS):
-        index = minibatches(cumulative, single, 0, step).to(anchor.device)
+        index = numbers.rows(step)
         before = state.position
         loss, gradient = loss_and_gradient(task, before, index)
         if not float(loss[0]) <= loss_band:
             break
-        state = update(state, gradient, gaussian(before, chains.seed, 0, step), kernel)
+        state = update(state, gradient, numbers.noise(step), kernel)
         change = loss_and_gradient(task, state.position, index)[1] - gradient
         ratio = float(change.norm() / (state.position - before).norm())
         steepest = max(steepest, ratio) if math.isfinite(ratio) else steepest

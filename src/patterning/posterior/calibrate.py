@@ -169,6 +169,6 @@ def _pilot(
         localization=kernel.localization,
         step_size=kernel.step_size,
         rise=(float(late.mean()) - start) / span,
-        r_hat=split_r_hat(late.numpy()),
+        r_hat=split_r_hat(late.cpu().numpy()),
         diverged=bool(trace.diverged) or not bool(torch.isfinite(late).all()),
     )

@@ -1,6 +1,7 @@
 """Run SGLD chains around a checkpoint and hand each draw on as it goes by.
 
-Chain c of a seed sees the same minibatches and noise whether it runs alone, batched or after a resume.
+Chain c of a seed sees the same minibatches and noise whether it runs alone, batched or after a resume. The host reads
+nothing of a step back: it looks at the chains every `WINDOW` steps, and a GPU never waits for it in between.
 """
 
 import math
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core import philox
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask
 from patterning.core.progress import report_progress
@@ -19,6 +21,10 @@ from patterning.posterior import preconditioned, sgld
 
 WINDOW = 50
 """Steps over whose mean loss a chain is watched."""
+NUMPY_KINDS = ("cpu",)
+"""Kinds of devices whose noise and minibatches are numpy's; all others draw theirs themselves (`core.philox`)."""
+STEPS_AT_ONCE, NUMBERS_AT_ONCE = 64, 1 << 22
+"""Most steps, and random numbers, that such a device draws at a time: neither changes a number."""
 
 Kernel = sgld.SGLD | preconditioned.RMSPropSGLD
 State = sgld.State | preconditioned.State
@@ -93,13 +99,12 @@ def run_chains(
     anchor = anchor.detach()  # a graph would grow with every step
     state = init(kernel, anchor, config.chains)
     steps = config.burn_in + config.draws * config.steps_between_draws
-    cumulative = np.cumsum(task.base_weights.numpy())
+    numbers = StepNumbers(task.base_weights, config, first_chain, anchor)
     losses = torch.empty(steps, config.chains, device=anchor.device)
     trace = ChainTrace(losses)
     for step in range(steps):
-        index = minibatches(cumulative, config, first_chain, step).to(anchor.device)
-        losses[step], gradient = loss_and_gradient(task, state.position, index)
-        state = update(state, gradient, gaussian(state.position, config.seed, first_chain, step), kernel)
+        losses[step], gradient = loss_and_gradient(task, state.position, numbers.rows(step))
+        state = update(state, gradient, numbers.noise(step), kernel)
         if step % WINDOW == WINDOW - 1 or step == steps - 1:
             exclude(trace, state, step, loss_band, first_chain)
             if len(trace.diverged) == config.chains:
@@ -148,6 +153,61 @@ def update(state: State, gradient: Tensor, noise: Tensor, kernel: Kernel) -> Sta
     return preconditioned.update(state, gradient, noise, kernel)
 
 
+class StepNumbers:
+    """What the steps of some chains draw: minibatch rows and noise, by step, on the device of `anchor` (P,).
+
+    `weights` q (n,) of the rows; chains are numbered from `first_chain` on. On the CPU the numbers are numpy's, drawn
+    as they are asked for. Any other device draws those of several steps at once, by itself (`core.philox`): other
+    numbers of the same law, the same on every device that is no CPU.
+    """
+
+    def __init__(self, weights: Tensor, config: ChainConfig, first_chain: int, anchor: Tensor) -> None:
+        self._config, self._first, self._like = config, first_chain, anchor
+        self._cumulative = np.cumsum(weights.cpu().numpy())
+        self._numpy = anchor.device.type in NUMPY_KINDS
+        self._on_device = torch.empty(0) if self._numpy else torch.from_numpy(self._cumulative).to(anchor.device)
+        self._blocks: dict[str, tuple[range, Tensor]] = {}
+
+    def rows(self, step: int) -> Tensor:
+        """Row numbers (replicas, b) of a step, as `minibatches` has them."""
+        config = self._config
+        if self._numpy:
+            return minibatches(self._cumulative, config, self._first, step).to(self._like.device)
+        rows = self._of("rows", step, STEPS_AT_ONCE, self._draw_rows)
+        if config.matched:
+            return rows.expand(config.replicas, -1)
+        return rows.repeat(config.replicas // config.chains, 1)
+
+    def noise(self, step: int) -> Tensor:
+        """Standard normal numbers (chains, P) of a step, float32 ones in the anchor's type."""
+        config, (parameters,) = self._config, self._like.shape
+        if self._numpy:
+            return gaussian(self._like.expand(config.chains, -1), config.seed, self._first, step)
+        most = max(1, min(STEPS_AT_ONCE, NUMBERS_AT_ONCE // (config.chains * parameters)))
+        return self._of("noise", step, most, self._draw_noise).to(self._like.dtype)
+
+    def _of(self, what: str, step: int, most: int, draw: Callable[[range], Tensor]) -> Tensor:
+        """A step's numbers, from a block of `most` steps."""
+        steps, block = self._blocks.get(what, (range(0), self._like))
+        if step not in steps:
+            first = step - step % most
+            steps, block = range(first, first + most), draw(range(first, first + most))
+            self._blocks[what] = steps, block
+        return block[step - steps.start]
+
+    def _draw_rows(self, steps: range) -> Tensor:
+        """(steps, chains, b), or (steps, 1, b) where minibatches are matched: `minibatch` of many steps."""
+        config, size = self._config, self._config.batch_size
+        chains = range(1) if config.matched else range(self._first, self._first + config.chains)
+        drawn = philox.uniform(config.seed, Stream.MINIBATCH, chains, steps, size, self._like.device)
+        points = (torch.arange(size, device=drawn.device) + drawn) / size
+        return torch.searchsorted(self._on_device, points, right=True).clamp(max=len(self._on_device) - 1)
+
+    def _draw_noise(self, steps: range) -> Tensor:
+        chains = range(self._first, self._first + self._config.chains)
+        return philox.normal(self._config.seed, Stream.NOISE, chains, steps, len(self._like), self._like.device)
+
+
 def minibatches(cumulative: np.ndarray, config: ChainConfig, first_chain: int, step: int) -> Tensor:
     """Row numbers (replicas, b) of one step; one row of numbers, expanded, where minibatches are matched.
 
@@ -191,8 +251,7 @@ def left_band(losses: Tensor, position: Tensor, loss_band: float) -> dict[int, s
     """Replicas whose mean loss over the last 50 steps of `losses` (steps, r) is NaN or above the band: number → why."""
     step = len(losses)
     first = max(0, step - WINDOW)  # the last window of a run reaches back into the one before it
-    window = losses[first:].mean(0)
-    window[~torch.isfinite(position).all(1)] = math.nan
+    window = torch.where(torch.isfinite(position).all(1), losses[first:].mean(0), math.nan)
     return {
         c: f"mean minibatch loss {value:.4g} over steps {first + 1}-{step}"
         + (f", above its band of {loss_band:.4g}" if math.isfinite(value) else "")

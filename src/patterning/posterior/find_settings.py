@@ -134,7 +134,7 @@ def _pilot(free: Restricted, n_beta: float, gamma: float, band: float, config: C
     kernel = SGLD(n_beta, gamma, PULL / (gamma + n_beta * curvature))
     start = float(_mean_loss(free))
     trace = run_chains(free, free.anchor, kernel, config, lambda *_: None, loss_band=band)
-    late = trace.losses[config.burn_in :].double().numpy()
+    late = trace.losses[config.burn_in :].double().cpu().numpy()
     room = band - start
     finite = bool(np.isfinite(late).all()) and not trace.diverged
     by_chain = late.mean(0) if finite else np.full(late.shape[1], np.nan)

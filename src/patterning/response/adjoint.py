@@ -16,7 +16,7 @@ from patterning.core.rng import Stream, generator
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
-from patterning.posterior.chains import WINDOW, ChainConfig, gaussian, left_band, loss_and_gradient, minibatches, pieces
+from patterning.posterior.chains import WINDOW, ChainConfig, StepNumbers, left_band, loss_and_gradient, pieces
 
 Floats = NDArray[np.float64]
 
@@ -92,7 +92,7 @@ class ModelReading:
 
 
 def forward(
-    free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, cumulative: Floats, loss_band: float, first_chain: int
+    free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, numbers: StepNumbers, loss_band: float, first_chain: int
 ) -> tuple[Tensor, dict[int, str]]:
     """Every position (steps + 1, replicas, P_C) of the chains, and those that diverged: chain number → why.
 
@@ -105,9 +105,8 @@ def forward(
     losses = torch.empty(steps, chains.replicas, device=device)
     diverged: dict[int, str] = {}
     for step in range(steps):
-        index = minibatches(cumulative, chains, first_chain, step).to(device)
-        losses[step], gradient = loss_and_gradient(free, state.position, index)
-        noise = gaussian(state.position[: chains.chains], chains.seed, first_chain, step)
+        losses[step], gradient = loss_and_gradient(free, state.position, numbers.rows(step))
+        noise = numbers.noise(step)
         state = sgld.update(state, gradient, torch.cat([noise, -noise]) if chains.antithetic else noise, kernel)
         positions[step + 1] = state.position
         if step % WINDOW == WINDOW - 1 or step == steps - 1:
@@ -132,7 +131,8 @@ def parts_of_the_way(
     """The steps k from the last to the first, in pieces that share a derivative, and a number (chains,) in [0, 1) each.
 
     No piece spans a draw. The numbers say at which step of the piece a chain takes the derivative: uniform, evenly
-    spread over the pieces (a golden-ratio sequence from a random start), independent between chains.
+    spread over the pieces (a golden-ratio sequence from a random start), independent between chains. They are the same
+    on every device.
     """
     few, every = steps_at_once(kernel, chains.steps_between_draws), chains.steps_between_draws
     start = [generator(chains.seed, Stream.PHASE, first_chain + c).random() for c in range(chains.chains)]
@@ -144,7 +144,7 @@ def parts_of_the_way(
         last, number = first - 1, number + 1
 
 
-def stand_in(positions: Tensor, adjoints: Tensor, phase: Floats) -> tuple[Tensor, Tensor]:
+def stand_in(positions: Tensor, adjoints: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
     """One of the steps of a piece for each replica: its position, and λ over its chance to be chosen, both (r, P_C).
 
     `positions`, `adjoints` (steps, r, P_C). A step is chosen in proportion to the size of its λ; a mirror image takes
@@ -153,7 +153,7 @@ def stand_in(positions: Tensor, adjoints: Tensor, phase: Floats) -> tuple[Tensor
     size = adjoints.norm(dim=2).unflatten(1, (-1, len(phase))).sum(1)  # (steps, chains)
     size = torch.where(size.sum(0) > 0, size, torch.ones_like(size))
     share = size / size.sum(0)
-    chosen = (share.cumsum(0) <= torch.from_numpy(phase).to(share)).sum(0).clamp(max=len(share) - 1)
+    chosen = (share.cumsum(0) <= phase.to(share)).sum(0).clamp(max=len(share) - 1)
     chance = share.gather(0, chosen[None])[0]
     times = positions.shape[1] // len(phase)
     chosen, replica = chosen.repeat(times), torch.arange(positions.shape[1], device=chosen.device)

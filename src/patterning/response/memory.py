@@ -88,7 +88,7 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     models = whole + max(clamped, 3 * whole)
     sample = graph_bytes(task, component)
     t, batch = task.samples_per_row, plan.chains.batch_size
-    together = 1 if batch * t >= ENOUGH_CELLS else plan.replicas
+    together = 1 if task.device.type == "cpu" and batch * t >= ENOUGH_CELLS else plan.replicas
     if plan.estimator == "first-order":
         states, positions, copies = 5 * free + 2 * touched, 0.0, 1.0
         cells = float(plan.rows * t)
@@ -99,7 +99,8 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
         positions = plan.replicas * free * kept if second else 0.0
         copies = 3.0 if second else 1.3
         cells = float(max(batch * t * together, plan.rows * t))
-    most = CELLS_AT_ONCE["cpu"] if sample == 0 else min(CELLS_AT_ONCE["cpu"], max(t, MOST_BYTES / sample))
+    at_once, most_bytes = (table.get(task.device.type, table["other"]) for table in (CELLS_AT_ONCE, MOST_BYTES))
+    most = at_once if sample == 0 else min(at_once, max(t, most_bytes / sample))
     graph = copies * sample * min(cells, most)
     if plan.estimator != "first-order":
         graph += 16.0 * plan.replicas * plan.rows * t
@@ -113,7 +114,7 @@ def check_memory(task: Task, components: Sequence[Component], plan: Plan) -> Nee
     the task.
     """
     need = largest_need(task, components, plan)
-    limit = SPARE * free_bytes(next(task.module.parameters()).device)
+    limit = SPARE * free_bytes(task.device)
     if need.total <= limit:
         return need
     fits = [words for words, other in _smaller(plan) if largest_need(task, components, other).total <= limit]

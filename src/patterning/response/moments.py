@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from patterning.core.errors import PatterningError
 
@@ -61,6 +63,56 @@ class Moments:
     def as_arrays(self) -> dict[str, NDArray[np.float64]]:
         """For storing."""
         return dict(vars(self))
+
+
+class Tally:
+    """`Moments` in the making, on the device that the draws are on: nothing is read back until all are there.
+
+    `draws` in `batches`; origins `at_anchor` ℓ(w*) (n,) and `phi_anchor` φ(w*) (k,), float64. `traces` holds φ
+    (draws, c, k) and the losses of the samples `watched` (draws, c, watched).
+    """
+
+    def __init__(
+        self, chains: int, draws: int, batches: int, at_anchor: Tensor, phi_anchor: Tensor, watched: Tensor
+    ) -> None:
+        self._at_anchor, self._phi_anchor, self._watched = at_anchor, phi_anchor, watched
+        k, n = len(phi_anchor), len(at_anchor)
+        self._draws, self._count = draws, np.zeros((chains, batches))
+        self._phi, self._losses = at_anchor.new_zeros(chains, batches, k), at_anchor.new_zeros(chains, batches, n)
+        self._products = at_anchor.new_zeros(chains, batches, k, n)
+        self._first_bad = torch.full((chains,), draws, device=at_anchor.device)
+        self._traces = at_anchor.new_empty(draws, chains, k), at_anchor.new_empty(draws, chains, len(watched))
+
+    def add(self, draw: int, phi: Tensor, losses: Tensor) -> None:
+        """One draw of every chain: `phi` (c, k), `losses` (c, n), float64.
+
+        A chain where one of these is NaN or infinite is noted, and counts as w*, which keeps the sums defined.
+        """
+        good = phi.isfinite().all(1) & losses.isfinite().all(1)
+        self._first_bad = torch.where(good, self._first_bad, self._first_bad.clamp(max=draw))
+        phi = torch.where(good[:, None], phi, self._phi_anchor)
+        losses = torch.where(good[:, None], losses, self._at_anchor)
+        self._traces[0][draw], self._traces[1][draw] = phi, losses.index_select(1, self._watched)
+        batch = draw * self._count.shape[1] // self._draws
+        x, y = phi - self._phi_anchor, losses - self._at_anchor
+        self._count[:, batch] += 1
+        self._phi[:, batch] += x
+        self._losses[:, batch] += y
+        self._products[:, batch] += x[:, :, None] * y[:, None, :]
+
+    def undefined(self) -> dict[int, int]:
+        """Chains that had something undefined: number → the first such draw."""
+        return {c: draw for c, draw in enumerate(self._first_bad.tolist()) if draw < self._draws}
+
+    def traces(self) -> tuple[Floats, Floats]:
+        """φ, and the losses of the watched samples, at every draw."""
+        phi, losses = (trace.cpu().numpy() for trace in self._traces)
+        return phi, losses
+
+    def moments(self) -> Moments:
+        """The sums."""
+        sums = self._phi, self._losses, self._products, self._at_anchor, self._phi_anchor
+        return Moments(self._count, *(part.cpu().numpy() for part in sums))
 
 
 def join(parts: list[Moments]) -> Moments:

@@ -93,6 +93,7 @@ class Work:
         masks = {name: "all" if mask is None else mask.cpu().numpy() for name, mask in self.component.masks.items()}
         settings = [type(self.kernel).__name__, asdict(self.kernel), asdict(self.chains), own.estimator, own.batches]
         settings += [own.reliability, own.rounds, str(own.loss_band), own.component_loss]
+        settings += [] if self.anchor.device.type == "cpu" else ["numbers of a device"]
         phi = own.phi if isinstance(own.phi, str) else own.phi.numpy()
         return fingerprint(
             self.task_key, self.anchor.cpu().numpy(), masks, own.rows.numpy(), phi, digest(dict(own.observables)),

@@ -32,7 +32,7 @@ from patterning.core.progress import portion, report_progress
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
-from patterning.posterior.chains import ChainConfig, minibatches
+from patterning.posterior.chains import ChainConfig, StepNumbers
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.adjoint import (
     Floats,
@@ -102,16 +102,16 @@ def pathwise_chains(
     for the chain's derivative. What the choice of a step does at w* is known, and taken out. Memory: steps × chains ×
     P_C floats. Raises `PatterningError` when fewer than 2 chains stay in `loss_band`.
     """
-    cumulative = np.cumsum(free.base_weights.numpy())
+    numbers = StepNumbers(free.base_weights, chains, first_chain, free.anchor)
     with portion(0.0, FORTH):
-        positions, diverged = forward(free, kernel, chains, cumulative, loss_band, first_chain)
+        positions, diverged = forward(free, kernel, chains, numbers, loss_band, first_chain)
     if len(diverged) == chains.chains:
         nothing = np.zeros((chains.chains, len(weights)))
         empty = Pathwise(nothing, np.zeros((chains.draws, chains.chains)), nothing, nothing[:, 0], diverged)
         return dict.fromkeys(readings or [COMPONENT_LOSS], empty)
     q = torch.from_numpy(weights).to(free.anchor.device)
     phis: Mapping[str, Reading | str] = {COMPONENT_LOSS: ProbeLoss(probe, q)} if readings is None else readings
-    back = _WayBack(free, probe, q, kernel, chains, cumulative)
+    back = _WayBack(free, probe, q, kernel, chains, numbers)
     result, share = {}, (1 - FORTH) / len(phis)
     for i, (name, reading) in enumerate(phis.items()):
         with portion(FORTH + i * share, FORTH + (i + 1) * share):
@@ -128,12 +128,35 @@ class _WayBack:
     q: Tensor
     kernel: sgld.SGLD
     chains: ChainConfig
-    cumulative: Floats
+    numbers: StepNumbers
 
     def run(self, positions: Tensor, reading: Reading | str, first_chain: int, diverged: dict[int, str]) -> Pathwise:
         """χ of one φ from the positions (steps + 1, r, P_C)."""
+        own, probe = self.chains.chains, self.probe
+        chi, means, expansion, phi = self.gather(positions, reading, first_chain)
+        start = float(probe.at_anchor.double() @ self.q) if isinstance(reading, str) else reading.at_anchor
+        by_chain, mean_losses = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, means))
+        spread = expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy()
+        for chain in range(own):
+            if not np.isfinite(by_chain[chain]).all():
+                diverged = diverged | {first_chain + chain: f"chain {first_chain + chain}: its adjoint overflowed"}
+        return Pathwise(
+            chi=by_chain,
+            phi=phi[:, :own].cpu().numpy() - start,
+            mean_losses=mean_losses,
+            expansion=spread,
+            diverged=diverged,
+        )
+
+    def gather(
+        self, positions: Tensor, reading: Reading | str, first_chain: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """χ and mean losses of each replica (r, n), its expansion (r,), and φ at the draws (draws, r).
+
+        The host reads nothing back on the way.
+        """
         free, probe, kernel, chains, q = self.free, self.probe, self.kernel, self.chains, self.q
-        steps, half, every, own = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws, chains.chains
+        steps, half, every = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws
         adjoint = torch.zeros_like(positions[0])
         owed = torch.zeros_like(adjoint)  # Σ λ less what stood for it
         chi = torch.zeros(len(adjoint), len(q), dtype=torch.float64, device=adjoint.device)
@@ -141,7 +164,9 @@ class _WayBack:
         centre = mean_gradient(free) if isinstance(reading, str) else None
         bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
         summed, read_with_phi = 0, isinstance(reading, ProbeLoss) and reading.same
-        for piece, phase in parts_of_the_way(chains, kernel, steps, first_chain):
+        parts = list(parts_of_the_way(chains, kernel, steps, first_chain))
+        phases = torch.from_numpy(np.stack([phase for _, phase in parts])).to(adjoint.device)
+        for (piece, _), phase in zip(parts, phases, strict=True):
             adjoints = []
             for k in piece:
                 if not isinstance(reading, str) and k > chains.burn_in and (k - chains.burn_in) % every == 0:
@@ -152,9 +177,9 @@ class _WayBack:
                         sums, summed = sums + values, summed + 1
                 adjoints.append(adjoint)
                 owed += adjoint
-                if bool((bound > 0).all()):  # φ has been read
-                    expansion = torch.maximum(expansion, adjoint.norm(dim=1) / bound)
-                index = minibatches(self.cumulative, chains, first_chain, k - 1).to(adjoint.device)
+                read = (bound > 0).all()  # φ has been, in every replica
+                expansion = torch.where(read, torch.maximum(expansion, adjoint.norm(dim=1) / bound), expansion)
+                index = self.numbers.rows(k - 1)
                 gradient, curved = curvature(free, positions[k - 1], index, adjoint)
                 adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
                 bound = bound * (1 - half * kernel.localization)
@@ -173,19 +198,7 @@ class _WayBack:
                     seen.append((losses * q).sum(1))
         tangent = probe.along(free.init(range(len(owed))), owed)[1].detach().double()
         chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-        start = float(probe.at_anchor.double() @ q) if isinstance(reading, str) else reading.at_anchor
-        by_chain, means = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, sums / summed))
-        spread = expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy()
-        for chain in range(own):
-            if not np.isfinite(by_chain[chain]).all():
-                diverged = diverged | {first_chain + chain: f"chain {first_chain + chain}: its adjoint overflowed"}
-        return Pathwise(
-            chi=by_chain,
-            phi=torch.stack(seen[::-1])[:, :own].cpu().numpy() - start,
-            mean_losses=means,
-            expansion=spread,
-            diverged=diverged,
-        )
+        return chi, sums / summed, expansion, torch.stack(seen[::-1])
 
 
 def summarise_pathwise(

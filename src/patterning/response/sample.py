@@ -17,7 +17,7 @@ from patterning.posterior.band import Band, advise, find_band
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import Diagnostics, diagnose
 from patterning.posterior.resolution import below_resolution, resolution
-from patterning.response.moments import Moments, join
+from patterning.response.moments import Moments, Tally, join
 from patterning.response.observables import check_names, evaluated, try_observables
 from patterning.response.susceptibility import Susceptibility, susceptibility
 
@@ -144,46 +144,42 @@ def sample_draws(
     readout = readout or Readout.of(task)
     n, origin = len(readout.weights), anchor.detach()
 
-    def read(flat: Tensor, known: Tensor | None = None) -> tuple[Floats, Floats]:
+    def read(flat: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             losses = (readout.losses(flat) if known is None else known).double()
-            phi = {
-                name: evaluated(name, observable.function, losses)
+            phi = [
+                evaluated(name, observable.function, losses)
                 if isinstance(observable, OfLosses)
                 else evaluated(name, observable, flat)
                 for name, observable in observables.items()
-            }
-        return np.stack([value.double().cpu().numpy() for value in phi.values()], axis=1), losses.cpu().numpy()
+            ]
+        return torch.stack([value.double() for value in phi], dim=1), losses
 
     known = None if readout.at_anchor is None else readout.at_anchor[None]
     phi_anchor, at_anchor = (values[0] for values in read(origin[None], known))
-    for name, value in zip(observables, phi_anchor, strict=True):
+    for name, value in zip(observables, phi_anchor.tolist(), strict=True):
         if not np.isfinite(value):
             raise PatterningError(f"observable {name!r} is {value} at w*")
-    if not np.isfinite(at_anchor).all():
-        raise PatterningError(f"the loss of sample {int(np.argmin(np.isfinite(at_anchor)))} is NaN or infinite at w*")
+    if not bool(at_anchor.isfinite().all()):
+        bad = int((~at_anchor.isfinite()).nonzero()[0])
+        raise PatterningError(f"the loss of sample {bad} is NaN or infinite at w*")
 
-    moments = Moments.empty(chains.chains, batches, at_anchor, phi_anchor)
-    phi_trace = np.empty((chains.draws, chains.chains, len(observables)))
     some = np.unique(np.linspace(0, n - 1, min(watched, n)).astype(int))
-    loss_trace = np.empty((chains.draws, chains.chains, len(some)))
-    undefined: dict[int, str] = {}
-
-    def on_draw(draw: int, flat: Tensor) -> None:
-        phi, losses = read(flat)
-        for c in np.flatnonzero(~(np.isfinite(phi).all(1) & np.isfinite(losses).all(1))).tolist():
-            undefined.setdefault(
-                c, f"chain {first_chain + c}: an observable or a sample's loss is NaN or infinite at draw {draw}"
-            )
-            phi[c], losses[c] = phi_anchor, at_anchor  # keeps the sums defined; the chain is left out below
-        phi_trace[draw], loss_trace[draw] = phi, losses[:, some]
-        moments.add(draw * batches // chains.draws, phi, losses)
-
-    trace = run_chains(task, origin, kernel, chains, on_draw, loss_band=loss_band, first_chain=first_chain)
+    on_device = torch.from_numpy(some).to(at_anchor.device)
+    tally = Tally(chains.chains, chains.draws, batches, at_anchor, phi_anchor, on_device)
+    trace = run_chains(
+        task, origin, kernel, chains, lambda draw, flat: tally.add(draw, *read(flat)), loss_band=loss_band,
+        first_chain=first_chain,
+    )  # fmt: skip
+    undefined = {
+        c: f"chain {first_chain + c}: an observable or a sample's loss is NaN or infinite at draw {draw}"
+        for c, draw in tally.undefined().items()
+    }
     excluded = dict(sorted((undefined | trace.diverged).items()))
     kept = [c for c in range(chains.chains) if c not in excluded]
+    phi_trace, loss_trace = tally.traces()
     return Draws(
-        moments=moments.select(kept),
+        moments=tally.moments().select(kept),
         phi_trace=phi_trace[:, kept],
         loss_trace=loss_trace[:, kept],
         watched=some,
@@ -264,6 +260,6 @@ def summarise(found: Draws, observables: tuple[str, ...], weights: Floats, n_bet
 def llc_observable(task: FlatTask, anchor: Tensor, n_beta: float) -> OfLosses:
     """φ = nβ (L(w) - L(w*)) on the full data; its posterior mean is the local learning coefficient estimate λ̂(w*)."""
     anchor = check_anchor(task, anchor)
-    q = task.base_weights.double()
+    q = task.base_weights.double().to(anchor.device)
     start = float(evaluate(task.losses, anchor[None], len(q))[0].double() @ q)
     return OfLosses(lambda losses: n_beta * (losses @ q - start))

@@ -102,5 +102,5 @@ class OfTraining:
 
 def _losses(bench: Bench, runs: Runs, step: int) -> Floats:
     """Losses of every sample (runs, n) at a kept step."""
-    task = bench.subject.flat
-    return evaluate(task.losses, torch.from_numpy(runs.kept[step]), len(task.base_weights)).double().numpy()
+    task, flat = bench.subject.flat, torch.from_numpy(runs.kept[step]).to(bench.subject.device)
+    return evaluate(task.losses, flat, len(task.base_weights)).double().cpu().numpy()

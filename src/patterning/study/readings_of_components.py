@@ -125,8 +125,9 @@ def read_components(bench: Bench, sampling: ComponentSampling, stage: str) -> Co
 def _read(bench: Bench, sampling: ComponentSampling, stage: str) -> Components:
     subject, pilot, probes = token_subject(bench), pilots_of(bench)[0], choose_probes(bench, sampling)
     step = pilot.stages.at[stage]
-    anchor = torch.from_numpy(pilot.anchor(step))
     task = Task(subject.network(pilot.anchor(step)), next_token_losses, subject.tokens[torch.from_numpy(probes.data)])
+    task = task.to(subject.device)
+    anchor = torch.from_numpy(pilot.anchor(step)).to(task.device)
     chains = ChainConfig(
         sampling.chains, sampling.draws, sampling.burn_in, sampling.steps_between_draws, sampling.batch_size,
         pilot.seed, matched=True,

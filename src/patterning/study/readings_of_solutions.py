@@ -113,8 +113,8 @@ class LossGap:
         for kind, side in zip(self.names, (self.up, self.down), strict=True):
             flat = np.stack([solution.flat for solution in bench.solutions(kind, side)])
             task = bench.subject.flat
-            losses = evaluate(task.losses, torch.from_numpy(flat), len(task.base_weights))
-            means.append(losses.double().numpy().mean(0))
+            losses = evaluate(task.losses, torch.from_numpy(flat).to(bench.subject.device), len(task.base_weights))
+            means.append(losses.double().cpu().numpy().mean(0))
         what = f"loss at {self.names[1]} less loss at {self.names[0]}, without sampling"
         return Found(bench.direction(name, what, means[1] - means[0]))
 

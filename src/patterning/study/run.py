@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from patterning.core.devices import find_device
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor, chosen
 from patterning.core.plain import Document
@@ -85,6 +86,8 @@ def stages(
     """Every stage, and what comes of it as plain values."""
     study = placed(study, run.path)
     subject, seeds = study.subject, config.seed_ranges
+    if str(find_device(config.device)) != "cpu" and subject.device != config.device:
+        raise PatterningError(f"{subject.name} computes on the CPU alone, and device is {config.device}: leave it out")
     if unknown := [name for name in config.directions if name not in study.readings]:
         raise PatterningError(f"unknown directions {', '.join(unknown)}: there are {', '.join(study.readings)}")
     with Workers(run, where, progress) as pool:

@@ -78,7 +78,8 @@ class ChainJob(Job):
     def run(self, scratch: Path) -> Arrays:
         """Sample. A chain is short: a killed one is run again whole."""
         del scratch
-        task, anchor = self.subject.flat, torch.from_numpy(self.anchor)
+        task = self.subject.flat
+        anchor = torch.from_numpy(self.anchor).to(self.subject.device)
         observables: dict[str, Observable] = {
             LLC: llc_observable(task, anchor, self.kernel.n_beta),
             **self.subject.observables(),
@@ -123,8 +124,8 @@ class CalibrateJob(Job):
         """Settings, and what was tried."""
         del scratch
         found = calibrate(
-            self.subject.flat, torch.from_numpy(self.anchor), constant_loss=self.constant_loss, n_beta=self.n_beta,
-            rise=self.rise, steps=self.steps, batch_size=self.batch_size,
+            self.subject.flat, torch.from_numpy(self.anchor).to(self.subject.device), constant_loss=self.constant_loss,
+            n_beta=self.n_beta, rise=self.rise, steps=self.steps, batch_size=self.batch_size,
         )  # fmt: skip
         return {
             "localization": np.array(found.kernel.localization),

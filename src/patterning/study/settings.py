@@ -38,7 +38,7 @@ class StudySettings(Settings):
     directions); `together`: one strength for both ways. `permuted`: directions that get a permuted control (all,
     unless named). `permuted_draws`: 0 deals its weights anew for each seed; otherwise there are so many controls, each
     dealt once for all its seeds. `side_seeds`: seeds of arms other than the leading direction's, its controls and the
-    unweighted one.
+    unweighted one. `device`: where runs are trained and chains are sampled ("cuda": docs/gpu.md).
     """
 
     seeds: int = Field(ge=3)
@@ -58,6 +58,7 @@ class StudySettings(Settings):
     permuted_draws: int = Field(default=0, ge=0)
     side_seeds: int | None = Field(default=None, ge=1)
     min_reliability: float = Field(default=0.5, ge=0, le=1)
+    device: str = "cpu"
 
     @model_validator(mode="after")
     def _seeds_apart(self) -> "StudySettings":

@@ -94,6 +94,8 @@ class Subject:
     outcomes: tuple[Outcome, ...]
     seeds_at_once: int = 1
     """Seeds that one job trains, where their weights are the same."""
+    device: str = "cpu"
+    """Where it is trained and sampled; a subject that has no field of this name computes on the CPU."""
 
     @property
     def base_weights(self) -> Floats:

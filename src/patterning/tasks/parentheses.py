@@ -10,7 +10,7 @@ answer the larger of logits 0 and 1.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,24 +19,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patterning.core.devices import DeviceLike, find_device
 from patterning.core.errors import PatterningError
 from patterning.core.flat import LossesFn
 from patterning.core.rng import Stream, generator
-from patterning.models.transformer import TransformerConfig, answer_logits, count_parameters, init_parameters
+from patterning.models.transformer import TransformerConfig, answer_logits, count_parameters, init_parameters, reach_of
 from patterning.tasks import strings
 from patterning.tasks.strings import Steps
 
 START, PAD, END, OPEN, CLOSE = range(5)
+Reach = tuple[int, int]
+"""Of a minibatch: the longest of its token rows, and the most cells that the strings of one replica fill."""
 CONSTANT_LOSS = float(np.log(2))
 """Loss of the best constant predictor, nats: half of the draws are TRUE."""
 
 
 @dataclass(frozen=True)
 class Strings:
-    """n labelled strings, sorted by length. `steps` (n, max_length) int8 of +1/-1/0; `labels` (n,) bool, TRUE = 1."""
+    """n labelled strings, sorted by length. `steps` (n, max_length) int8 of +1/-1/0; `labels` (n,) bool, TRUE = 1.
+
+    `device`: where `last`, `tokens` and `targets` are.
+    """
 
     steps: Steps
     labels: NDArray[np.bool_]
+    device: torch.device = field(default=torch.device("cpu"), compare=False)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -49,7 +56,7 @@ class Strings:
     @cached_property
     def last(self) -> Tensor:
         """Position of END in each token row, (n,)."""
-        return torch.from_numpy(self.lengths + 1)
+        return torch.from_numpy(self.lengths + 1).to(self.device)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -58,12 +65,12 @@ class Strings:
         rows[:, 0] = START
         rows[:, 1:-1] = np.where(self.steps == 1, OPEN, np.where(self.steps == -1, CLOSE, PAD))
         rows[np.arange(len(self)), self.lengths + 1] = END
-        return torch.from_numpy(rows)
+        return torch.from_numpy(rows).to(self.device)
 
     @cached_property
     def targets(self) -> Tensor:
         """Labels as int64 (n,)."""
-        return torch.from_numpy(self.labels.astype(np.int64))
+        return torch.from_numpy(self.labels.astype(np.int64)).to(self.device)
 
     def text(self, row: int) -> str:
         """String number `row`."""
@@ -86,12 +93,23 @@ class Parentheses:
         """P."""
         return count_parameters(self.model)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the strings are, and everything is computed."""
+        return self.train.device
+
+    def to(self, device: DeviceLike) -> "Parentheses":
+        """The same task on another device."""
+        where = find_device(device)
+        sets = {name: replace(getattr(self, name), device=where) for name in ("train", "id_test", "ood_test")}
+        return self if where == self.device else replace(self, **sets)
+
     def init(self, seeds: Sequence[int]) -> Tensor:
         """Fresh parameters (r, P), one row a seed."""
-        return init_parameters(self.model, seeds)
+        return init_parameters(self.model, seeds).to(self.device)
 
-    def logits(self, flat: Tensor, data: Strings, index: Tensor) -> Tensor:
-        """Five logits (r, b, 5) for strings `index` (r, b) of a data set.
+    def logits(self, flat: Tensor, data: Strings, index: Tensor, reach: Reach | None = None) -> Tensor:
+        """Five logits (r, b, 5) for strings `index` (r, b) of a data set, whose `reach` may be known.
 
         The policy for the replica axis: one by one on a CPU, which a single replica fills (batching gained under a
         tenth) and where a replica's numbers then have the same bits in any company; together on a GPU.
@@ -100,20 +118,29 @@ class Parentheses:
             rows = zip(flat.unbind(0), index.unbind(0), strict=True)
             return torch.cat([self.logits(row[None], data, picks[None]) for row, picks in rows])
         last = data.last[index]
-        return answer_logits(self.model, flat, data.tokens[index][:, :, : int(last.max()) + 1], last)
+        width, cells = reach_of(last) if reach is None else reach
+        return answer_logits(self.model, flat, data.tokens[index][:, :, :width], last, cells)
 
     def losses_on(self, data: Strings) -> LossesFn:
         """Per-string cross-entropy in nats on any data set of this task."""
+        return lambda flat, index: self._losses(flat, data, index)
 
-        def losses(flat: Tensor, index: Tensor) -> Tensor:
-            logits = self.logits(flat, data, index)
-            return F.cross_entropy(logits.transpose(1, 2), data.targets[index], reduction="none")
-
-        return losses
+    def _losses(self, flat: Tensor, data: Strings, index: Tensor, reach: Reach | None = None) -> Tensor:
+        logits = self.logits(flat, data, index, reach)
+        return F.cross_entropy(logits.transpose(1, 2), data.targets[index], reduction="none")
 
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Per-string loss on the training set: (r, b) nats."""
-        return self.losses_on(self.train)(flat, index)
+        return self._losses(flat, self.train, index)
+
+    def losses_within(self, flat: Tensor, index: Tensor, reach: Reach) -> Tensor:
+        """`losses` of strings whose `reach` is known, so that nothing has to be read off the device."""
+        return self._losses(flat, self.train, index, reach)
+
+    def reaches(self, index: Tensor) -> list[Reach]:
+        """The reach of each of k minibatches of training strings, (k, r, b), on the host."""
+        last = torch.from_numpy(self.train.lengths + 1)[index]
+        return list(zip((last.amax((1, 2)) + 1).tolist(), (last + 1).sum(2).amax(1).tolist(), strict=True))
 
     def answers(self, flat: Tensor, data: Strings, chunk: int = 512) -> NDArray[np.bool_]:
         """TRUE/FALSE answers (r, n) of every replica on a data set."""
@@ -121,11 +148,11 @@ class Parentheses:
         with torch.no_grad():
             for row in flat:
                 parts = [
-                    self.logits(row[None], data, torch.arange(i, min(i + chunk, len(data)))[None])[0]
+                    self.logits(row[None], data, torch.arange(i, min(i + chunk, len(data)), device=row.device)[None])[0]
                     for i in range(0, len(data), chunk)
                 ]
                 logits = torch.cat(parts)
-                rows.append((logits[:, 1] > logits[:, 0]).numpy())
+                rows.append((logits[:, 1] > logits[:, 0]).cpu().numpy())
         return np.stack(rows)
 
     def measure(self, flat: Tensor) -> dict[str, NDArray[np.float64]]:

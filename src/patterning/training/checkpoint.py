@@ -20,9 +20,9 @@ def save_state(state: TrainState, measured: Mapping[str, np.ndarray], scratch: P
     write_whole(scratch, save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}))
 
 
-def load_state(scratch: Path) -> tuple[TrainState, Arrays]:
-    """What `save_state` wrote."""
+def load_state(scratch: Path, device: torch.device | str = "cpu") -> tuple[TrainState, Arrays]:
+    """What `save_state` wrote, with the state on `device`."""
     tensors = load_file(scratch)
-    state = TrainState(int(tensors["state:step"]), *(tensors[f"state:{name}"] for name in _PARTS))
+    state = TrainState(int(tensors["state:step"]), *(tensors[f"state:{name}"].to(device) for name in _PARTS))
     measured = {name.partition(":")[2]: part.numpy() for name, part in tensors.items() if name[:9] == "measured:"}
     return state, measured

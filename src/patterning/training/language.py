@@ -18,12 +18,13 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from patterning.core.devices import find_device
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
 from patterning.core.store import fingerprint, write_whole
 from patterning.models.language import LanguageConfig, LanguageModel
 from patterning.training.language_loss import weighted_loss
-from patterning.training.weighted import normalise_weights, permuted_batches
+from patterning.training.weighted import FUSED, EpochRows, normalise_weights
 
 Measure = Callable[[LanguageModel], Mapping[str, NDArray[Any]]]
 """Arrays by name, the same at every checkpoint; it must not change the model or draw from the global generator."""
@@ -141,19 +142,22 @@ def train_language(
     """Train on `rows` (n, t) of token numbers under relative weights ρ (n, t - 1) ≥ 0 of their predictions (None: 1).
 
     `measure` sees the model at each of `checkpoints` (finished steps; 0 is before the first); at the steps `keep` the
-    parameters are kept. With `scratch`, a file, a killed run goes on from its last saved state to the same bits; a file
-    of other data or settings is ignored and overwritten. Raises `PatterningError` for data that does not fit the
+    parameters are kept. Minibatches are the same on every `device`, where all rows and weights lie. With `scratch`, a
+    file, a killed run goes on from its last saved state to the same bits; a file of other data or settings is ignored
+    and overwritten. Raises `PatterningError` for data that does not fit the
     model, for steps outside of the run, and when the parameters stop being finite.
     """
-    rho = _check(config, rows, weights, training, checkpoints, keep)
-    batch_rows = permuted_batches(torch.arange(len(rows)), seed, training.batch_size)
-    key = _key(config, training, seed, rows, rho, checkpoints, keep) if scratch else ""
-    run = _resume(config, training, seed, torch.device(device), scratch, key)
+    rho, where = _check(config, rows, weights, training, checkpoints, keep), find_device(device)
+    place = () if where.type == "cpu" else (where.type,)  # a device's numbers are its own
+    key = _key(config, training, seed, rows, rho, checkpoints, keep, *place) if scratch else ""
+    run = _resume(config, training, seed, where, scratch, key)
+    batch_rows = EpochRows(torch.arange(len(rows)), [seed], training.batch_size, where)
+    rows, rho = rows.to(where), rho.to(where)  # all at once: no step waits for its rows
     saved = time.monotonic()
     for step in range(run.step, training.steps + 1):
         if step > run.step:
-            index = batch_rows(step - 1)
-            _advance(run, training, rows[index].to(device, torch.long), rho[index].to(device))
+            index = batch_rows(step - 1)[0]
+            _advance(run, training, rows[index].long(), rho[index])
         if step in checkpoints and step not in run.measured:
             _require_finite(run)
             with torch.no_grad():
@@ -189,10 +193,11 @@ def _start(config: LanguageConfig, training: LanguageTraining, seed: int, device
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
+    fused = device.type in FUSED
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=fused)
     for p in model.parameters():  # as the first step would, so that a state can be saved before it
         moments = {name: torch.zeros_like(p, requires_grad=False) for name in MOMENTS}
-        optimizer.state[p] = {"step": torch.zeros((), device=device), **moments}
+        optimizer.state[p] = {"step": torch.zeros((), device=device if fused else "cpu"), **moments}
     return _Progress(model, optimizer)
 
 
@@ -267,7 +272,8 @@ def _resume(
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     for name, p in run.model.named_parameters():
         p.detach().copy_(torch.from_numpy(arrays[f"parameter/{name}"]))
-        run.optimizer.state[p] = {"step": torch.tensor(float(run.step), device=p.device)} | {
+        counted = run.optimizer.state[p]["step"]
+        run.optimizer.state[p] = {"step": torch.full_like(counted, float(run.step))} | {
             moment: torch.from_numpy(arrays[f"{moment}/{name}"]).to(p.device) for moment in MOMENTS
         }
     by_step: dict[int, dict[str, NDArray[Any]]] = {}

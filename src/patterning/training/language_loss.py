@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from patterning.core.calls import rounded
 from patterning.models.language import Attention, LanguageModel
 
 
@@ -24,7 +25,7 @@ def weighted_loss(model: LanguageModel, tokens: Tensor, weights: Tensor, bfloat1
     """
     table = model.unembed.weight
     inner = torch.bfloat16 if bfloat16 else table.dtype
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
+    with rounded(tokens.device.type, bfloat16, once=True):
         x, positions = model.start(tokens)
         mask = _later(x)
         for block in model.layers():

@@ -21,10 +21,10 @@ from torch import Tensor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
 from patterning.training.weighted import (
+    EpochRows,
     TrainConfig,
     TrainState,
     advance,
-    epoch_minibatches,
     init_state,
     normalise_weights,
     uniform_weights,
@@ -58,28 +58,30 @@ def metagradient(
     or its derivative is not finite.
     """
     given = uniform_weights(task) if rho is None else rho
-    weights = normalise_weights(given, task.base_weights).float()
-    minibatch = epoch_minibatches(task, seed, config.batch_size)
     marks = _kept(task, config, seed, given)
     last = marks[-1][1]
+    weights, minibatch = _start(task, config, seed, given, last[0].device)
     end = last[0].detach().requires_grad_()
     value = phi(end)
     (adjoint,) = torch.autograd.grad(value.sum(), end)
     back: State = (adjoint, torch.zeros_like(adjoint), torch.zeros_like(adjoint))
-    size, growth, result = float(adjoint.norm()), 1.0, float(value.detach().sum())
-    slope = torch.zeros(len(weights), dtype=torch.float64)
+    size, result = float(adjoint.norm()), float(value.detach().sum())
+    growth = torch.ones((), dtype=torch.float64, device=end.device)
+    slope = torch.zeros(len(weights), dtype=torch.float64, device=end.device)
     for (start, state), (stop, _) in zip(reversed(marks[:-1]), reversed(marks[1:]), strict=True):
         segment = [state]
         for step in range(start, stop - 1):
-            segment.append(_step(task, config, segment[-1], weights, minibatch(step)[None], step)[0])
+            segment.append(_step(task, config, segment[-1], weights, minibatch(step), step)[0])
         for step in range(stop - 1, start - 1, -1):
-            rows = minibatch(step)[None]
+            rows = minibatch(step)
             back, along = _pull_back(task, config, segment[step - start], weights, rows, step, back)
             slope.index_add_(0, rows[0], along[0].double())
-            growth = max(growth, float(back[0].norm()) / size if size else math.inf)
+            grown = back[0].norm().double() / (size or 0.0)
+            growth = torch.where(grown > growth, grown, growth)
     if not (math.isfinite(result) and bool(slope.isfinite().all())):
         raise PatterningError(f"training with seed {seed}, or its derivative, is not finite: use a smoother setting")
-    return Metagradient(_response(slope, weights.double(), task.base_weights), result, growth)
+    chi = _response(slope.cpu(), weights.double().cpu(), task.base_weights)
+    return Metagradient(chi, result, float(growth) if size else math.inf)
 
 
 def metasmoothness(task: FlatTask, config: TrainConfig, seed: int, direction: Tensor, strength: float) -> float:
@@ -104,17 +106,24 @@ def metasmoothness(task: FlatTask, config: TrainConfig, seed: int, direction: Te
 
 def _kept(task: FlatTask, config: TrainConfig, seed: int, rho: Tensor) -> list[tuple[int, State]]:
     """States at step 0, every √T steps and at the end; each step as `advance` takes it, up to rounding."""
-    weights = normalise_weights(rho, task.base_weights).float()
-    minibatch = epoch_minibatches(task, seed, config.batch_size)
     start: TrainState = init_state(task, [seed])
+    weights, minibatch = _start(task, config, seed, rho, start.flat.device)
     state: State = (start.flat, start.first_moment, start.second_moment)
     every = max(1, math.isqrt(config.steps))
     kept = [(0, state)]
     for step in range(config.steps):
-        state = _step(task, config, state, weights, minibatch(step)[None], step)[0]
+        state = _step(task, config, state, weights, minibatch(step), step)[0]
         if (step + 1) % every == 0 or step + 1 == config.steps:
             kept.append((step + 1, state))
     return kept
+
+
+def _start(
+    task: FlatTask, config: TrainConfig, seed: int, rho: Tensor, device: torch.device
+) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """Normalised weights (n,) and minibatches, step → (1, b), on a device."""
+    weights = normalise_weights(rho, task.base_weights).float().to(device)
+    return weights, EpochRows(task.draws, [seed], config.batch_size, device)
 
 
 def _step(

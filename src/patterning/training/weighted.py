@@ -2,12 +2,13 @@
 
 Epochs permute the data as it was drawn, so sample j comes up in proportion to q_j, and the relative weight ρ_j, scaled
 to mean 1 under q, multiplies its loss. Minibatches and initial weights depend on the seed alone: the same seed in two
-arms is a pair.
+arms is a pair. They are the same on every device: the host permutes, and a GPU is given a whole epoch at a time.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask
 from patterning.core.rng import Stream, generator
 
+FUSED = ("cpu", "cuda")
+"""Kinds of devices on which PyTorch has Adam's step in one kernel."""
 SETTLED = 0.02
 """Share of the learning rate that is left at the end of a run that settles."""
 
@@ -117,11 +120,72 @@ def permuted_batches(draws: Tensor, seed: int, batch_size: int) -> Callable[[int
         epoch, place = divmod(step, per_epoch)
         if epoch not in cached:
             cached.clear()
-            order = generator(seed, Stream.EPOCH, step=epoch).permutation(count)
-            cached[epoch] = draws[torch.from_numpy(order)]
+            cached[epoch] = permuted(draws, seed, epoch)
         return cached[epoch][place * batch_size : (place + 1) * batch_size]
 
     return minibatch
+
+
+def permuted(draws: Tensor, seed: int, epoch: int) -> Tensor:
+    """`draws` (N,) in the order of an epoch."""
+    return draws[torch.from_numpy(generator(seed, Stream.EPOCH, step=epoch).permutation(len(draws)))]
+
+
+class EpochRows:
+    """Minibatches (r, b) of `draws` (N,), step by step, one a seed: on the CPU as they are asked for.
+
+    Another device is sent a whole epoch of all seeds at once, so that no step waits for the host. `on_epoch`
+    sees these rows (k, r, b) of k steps before they leave the host.
+    """
+
+    def __init__(
+        self,
+        draws: Tensor,
+        seeds: Sequence[int],
+        batch_size: int,
+        device: torch.device,
+        on_epoch: Callable[[Tensor], None] = lambda _rows: None,
+    ) -> None:
+        self._draws, self._seeds, self._device, self._on_epoch = draws, seeds, device, on_epoch
+        self._of_seeds = [permuted_batches(draws, seed, batch_size) for seed in seeds]
+        self.per_epoch, self._size = len(draws) // batch_size, batch_size
+        self._epoch, self._rows = -1, torch.empty(0)
+
+    def __call__(self, step: int) -> Tensor:
+        """Rows (r, b) of a step."""
+        if self._device.type == "cpu":
+            return torch.stack([minibatch(step) for minibatch in self._of_seeds])
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            used = self.per_epoch * self._size
+            orders = [permuted(self._draws, seed, epoch)[:used].view(-1, self._size) for seed in self._seeds]
+            rows = torch.stack(orders, dim=1)
+            self._on_epoch(rows)
+            self._epoch, self._rows = epoch, rows.to(self._device)
+        return self._rows[place]
+
+
+class _Losses:
+    """Losses of a task's minibatches, where no step may wait for the host.
+
+    A task whose rows differ in length has `reaches(index (k, r, b))`, what each of k minibatches needs, and
+    `losses_within(flat, index, reach)`: the host knows the rows, and a device would have to be asked.
+    """
+
+    def __init__(self, task: FlatTask, seeds: Sequence[int], batch_size: int, device: torch.device) -> None:
+        self._task: Any = task
+        self._rows = EpochRows(task.draws, seeds, batch_size, device, self._look)
+        self._reaches: list[Any] = []
+
+    def __call__(self, flat: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Sample numbers of a step and their losses, both (r, b), under parameters (r, P)."""
+        index = self._rows(step)
+        if not self._reaches:
+            return index, self._task.losses(flat, index)
+        return index, self._task.losses_within(flat, index, self._reaches[step % self._rows.per_epoch])
+
+    def _look(self, rows: Tensor) -> None:
+        self._reaches = self._task.reaches(rows) if hasattr(self._task, "reaches") else []
 
 
 def advance(
@@ -144,20 +208,22 @@ def advance(
     rho = torch.as_tensor(rho)
     if rho.ndim == 2 and len(rho) not in (1, len(seeds)):
         raise PatterningError(f"there are weights for {len(rho)} replicas, and {len(seeds)} seeds")
-    weights = normalise_weights(rho, task.base_weights).to(state.flat.dtype).expand(len(seeds), -1)
-    minibatches = [epoch_minibatches(task, seed, config.batch_size) for seed in seeds]
+    device = state.flat.device
+    weights = normalise_weights(rho, task.base_weights).to(device, state.flat.dtype).expand(len(seeds), -1)
+    losses_at = _Losses(task, seeds, config.batch_size, device)
     flat = state.flat.detach().clone().requires_grad_()
+    fused = device.type in FUSED
     optimizer = torch.optim.Adam(
-        [flat], lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.epsilon, fused=True
+        [flat], lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.epsilon, fused=fused
     )
     optimizer.state[flat] = {
-        "step": torch.tensor(float(state.step)),
+        "step": torch.tensor(float(state.step), device=device if fused else "cpu"),
         "exp_avg": state.first_moment.clone(),
         "exp_avg_sq": state.second_moment.clone(),
     }
     for step in range(state.step, until):
-        index = torch.stack([minibatch(step) for minibatch in minibatches])  # (r, b)
-        loss = (weights.gather(1, index) * task.losses(flat, index)).mean(1)  # (r,)
+        index, losses = losses_at(flat, step)
+        loss = (weights.gather(1, index) * losses).mean(1)  # (r,)
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
         optimizer.param_groups[0]["lr"] = config.rate(step)
         optimizer.step()

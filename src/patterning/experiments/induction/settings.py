@@ -80,7 +80,7 @@ def subject_of(config: InductionConfig) -> InductionSubject:
     return InductionSubject(
         config.corpus.source(config.model.context), config.model.language(config.corpus.vocabulary),
         config.train.training(), config.train.measured_at(), Thresholds(**own), config.bands,
-        (config.loss_limit["down"], config.loss_limit["up"]),
+        (config.loss_limit["down"], config.loss_limit["up"]), config.device,
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class InductionSubject(TokenSubject):
     thresholds: Thresholds = Thresholds()
     bands: int = 10
     loss_limit: tuple[float, float] = (0.05, 0.05)
+    device: str = "cpu"
     name: str = "induction"
     served: str = "induction"
     outcomes: tuple[Outcome, ...] = (
@@ -175,6 +176,7 @@ class InductionSubject(TokenSubject):
         run = train_language(
             self.language, text.tokens, None if (rho == 1).all() else torch.from_numpy(rho.astype(np.float32)),
             self.training, seed=seed, checkpoints=self.checkpoints, measure=measure, keep=keep, scratch=scratch,
+            device=self.device,
         )  # fmt: skip
         curves = curves_of(run.measures)
         final = outcomes_of(run.steps, curves, own)

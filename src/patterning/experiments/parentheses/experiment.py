@@ -75,7 +75,10 @@ def subject_of(config: ParenthesesConfig, train: TrainConfig | None = None) -> P
     """The subject under the claims' training settings, or under others."""
     own = config.train if train is None else train
     steps = sorted({step for step in config.measure_at if step <= own.steps} | {own.steps})
-    return ParenthesesSubject(config.task, own, tuple(steps), config.free_labels, config.id_floor)
+    at_once = 1 if config.device == "cpu" else 64  # seeds fill a GPU together
+    return ParenthesesSubject(
+        config.task, own, tuple(steps), config.free_labels, config.id_floor, config.device, at_once
+    )
 
 
 def study(config: ParenthesesConfig) -> Study:

@@ -38,9 +38,9 @@ class TaskSize:
 
 
 @lru_cache(maxsize=3)
-def build_task(size: TaskSize) -> Parentheses:
+def build_task(size: TaskSize, device: str = "cpu") -> Parentheses:
     """The task; built once in each process."""
-    return make_parentheses(**vars(size))
+    return make_parentheses(**vars(size)) if device == "cpu" else build_task(size).to(device)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class ParenthesesSubject(Subject):
     measure_at: tuple[int, ...]
     free_labels: tuple[bool, ...] = (True, False)
     id_floor: float = 0.97
+    device: str = "cpu"
+    seeds_at_once: int = 1
     name: str = "parentheses"
     outcomes: tuple[Outcome, ...] = (
         Outcome("ood_accuracy", "Nested", "Equal-Count", 0.0, 1.0),
@@ -66,7 +68,7 @@ class ParenthesesSubject(Subject):
     @property
     def task(self) -> Parentheses:
         """Data and model."""
-        return build_task(self.size)
+        return build_task(self.size, self.device)
 
     @property
     def flat(self) -> Parentheses:
@@ -133,14 +135,14 @@ class ParenthesesSubject(Subject):
         """Adam on the weighted loss (`training.weighted`), measured on the way; parameters are kept where asked."""
         task, last = self.task, self.settings.steps
         wanted, saves = {step for step in keep if step <= last}, set(range(SAVE_EVERY, last, SAVE_EVERY))
-        state, seen = load_state(scratch) if scratch.exists() else (init_state(task, seeds), {})
+        state, seen = load_state(scratch, task.device) if scratch.exists() else (init_state(task, seeds), {})
         weights = torch.from_numpy(np.asarray(rho, dtype=np.float64))
         for stop in sorted({*self.measure_at, *wanted, *saves, last} - set(range(1, state.step + 1))):
             state = advance(task, self.settings, state, seeds, weights, stop)
             if stop in self.measure_at or stop == last:
                 seen |= {f"{stop}:{name}": values for name, values in task.measure(state.flat).items()}
             if stop in wanted:
-                seen[f"{stop}:kept"] = state.flat.numpy()
+                seen[f"{stop}:kept"] = state.flat.cpu().numpy()
             if stop in saves:
                 save_state(state, seen, scratch)
         return _as_runs(seen, last)
@@ -168,5 +170,5 @@ def _as_runs(seen: Arrays, last: int) -> Runs:
 
 
 def _mean_loss(task: Parentheses, data: Strings, rows: NDArray[np.int64]) -> FlatObservable:
-    index, losses = torch.from_numpy(rows), task.losses_on(data)
+    index, losses = torch.from_numpy(rows).to(task.device), task.losses_on(data)
     return lambda flat: torch.stack([losses(row[None], index[None])[0].mean() for row in flat])

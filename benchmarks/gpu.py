@@ -1,0 +1,434 @@
+"""One command for a GPU: does it agree with the CPU, how fast is it, and how far from what the card can do?
+
+    python benchmarks/gpu.py [--out gpu.json]     # at most 8 minutes on a GPU; without one, toy sizes on the CPU
+
+Sections, each of which survives the failure of another; the JSON file is written after every one:
+
+card         rates of matrix products (float32, tf32, bfloat16), of copies, and of random numbers
+agreement    losses and χ against the CPU's; χ in lower precision against float64, in standard errors
+training     tokens a second and the share of the card's matrix rate (MFU) of the 3,355,016-parameter model
+chi          draws a second, and seconds to a reliability of 0.9, beside the floor: operations at the matrix rate, and
+             bytes (inputs and outputs of every operation, once each) at the rate of copies, whichever takes longer
+parentheses  steps a second with 16, 80 and 270 replicas, and models of 125,000 steps an hour
+"""
+
+import argparse
+import json
+import resource
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
+
+from patterning.core import philox
+from patterning.core.rng import Stream
+from patterning.core.task import Task
+from patterning.models.language import LanguageConfig, next_token_losses
+from patterning.models.probe import Probe
+from patterning.models.restricted import Restricted
+from patterning.posterior import chains as chain_module
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.sgld import SGLD
+from patterning.response.components import COMPONENT_LOSS, component_response
+from patterning.response.pathwise import pathwise_chains, summarise_pathwise
+from patterning.tasks.parentheses import make_parentheses
+from patterning.training.language import LanguageTraining, load_language, train_language
+from patterning.training.weighted import TrainConfig, advance, init_state
+
+PAPER_STEPS, MODELS = 125_000, 270
+"""Of the parentheses paper (arXiv 2507.06445)."""
+KERNEL = SGLD(n_beta=30.0, localization=300.0, step_size=1e-3)
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is computed. Of either model: rows of data, steps of training, components, chains, and probed rows."""
+
+    tiny: LanguageConfig
+    tiny_rows: int
+    tiny_steps: int
+    tiny_parts: tuple[str, ...]
+    tiny_chains: ChainConfig
+    tiny_probes: int
+    large: LanguageConfig
+    large_rows: int
+    large_batch: int
+    large_steps: int
+    large_parts: tuple[str, ...]
+    large_chains: ChainConfig
+    large_probes: int
+    strings: dict[str, Any]
+    replicas: tuple[int, ...]
+    string_steps: int
+    rounds: int
+    matrix: int
+    copied: int
+    numbers: int
+
+
+# The tiny model is that of benchmarks/response.py; the large one is the paper preset of induction, with 64 rows a step;
+# the strings, models and steps those of the parentheses paper (arXiv 2507.06445).
+FULL = Sizes(
+    tiny=LanguageConfig(64, 64, 2, 4, 64), tiny_rows=1024, tiny_steps=800,
+    tiny_parts=tuple(f"l{layer} mlp" if i == 4 else f"l{layer}h{i}" for layer in range(2) for i in range(5)),
+    tiny_chains=ChainConfig(2, 20, 20, 4, 4, matched=True, antithetic=True), tiny_probes=64,
+    large=LanguageConfig(5000, 1024, 2, 8, 256, mlp_ratio=0, positions="shortformer", unembed_bias=True),
+    large_rows=512, large_batch=64, large_steps=150, large_parts=("l0h0", "l0h1", "l1h0", "l1h1"),
+    large_chains=ChainConfig(2, 6, 8, 4, 64, matched=True, antithetic=True), large_probes=16,
+    strings={"max_length": 40, "draws": 200_000, "layers": 3, "heads": 4, "width": 64, "test_strings": 200,
+             "distinct": True},
+    replicas=(16, 80, 270), string_steps=2000, rounds=8, matrix=8192, copied=1 << 28, numbers=1 << 24,
+)  # fmt: skip
+TOY = Sizes(
+    tiny=LanguageConfig(20, 12, 2, 2, 8), tiny_rows=48, tiny_steps=20, tiny_parts=("l0h0",),
+    tiny_chains=ChainConfig(2, 4, 4, 2, 4, matched=True, antithetic=True), tiny_probes=8,
+    large=LanguageConfig(50, 16, 2, 2, 16, mlp_ratio=0, positions="shortformer", unembed_bias=True), large_rows=32,
+    large_batch=4, large_steps=6, large_parts=("l1h0",),
+    large_chains=ChainConfig(2, 4, 2, 1, 4, matched=True, antithetic=True), large_probes=4,
+    strings={"max_length": 10, "draws": 200, "layers": 1, "heads": 2, "width": 8, "test_strings": 20},
+    replicas=(2,), string_steps=6, rounds=1, matrix=64, copied=1 << 16, numbers=1 << 12,
+)  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """What the sections share: the device, the sizes, and what was found so far."""
+
+    device: torch.device
+    sizes: Sizes
+    until: float
+    results: Results = field(default_factory=dict)
+    models: dict[str, Tensor] = field(default_factory=dict)
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.until - time.monotonic()
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        """Wall time, until the device is done."""
+        self.wait()
+        begun = time.perf_counter()
+        call()
+        self.wait()
+        return time.perf_counter() - begun
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def rate(self, what: str) -> float:
+        """Of the section `card`; NaN where it failed."""
+        return float(self.results.get("card", {}).get(what, float("nan")))
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, each once, views aside."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one operation."""
+        del types
+        found = func(*args, **(kwargs or {}))
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if not view:
+            parts = tree_flatten((args, kwargs, found))[0]
+            self.total += sum(x.numel() * x.itemsize for x in parts if isinstance(x, Tensor))
+        return found
+
+
+def floor_of(bench: Bench, call: Callable[[], Any]) -> Results:
+    """Operations and bytes of a call, and the seconds that either takes at the rates of the card."""
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        call()
+    count = flops.get_total_flops()
+    by_flops, by_bytes = count / bench.rate("float32 flop/s"), traffic.total / bench.rate("bytes/s")
+    return {"flop": count, "bytes": traffic.total, "floor, s": max(by_flops, by_bytes)}
+
+
+@contextmanager
+def precision(kind: str) -> Iterator[None]:
+    """Matrix products in "float32" or, rounded inside, in "tf32"."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def card(bench: Bench) -> Results:
+    """Rates, each the best of 5."""
+    n, device = bench.sizes.matrix, bench.device
+    found: Results = {"threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found |= {
+            "name": torch.cuda.get_device_name(device),
+            "bytes": torch.cuda.get_device_properties(device).total_memory,
+        }
+    for kind, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a = torch.ones(n, n, device=device, dtype=dtype)
+        with precision(kind):
+            found[f"{kind} flop/s"] = 2 * n**3 / min(bench.seconds(lambda a=a: a @ a) for _ in range(5))
+    a, b = torch.ones(2, bench.sizes.copied // 4, device=device)
+    found["bytes/s"] = 2 * a.nbytes / min(bench.seconds(lambda: b.copy_(a)) for _ in range(5))
+    count = bench.sizes.numbers
+    found["normal numbers/s, philox"] = count / min(
+        bench.seconds(lambda: philox.normal(0, Stream.NOISE, range(1), range(1), count, device)) for _ in range(5)
+    )
+    found["normal numbers/s, torch.randn"] = count / min(
+        bench.seconds(lambda: torch.randn(count, device=device)) for _ in range(5)
+    )
+    return found
+
+
+def rows_of(config: LanguageConfig, count: int) -> Tensor:
+    """Rows of frequent and rare tokens (Zipf's law), half of which repeat a stretch: it rewards induction."""
+    rng, length = np.random.default_rng(0), config.context
+    law = 1 / np.arange(1, config.vocabulary + 1)
+    rows = rng.choice(config.vocabulary, (count, length), p=law / law.sum())
+    half = length // 2
+    rows[::2, half : 2 * half] = rows[::2, :half]
+    return torch.from_numpy(rows)
+
+
+def trained(bench: Bench, name: str) -> tuple[Task, Tensor]:
+    """The task of the "tiny" or the "large" model on the CPU, at a checkpoint trained on the device (once)."""
+    sizes = bench.sizes
+    config, count, steps = getattr(sizes, name), getattr(sizes, f"{name}_rows"), getattr(sizes, f"{name}_steps")
+    rows = rows_of(config, count)
+    if name not in bench.models:
+        own = LanguageTraining(steps, min(32, count), 3e-3, steps // 10)
+        run = train_language(config, rows, None, own, seed=0, checkpoints=[], measure=lambda _: {}, device=bench.device)
+        bench.models[name] = run.final
+    task = Task(load_language(config, bench.models[name]), next_token_losses, rows)
+    return task, task.own_row()
+
+
+def agreement(bench: Bench) -> Results:
+    """Losses of every row, and χ by every estimator, against the CPU."""
+    here, anchor = trained(bench, "tiny")
+    there = here.to(bench.device)
+    rows = torch.arange(min(128, len(here.base_weights)))[None]
+    with torch.no_grad():
+        a = here.losses(anchor[None], rows)
+        b = there.losses(anchor[None].to(there.device), rows.to(there.device)).cpu()
+    found: Results = {"losses, largest relative difference": float(((a - b) / a).abs().max())}
+    found["losses agree to 1e-5"] = found["losses, largest relative difference"] <= 1e-5
+    part, probes = bench.sizes.tiny_parts[0], range(bench.sizes.tiny_probes)
+    for estimator in ("pathwise", "covariance"):
+        config = bench.sizes.tiny_chains
+        if estimator == "covariance":
+            config = replace(config, chains=4, antithetic=False)
+
+        def chi(task: Task, config: ChainConfig = config, estimator: Any = estimator) -> Any:
+            response = component_response(
+                task, task.own_row(), [part], KERNEL, config, probes=probes, estimator=estimator
+            )
+            return response.by_component[part].susceptibility
+
+        own, other = chi(there), chi(here)
+        chain_module.NUMPY_KINDS = ()  # the CPU draws what a GPU draws: what is left is rounding
+        try:
+            same = chi(here)
+        finally:
+            chain_module.NUMPY_KINDS = ("cpu",)
+        z = (own.chi - other.chi) / np.hypot(own.standard_error, other.standard_error)
+        found[f"χ, {estimator}"] = {
+            "share of entries that differ from the CPU's by at most 2 standard errors": float((np.abs(z) <= 2).mean()),
+            "root mean square of the difference in standard errors": float(np.sqrt((z**2).mean())),
+            "same random numbers: largest difference in standard errors": float(
+                np.abs((own.chi - same.chi) / same.standard_error).max()
+            ),
+        }
+    return found | {"precision": precisions(bench, here, there)}
+
+
+def precisions(bench: Bench, here: Task, there: Task) -> Results:
+    """χ of one component in float32, tf32 and bfloat16 products against float64: differences in standard errors."""
+    part, probes = bench.sizes.tiny_parts[0], torch.arange(bench.sizes.tiny_probes)
+
+    def chi(task: Task, anchor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        free = Restricted(task, anchor, part)
+        probe = Probe(free, probes, bench.sizes.tiny_chains.replicas)
+        q = probe.samples.weight
+        parts = pathwise_chains(free, probe, q, KERNEL, bench.sizes.tiny_chains)
+        found = summarise_pathwise(parts, q, KERNEL.n_beta, probe.at_anchor.double().cpu().numpy()).susceptibility
+        return found.chi, found.standard_error
+
+    exact = Task(here.module, here.loss_fn, here.data).to(there.device)
+    exact.module = exact.module.double()
+    truth, error = chi(exact, there.own_row().double())
+    coarse = Task(there.module, there.loss_fn, there.data, bfloat16=True)
+    found: Results = {}
+    for kind, task in (("float32", there), ("tf32", there), ("bfloat16", coarse)):
+        with precision(kind):
+            difference = np.abs(chi(task, task.own_row())[0] - truth) / error
+        found[kind] = {"largest": float(difference.max()), "median": float(np.median(difference))}
+    return found
+
+
+def training(bench: Bench) -> Results:
+    """The large model, as `train_language` trains it; the first call warms up."""
+    sizes, found = bench.sizes, Results()
+    rows = rows_of(sizes.large, sizes.large_rows)
+    for kind in ("float32", "tf32", "bfloat16"):
+        own = LanguageTraining(sizes.large_steps, sizes.large_batch, 1e-3, 10, bfloat16=kind == "bfloat16")
+
+        def train(steps: int, own: LanguageTraining = own) -> None:
+            run = train_language(
+                sizes.large, rows, None, replace(own, steps=steps), seed=0, checkpoints=[], measure=lambda _: {},
+                device=bench.device,
+            )  # fmt: skip
+            bench.models["large"] = run.final
+
+        few = max(2, sizes.large_steps // 10)
+        with precision(kind):
+            with FlopCounterMode(display=False) as flops:
+                train(1)
+            start = bench.seconds(partial(train, few))
+            whole = bench.seconds(partial(train, few + sizes.large_steps))
+        step = (whole - start) / sizes.large_steps
+        tokens = sizes.large_batch * (sizes.large.context - 1) / step
+        found[kind] = {
+            "ms a step": 1e3 * step,
+            "tokens/s": tokens,
+            "MFU": flops.get_total_flops() / step / bench.rate(f"{kind} flop/s"),
+        }
+        if bench.left() < 240:
+            break
+    return found
+
+
+def chi(bench: Bench) -> Results:
+    """χ of the parts of both models: by covariance (draws a second), and pathwise until it is reliable."""
+    found = Results()
+    for name in ("tiny", "large"):
+        task, parts = trained(bench, name)[0].to(bench.device), getattr(bench.sizes, f"{name}_parts")
+        for part in parts:
+            if bench.left() < 60:
+                found[f"{name} {part}"] = "no time left"
+                continue
+            found[f"{name} {part}"] = of_component(bench, task, name, part)
+    return found
+
+
+def of_component(bench: Bench, task: Task, name: str, part: str) -> Results:
+    """One component."""
+    config: ChainConfig = getattr(bench.sizes, f"{name}_chains")
+    plain = replace(config, chains=config.replicas, antithetic=False)
+    probes = range(getattr(bench.sizes, f"{name}_probes"))
+
+    def run(config: ChainConfig, estimator: Any, rounds: int = 1) -> Any:
+        return component_response(
+            task, task.own_row(), [part], KERNEL, config, probes=probes, estimator=estimator, rounds=rounds,
+            reliability=0.9, phi="data" if estimator == "pathwise" else "probes",
+        ).by_component[part]  # fmt: skip
+
+    run(replace(plain, draws=4, burn_in=0, steps_between_draws=1), "covariance")  # warms up
+    few, many = replace(plain, burn_in=0, draws=4), replace(plain, burn_in=0, draws=4 + plain.draws)
+    draws = plain.draws * plain.chains
+    spent = bench.seconds(lambda: run(many, "covariance")) - bench.seconds(lambda: run(few, "covariance"))
+    boxes: list[Any] = []
+    pathwise = bench.seconds(lambda: boxes.append(run(config, "pathwise", bench.sizes.rounds)))
+    free = Restricted(task, task.own_row(), part)
+    flat, index = free.init(range(plain.chains)), torch.arange(plain.batch_size, device=task.device)
+    one = floor_of(bench, lambda: chain_module.loss_and_gradient(free, flat, index.expand(plain.chains, -1)))
+    steps = plain.draws * plain.steps_between_draws
+    own = boxes[0]
+    return {
+        "draws/s": draws / spent if spent > 0 else None,
+        "ms a step of all chains": 1e3 * spent / steps,
+        "floor of a step, ms": 1e3 * one["floor, s"],
+        "flop of a step": one["flop"],
+        "bytes of a step": one["bytes"],
+        "pathwise, s": pathwise,
+        "reliability": own.susceptibility.reliability()[COMPONENT_LOSS],
+        "chains": own.traces[COMPONENT_LOSS].shape[1],
+    }
+
+
+def parentheses(bench: Bench) -> Results:
+    """Training at the paper's size."""
+    task, sizes = make_parentheses(**bench.sizes.strings).to(bench.device), bench.sizes
+    found: Results = {"parameters": task.num_parameters}
+    rho = torch.ones(len(task.base_weights), dtype=torch.float64)
+    for count in sizes.replicas:
+        seeds = list(range(count))
+        config = TrainConfig(2 * sizes.string_steps, min(64, len(task.draws)))
+        state = advance(task, config, init_state(task, seeds), seeds, rho, 2)  # warms up
+        spent = bench.seconds(
+            lambda state=state, c=config, s=seeds: advance(task, c, state, s, rho, sizes.string_steps)
+        )
+        step = spent / (sizes.string_steps - 2)
+        hour = count * 3600 / (PAPER_STEPS * step)
+        found[f"{count} replicas"] = {
+            "ms a step": 1e3 * step,
+            f"models of {PAPER_STEPS:,} steps an hour": hour,
+            f"hours for {MODELS} models": MODELS / hour,
+        }
+        if bench.left() < 3 * spent:
+            found["stopped"] = f"after {count} replicas, for want of time"
+            break
+    return found
+
+
+SECTIONS = {part.__name__: part for part in (card, agreement, training, chi, parentheses)}
+
+
+def run_section(bench: Bench, name: str) -> Results:
+    """Its results, or its error; with its time and the most memory that it held."""
+    begun = time.monotonic()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        found = SECTIONS[name](bench)
+    except Exception as error:
+        traceback.print_exc()
+        found = {"error": f"{type(error).__name__}: {error}"}
+    if bench.device.type == "cuda":
+        found["peak memory, MB"] = torch.cuda.max_memory_allocated() / 1e6
+    else:
+        found["largest resident memory of the process so far, MB"] = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        )
+    return found | {"seconds": time.monotonic() - begun}
+
+
+def main() -> None:
+    """Run the sections, print them, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--only", nargs="+", choices=[*SECTIONS], default=[*SECTIONS])
+    parser.add_argument("--seconds", type=float, default=470.0, help="what all sections may take")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    device = torch.device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    bench = Bench(device, TOY if device.type == "cpu" else FULL, time.monotonic() + arguments.seconds)
+    bench.results |= {"torch": torch.__version__, "device": str(device), "toy": device.type == "cpu"}
+    for name in arguments.only:
+        bench.results[name] = run_section(bench, name)
+        print(json.dumps({name: bench.results[name]}, indent=1, ensure_ascii=False), flush=True)
+        arguments.out.write_text(json.dumps(bench.results, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
