@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patterning as pt
-from patterning.core.give_back import give_back
+from patterning.core.give_back import LARGE_MODEL, give_back
 from patterning.models.components import find_component
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.posterior.chains import ChainConfig
@@ -70,7 +70,7 @@ def test_what_was_freed_goes_back_to_the_system() -> None:
     last = bytearray(20_000)  # above them all: what lies below stays with the process
     del blocks
     before = resident()
-    give_back()
+    give_back(LARGE_MODEL + 1)
     assert before - resident() > 100e6
     assert len(last) == 20_000
 

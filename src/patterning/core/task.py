@@ -18,7 +18,7 @@ from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain, rounded
 from patterning.core.devices import DeviceLike, device_of, find_device, moved
 from patterning.core.errors import PatterningError
-from patterning.core.give_back import LARGE_MODEL, give_back
+from patterning.core.give_back import give_back
 from patterning.core.identity import digest
 from patterning.core.key_losses import key_losses
 from patterning.core.modules import copy_module, fresh_module, other_names, spread
@@ -96,8 +96,7 @@ class Task:
         self.ids = np.arange(n)
         self.draws = draws_of(self.base_weights)
         self._tried = tried_losses(self, spread(n, FEW_ROWS))
-        if self.num_parameters > LARGE_MODEL:
-            give_back()
+        give_back(self.num_parameters)
 
     def to(self, device: DeviceLike) -> Self:
         """The same task on another device ("cuda"): module and data are moved there, and tried again.

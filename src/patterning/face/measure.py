@@ -117,8 +117,7 @@ def measure(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
     parts = [find_component(task.module, what) for what in names]
-    if task.num_parameters > LARGE_MODEL:
-        give_back()  # what is free then, can be had
+    give_back(task.num_parameters)  # what is free then, can be had
     plan = Plan(estimator, config, len(rows), len(functions), workers)
     need = check_memory(task, parts, plan) if executor is None else largest_need(task, parts, plan)
     try_observables(functions, anchor, task.data)
@@ -241,7 +240,7 @@ def _first_looks(
         except PatterningError as error:
             refused[component.name] = str(error)
         del free
-        give_back()  # the next copy of the model would stand beside this one
+        give_back(task.num_parameters)  # the next copy of the model would stand beside this one
     if not found:
         raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
     samples = task.samples(rows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
-from patterning.core.give_back import LARGE_MODEL, give_back
+from patterning.core.give_back import give_back
 from patterning.core.identity import digest
 from patterning.core.progress import portion
 from patterning.core.store import Arrays, fingerprint
@@ -115,8 +115,8 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
 
     `free`: the component's `Restricted`, where the caller has made it already.
     """
-    if free is None and work.task.num_parameters > LARGE_MODEL:
-        give_back()  # of the component before
+    if free is None:
+        give_back(work.task.num_parameters)  # of the component before
     free = free or Restricted(work.task, work.anchor, work.component)
     probe = Probe(free, work.settings.rows, work.chains.replicas)
     band = Band(math.inf if work.settings.loss_band is None else work.settings.loss_band)

@@ -119,13 +119,9 @@ class ParenthesesSubject(Subject):
     def observables(self) -> Mapping[str, FlatObservable]:
         """Mean losses on the OOD set, and on the TRUE and the FALSE strings of the ID test."""
         task = self.task
-        true, false = np.flatnonzero(task.id_test.labels), np.flatnonzero(~task.id_test.labels)
-        everything = np.arange(len(task.ood_test))
-        sets = {
-            "ood_loss": (task.ood_test, everything), "true_loss": (task.id_test, true),
-            "false_loss": (task.id_test, false),
-        }  # fmt: skip
-        return {name: _mean_loss(task, data, rows) for name, (data, rows) in sets.items()}
+        labels = {"true_loss": task.id_test.labels, "false_loss": ~task.id_test.labels}
+        by_label = {name: _mean_loss(task, task.id_test, np.flatnonzero(of)) for name, of in labels.items()}
+        return {"ood_loss": _mean_loss(task, task.ood_test, np.arange(len(task.ood_test))), **by_label}
 
     def for_sampling(self) -> "ParenthesesSubject":
         """The data and the model alone."""
