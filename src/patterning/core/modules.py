@@ -40,6 +40,7 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
         if any(value.is_floating_point() and value.dtype != torch.float32 for value in numbers):
             copy = copy.float()
         copy.eval()  # its own eval() may return nothing
+        _drop_input_hooks(copy)
     except Exception as error:
         raise PatterningError(
             f"the module cannot be copied or converted to float32 ({type(error).__name__}: {_first_line(error)}): "
@@ -210,6 +211,18 @@ def _what_hinders(module: nn.Module) -> str:
             where = f"{path}.{name}" if path else name
             return f"remove its attribute {where} (a {type(value).__name__}), or make it where it is used"
     return "remove what its modules hold besides parameters and buffers"
+
+
+def _drop_input_hooks(module: nn.Module) -> None:
+    """Take away the hooks that make embeddings require a gradient, which no transformed function may do.
+
+    transformers and peft set them (`enable_input_require_grads`), together with gradient checkpointing, for models
+    whose embeddings are frozen. They change no number.
+    """
+    for part in module.modules():
+        for key, hook in list(part._forward_hooks.items()):
+            if getattr(hook, "__name__", "") in ("make_inputs_require_grads", "make_inputs_require_grad"):
+                del part._forward_hooks[key]
 
 
 def _first_line(error: Exception) -> str:

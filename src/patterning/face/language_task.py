@@ -3,25 +3,37 @@
 Nothing here imports transformers: a model is known by what it has, a `config` and outputs with `logits`.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning.core.batch import Batch
 from patterning.core.errors import PatterningError
 from patterning.core.task import Task
+from patterning.face.calling import (
+    check_batch,
+    check_below,
+    config_of,
+    forward_names,
+    predicts_masked,
+    unwrapped,
+    vocabulary_of,
+)
+from patterning.face.language_loss import ClassifierLoss, LanguageLoss, targets
+from patterning.face.own_loss import Compared, Key, compared, logits_in, mean_cross_entropy
 from patterning.face.token_batch import IGNORED, token_batch
 
-Kind = Literal["classes", "labels", "numbers"]
-"""What a classifier's targets are: one class, several labels at a time (0 or 1 each), or real numbers."""
-LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""What configurations call the number of positions."""
+COMPARED_ROWS = 4
+"""Rows whose loss is compared with the model's own."""
+GIVE_LABELS = "give them, -100 where no token was masked (as transformers' DataCollatorForLanguageModeling makes them)"
+MEANS = {
+    "classes": "their mean cross-entropy", "labels": "their mean binary cross-entropy",
+    "numbers": "their mean squared error",
+}  # fmt: skip
 
 
 def language_task(
@@ -43,27 +55,30 @@ def language_task(
     `base_weights`, `make` and `bfloat16` are those of `Task`, and so is what is tried and refused. Raises
     `PatterningError` for token numbers or lengths that the model has no place for.
     """
-    _check_model(model)
+    model, wrapped = _check_model(model)
     name = type(model).__name__
     batch, notes = _batch(model, data)
-    shift = not name.endswith("MaskedLM")
     ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch.get("labels")
-    if labels is None and not shift:
-        raise PatterningError(
-            f"{name} predicts masked tokens, and the data has no labels: give them, -100 where no token was masked (as "
-            "transformers' DataCollatorForLanguageModeling makes them)"
-        )
     if labels is not None and (labels.shape != ids.shape or labels.is_floating_point()):
         raise PatterningError(
             f"the labels are {labels.dtype} {tuple(labels.shape)} for input_ids {tuple(ids.shape)}: a language model "
             "needs a token number for each token, or -100. For a label a row, use pt.classifier_task"
         )
+    check_below(vocabulary_of(model), "labels", labels)
+    if labels is None and predicts_masked(model):
+        raise PatterningError(f"{name} predicts masked tokens, and the data has no labels: {GIVE_LABELS}")
+    arguments = _arguments(model, batch)
+    shift = _shifts(model, batch, arguments)
+    if labels is None and not shift:
+        raise PatterningError(
+            f"the loss of {name} compares logits with the token that they stand at, and the data has no labels: "
+            f"{GIVE_LABELS}"
+        )
     if shift and ids.shape[1] < 2:
         raise PatterningError("the texts have one token each: there is no next token to predict")
-    _check_below(_vocabulary(model), "labels", labels)
     masked = mask is not None or (labels is not None and bool((labels == IGNORED).any()))
-    loss = LanguageLoss(shift, masked, _arguments(model, batch))
-    return _task(model, loss, batch, notes, base_weights, make, bfloat16)
+    loss = LanguageLoss(shift, masked, arguments)
+    return _task(model, loss, batch, (*wrapped, *notes), base_weights, make, bfloat16)
 
 
 def classifier_task(
@@ -84,95 +99,31 @@ def classifier_task(
 
     Raises `PatterningError` for missing labels, and for those that the model has no class for.
     """
-    _check_model(model)
+    model, wrapped = _check_model(model)
     batch, notes = _batch(model, data)
-    labels = batch.get("labels")
-    if labels is None:
+    if "labels" not in batch:
         raise PatterningError("the data has no column labels (or label): a classifier needs a class for each row")
-    kind = _kind(model, labels)
-    classes = getattr(_config(model), "num_labels", None)
-    if kind == "classes":
-        if labels.is_floating_point() or labels.ndim > 2:
-            raise PatterningError(
-                f"the labels are {labels.dtype} {tuple(labels.shape)}: classes must be whole numbers, one a row or one "
-                "a token"
-            )
-        _check_below(classes, "labels", labels)
-    elif kind == "labels":
-        batch["labels"] = labels.float()
+    kind, labels = targets(model, batch)
+    batch["labels"] = labels
     masked = kind == "classes" and (labels.ndim == 2 or bool((labels == IGNORED).any()))
-    loss = ClassifierLoss(kind, masked, _arguments(model, batch))
-    return _task(model, loss, batch, notes, base_weights, make, bfloat16)
+    arguments = _arguments(model, batch)
+    loss = ClassifierLoss(kind, masked, arguments)
 
+    def mean(outputs: Any, of: Tensor) -> float:
+        losses = loss.of_logits(logits_in(outputs), {"labels": of})
+        values, real = losses if isinstance(losses, tuple) else (losses, torch.ones_like(losses, dtype=torch.bool))
+        return float(torch.where(real, values, 0.0).sum() / real.sum().clamp(min=1))
 
-@dataclass(frozen=True)
-class LanguageLoss:
-    """The loss of every token, (b, t), and their mask where some are no samples; a `BatchLoss`.
-
-    `shift`: the logits at a token are of the next one. `arguments`: the columns that the model is given.
-    """
-
-    shift: bool
-    masked: bool
-    arguments: tuple[str, ...]
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
-        """Losses in nats."""
-        logits = logits_of(model, batch, self.arguments)
-        labels, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
-        real = labels != IGNORED if mask is None else (labels != IGNORED) & (mask > 0)
-        if self.shift:
-            logits, labels, real = logits[:, :-1], labels[:, 1:], real[:, 1:]
-            if mask is not None:  # what follows padding on the left is predicted from nothing
-                real = real & (mask[:, :-1] > 0)
-        losses = _cross_entropy(logits, labels)
-        return (losses, real) if self.masked else losses
-
-
-@dataclass(frozen=True)
-class ClassifierLoss:
-    """The loss of every row (b,), or of every token (b, t) with a mask; a `BatchLoss`."""
-
-    kind: Kind
-    masked: bool
-    arguments: tuple[str, ...]
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
-        """Losses: nats for classes and labels, squared units for numbers."""
-        logits, labels = logits_of(model, batch, self.arguments), batch["labels"]
-        if self.kind == "labels":
-            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
-        if self.kind == "numbers":
-            errors = (logits.reshape(len(labels), -1) - labels.reshape(len(labels), -1)).square()
-            return errors.mean(-1)
-        losses = _cross_entropy(logits, labels)
-        if not self.masked:
-            return losses
-        real, mask = labels != IGNORED, batch.get("attention_mask")
-        return losses, real if mask is None or labels.ndim == 1 else real & (mask > 0)
-
-
-def logits_of(model: nn.Module, batch: Batch, arguments: tuple[str, ...]) -> Tensor:
-    """The logits of a batch; raises `PatterningError` where the model returns none."""
-    options: dict[str, Any] = {name: batch[name] for name in arguments if name in batch}
-    if "use_cache" in arguments:
-        options["use_cache"] = False
-    output = model(**options)
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
+    visible = labels
+    if labels.ndim == 2 and kind == "classes" and "attention_mask" in batch:
+        visible = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    found = _compared(model, {**batch, "labels": visible}, arguments, {kind: mean})
+    if found is not None and not found.agrees(kind):
         raise PatterningError(
-            f"{type(model).__name__} returned {type(output).__name__} without logits: use the model with its output "
-            "layer (AutoModelForCausalLM, AutoModelForSequenceClassification), or pt.Task with a loss of your own"
+            f"the loss that {type(model).__name__} returns for its labels, {found.own[0]:.4g}, is not {MEANS[kind]}, "
+            f"{found.read[0][kind]:.4g}: use pt.Task with a loss of your own, which returns one loss a row"
         )
-    return logits
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p of each label, of the shape of `labels`; of what is ignored, some number."""
-    if logits.dtype in (torch.bfloat16, torch.float16):  # float64, in which a task tries its gradient, stays
-        logits = logits.float()
-    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.clamp(min=0).reshape(-1), reduction="none")
-    return losses.reshape(labels.shape)
+    return _task(model, loss, batch, (*wrapped, *notes), base_weights, make, bfloat16)
 
 
 def _task(
@@ -205,80 +156,95 @@ def _without_checkpointing(model: nn.Module) -> Iterator[bool]:
             part.gradient_checkpointing = True
 
 
-def _config(model: nn.Module) -> Any:
-    return getattr(model, "config", None)
-
-
-def _check_model(model: object) -> None:
+def _check_model(model: object) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module within what wraps it, and a note."""
     if not isinstance(model, nn.Module):
         raise PatterningError(f"the model must be a torch.nn.Module (found {type(model).__name__})")
-    if getattr(_config(model), "is_encoder_decoder", False):
+    if getattr(config_of(model), "is_encoder_decoder", False):
         raise PatterningError(
             f"{type(model).__name__} is an encoder with a decoder, which has two texts a row: use pt.Task with a loss "
             "of your own, loss(model, batch) -> (losses, mask)"
         )
+    found, notes = unwrapped(model)
+    if "input_ids" not in forward_names(found):
+        raise PatterningError(
+            f"{type(found).__name__}.forward takes no input_ids by name: give the model within it, or use pt.Task with "
+            "a loss of your own"
+        )
+    return found, notes
 
 
 def _batch(model: nn.Module, data: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The data as tensors on the model's device, without a mask where nothing is padded."""
-    config, vocabulary = _config(model), _vocabulary(model)
-    known = [getattr(config, name, None) for name in ("pad_token_id", "eos_token_id")]
+    vocabulary = vocabulary_of(model)
+    known = [getattr(config_of(model), name, None) for name in ("pad_token_id", "eos_token_id")]
     pads = [token for token in known if isinstance(token, int) and 0 <= token < (vocabulary or token + 1)]
     batch, notes = token_batch(data, pads[0] if pads else 0)
+    check_batch(model, batch)
     ids, mask = batch["input_ids"], batch.get("attention_mask")
-    if vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-        raise PatterningError(
-            f"input_ids hold {int(ids.min())} to {int(ids.max())}, and the model has {vocabulary} tokens: the "
-            "tokenizer is not the model's"
-        )
-    longest = next((value for name in LONGEST if isinstance(value := getattr(config, name, None), int)), None)
-    if longest is not None and ids.shape[1] > longest:
-        raise PatterningError(
-            f"the rows have {ids.shape[1]} tokens, and the model has {longest} positions: "
-            f"tokenizer(texts, truncation=True, max_length={longest})"
-        )
-    if mask is not None and bool((mask == 0).all(1).any()):
-        raise PatterningError(f"row {int((mask == 0).all(1).nonzero()[0])} of the data is padding alone: leave it out")
     if mask is not None and bool((mask > 0).all()):
         del batch["attention_mask"]
-    elif mask is not None and "position_ids" not in batch and bool((mask[:, 0] == 0).any()):
-        if "position_ids" in inspect.signature(type(model).forward).parameters:
-            batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-            notes = (*notes, "rows are padded on the left: positions are counted from their first real token")
-    elif mask is None and known[0] is not None and bool((ids[:, -2:] == known[0]).all(1).any()):
-        notes = (*notes, f"there is no attention_mask: tokens {known[0]} at the end of rows count as text, not padding")
+    elif mask is None and known[0] is not None:
+        for where, ends in (("end", ids[:, -2:]), ("beginning", ids[:, :2])):
+            if bool((ends == known[0]).all(1).any()):
+                notes = (
+                    *notes,
+                    f"there is no attention_mask: tokens {known[0]} at the {where} of rows count as text, not padding",
+                )
     device = next(model.parameters()).device
     return {name: values.to(device) for name, values in batch.items()}, notes
 
 
-def _vocabulary(model: nn.Module) -> int | None:
-    value = getattr(_config(model), "vocab_size", None)
-    return value if isinstance(value, int) else None
+def _shifts(model: nn.Module, batch: dict[str, Tensor], arguments: tuple[str, ...]) -> bool:
+    """Whether logits at a token are of the next one: as the model's own loss says; else as its class is called.
+
+    Raises `PatterningError` where its own loss is another one than the mean cross-entropy.
+    """
+    by_name = not predicts_masked(model)
+    labels = batch.get("labels", batch["input_ids"])
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    found = _compared(model, {**batch, "labels": labels}, arguments, {
+        shift: partial(mean_cross_entropy, shift=shift) for shift in (True, False)
+    })  # fmt: skip
+    if found is None or found.agrees(by_name):
+        return by_name
+    if found.agrees(not by_name):
+        return not by_name
+    raise PatterningError(
+        f"the loss that {type(model).__name__} returns for its labels, {found.own[0]:.4g}, is not their mean "
+        f"cross-entropy, {found.read[0][by_name]:.4g}: use pt.Task with a loss of your own, which returns one loss a "
+        "token"
+    )
 
 
-def _check_below(most: int | None, what: str, values: Tensor | None) -> None:
-    if values is None or most is None:
-        return
-    bad = (values != IGNORED) & ((values < 0) | (values >= most))
-    if bool(bad.any()):
-        place = bad.nonzero()[0].tolist()
-        raise PatterningError(
-            f"{what} of row {place[0]} hold {int(values[tuple(place)])}: they must be 0 to {most - 1}, or -100 for no "
-            "sample"
-        )
+def _compared(
+    model: nn.Module, batch: dict[str, Tensor], arguments: tuple[str, ...],
+    readings: Mapping[Key, Callable[[Any, Tensor], float]],
+) -> Compared | None:  # fmt: skip
+    """The model's own loss of those rows with the most labels, and what `readings` of (outputs, labels) make of it."""
+    if "labels" not in forward_names(model):
+        return None
+    counted = (batch["labels"] != IGNORED).flatten(1).sum(1) if batch["labels"].ndim > 1 else batch["labels"] != IGNORED
+    rows = counted.long().topk(min(COMPARED_ROWS, len(counted))).indices
+    few = {name: values[rows] for name, values in batch.items()}
+    inputs: dict[str, Any] = {name: few[name] for name in (*arguments, "labels") if name in few}
+    if "use_cache" in arguments:
+        inputs["use_cache"] = False
+    labels = few["labels"]
+    try:
+        return compared(model, inputs, {key: partial(_read, read, labels) for key, read in readings.items()})
+    except PatterningError:
+        raise
+    except Exception:  # the trial of the task says what does not run
+        return None
 
 
-def _kind(model: nn.Module, labels: Tensor) -> Kind:
-    config = _config(model)
-    said = getattr(config, "problem_type", None)
-    if said == "multi_label_classification" or (said is None and labels.ndim == 2 and labels.is_floating_point()):
-        return "labels"
-    if said == "regression" or getattr(config, "num_labels", None) == 1:
-        return "numbers"
-    return "classes"
+def _read(read: Callable[[Any, Tensor], float], labels: Tensor, outputs: Any) -> float:
+    return read(outputs, labels)
 
 
 def _arguments(model: nn.Module, batch: dict[str, Tensor]) -> tuple[str, ...]:
     """The columns of the data that the model takes, and `use_cache`, which is to be off."""
-    taken = inspect.signature(type(model).forward).parameters
+    taken = forward_names(model)
     return tuple(name for name in (*batch, "use_cache") if name in taken and name != "labels")

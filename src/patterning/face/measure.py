@@ -180,6 +180,10 @@ def _components(
 
 
 def _functions(task: Task, observables: Mapping[str, ModuleFunction] | None) -> dict[str, OfModule]:
+    if observables is not None and not isinstance(observables, Mapping):
+        raise PatterningError(
+            f"observables is {type(observables).__name__}: it must be a dict, name → function of the module"
+        )
     if COMPONENT_LOSS in (observables or {}):
         raise PatterningError(f"an observable is called {COMPONENT_LOSS!r}, which every component has: rename yours")
     for name, function in (observables or {}).items():
@@ -202,7 +206,7 @@ def _estimator(estimator: Choice, sampler: Kernel | str) -> Choice:
 def _check_stopping(reliability: float | None, budget: int, workers: int) -> None:
     check_whole("budget", budget, 1)
     check_whole("workers", workers, 1)
-    if reliability is not None and not 0 < reliability < 1:
+    if reliability is not None and (isinstance(reliability, str) or not 0 < reliability < 1):
         raise PatterningError(f"reliability is {reliability}: it must be between 0 and 1, or None for the whole budget")
 
 
@@ -210,6 +214,8 @@ def _sampler(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
     seed: int, say: "Say",
 ) -> Found:  # fmt: skip
+    if sampler is None:
+        raise PatterningError('sampler is None: it must be SGLD(n_beta, localization, step_size), or "calibrate"')
     if not isinstance(sampler, str):
         return Found(sampler, "", ())
     if sampler != "calibrate":

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.errors import PatterningError
+from patterning.face.calling import evaluating
 from patterning.face.readings import (
     any_logits,
     any_losses,
     attention_of,
-    evaluating,
     hooked,
     known_layout,
+    mean_of,
     on_device,
     real_tokens,
 )
@@ -48,7 +49,7 @@ def repeated_gap(blocks: Tensor) -> ModelMeasure:
 
     `blocks` are those of `repeated_random(vocabulary, context, count, seed)`. A model without induction has about 0.
     """
-    return _Gap(_batch(blocks), block_length(blocks))
+    return _Gap(*_blocks(blocks))
 
 
 def previous_token(head: str, data: object) -> ModelMeasure:
@@ -61,7 +62,8 @@ def prefix_matching(head: str, blocks: Tensor) -> ModelMeasure:
 
     The induction score of Olsson et al. (2022), on random blocks repeated twice (n, 2L), of `repeated_random`.
     """
-    return _Attention(_batch(blocks), *_place(head), block_length(blocks))
+    batch, length = _blocks(blocks)
+    return _Attention(batch, *_place(head), length)
 
 
 def head_ablation(head: str, data: object, how: Literal["zero", "mean"] = "zero") -> ModelMeasure:
@@ -79,7 +81,7 @@ def logit_difference(data: object, right: Tensor | int, wrong: Tensor | int) -> 
     """Mean of logit(right) - logit(wrong) after the last real token of each row; tokens (n,), or one for all rows."""
     batch = _batch(data)
     n = len(batch["input_ids"])
-    tokens = [torch.as_tensor(token).expand(n).clone() for token in (right, wrong)]
+    tokens = [_tokens(name, token, n) for name, token in (("right", right), ("wrong", wrong))]
     return _LogitDifference(batch, *tokens)
 
 
@@ -88,6 +90,8 @@ def projection(module: str, direction: Tensor, data: object) -> ModelMeasure:
 
     `module` is its name in the model, "model.layers.3" say, and its output (b, t, d), or a tuple that begins with it.
     """
+    if not isinstance(direction, Tensor):
+        raise PatterningError(f"the direction is {type(direction).__name__}: it must be a tensor (d,)")
     if direction.ndim != 1 or not bool(direction.isfinite().all()):
         raise PatterningError(f"the direction has shape {tuple(direction.shape)}: it must be (d,), of finite numbers")
     return _Projection(_batch(data), module, direction.detach().float())
@@ -101,7 +105,7 @@ class _Loss:
         batch = on_device(model, self.batch)
         with evaluating(model):
             losses, real = any_losses(model, batch)
-        return torch.where(real, losses, 0.0).sum() / real.sum()
+        return mean_of(losses, real)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class _Attention:
             return pattern.diagonal(1 - self.length, dim1=1, dim2=2)[:, 1:].mean()
         real = real_tokens(batch)
         both = real[:, 1:] & real[:, :-1]
-        return torch.where(both, pattern.diagonal(-1, dim1=1, dim2=2), 0.0).sum() / both.sum()
+        return mean_of(pattern.diagonal(-1, dim1=1, dim2=2), both)
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,13 @@ class _LogitDifference:
         last = (torch.arange(real.shape[1], device=real.device) * real).argmax(1)
         with evaluating(model):
             logits = any_logits(model, batch)
+        most = logits.shape[-1]
+        for name, tokens in (("right", self.right), ("wrong", self.wrong)):
+            if logits.ndim != 3 or not 0 <= int(tokens.min()) <= int(tokens.max()) < most:
+                raise PatterningError(
+                    f"{name} holds tokens {int(tokens.min())} to {int(tokens.max())}, and the model gives logits "
+                    f"{tuple(logits.shape)}: tokens must lie in its vocabulary"
+                )
         after = logits[torch.arange(len(logits), device=logits.device), last]
         right, wrong = (token.to(after.device)[:, None] for token in (self.right, self.wrong))
         return (after.gather(1, right) - after.gather(1, wrong)).mean()
@@ -204,6 +215,27 @@ class _Projection:
 
 def _batch(data: object) -> dict[str, Tensor]:
     return token_batch(data, 0)[0]
+
+
+def _blocks(data: object) -> tuple[dict[str, Tensor], int]:
+    """Repeated blocks, unpadded, and the length of one."""
+    batch = _batch(data)
+    if not bool(real_tokens(batch).all()):
+        raise PatterningError("blocks repeated twice must all have the same length, without padding")
+    return batch, block_length(batch["input_ids"])
+
+
+def _tokens(name: str, values: Tensor | int, rows: int) -> Tensor:
+    """Token numbers (rows,); raises `PatterningError` for anything else."""
+    try:
+        tokens = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        tokens = torch.empty(0)
+    whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+    if not whole or tokens.shape not in ((), (1,), (rows,)):
+        what = type(values).__name__ if not isinstance(values, Tensor) else f"{values.dtype} {tuple(values.shape)}"
+        raise PatterningError(f"{name} is {what}: it must be a token number, or one for each of the {rows} rows")
+    return tokens.detach().cpu().long().expand(rows).clone()
 
 
 def _place(head: str) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Readings of a language model while it runs: logits, losses, attention, and hooks that leave it as it was."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,15 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.errors import PatterningError
-from patterning.face.language_task import ClassifierLoss, LanguageLoss, logits_of
+from patterning.face.calling import (
+    check_batch,
+    check_below,
+    forward_names,
+    logits_of,
+    predicts_masked,
+    vocabulary_of,
+)
+from patterning.face.language_loss import ClassifierLoss, LanguageLoss, targets
 from patterning.models.architectures import layout_of
 from patterning.models.architectures.layout import Layout
 from patterning.models.language import Attention
 
 
 def on_device(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch on the model's device."""
-    device = next(model.parameters()).device
+    """The batch on the model's device; raises `PatterningError` where the model has no place for it."""
+    if not isinstance(model, nn.Module):
+        raise PatterningError(f"a measure takes a torch.nn.Module (found {type(model).__name__})")
+    check_batch(model, batch)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        raise PatterningError("the model's parameters have no numbers yet (they are on the meta device): load them")
     return {name: values.to(device) for name, values in batch.items()}
 
 
@@ -37,39 +49,48 @@ def real_tokens(batch: dict[str, Tensor]) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask > 0
 
 
-def _taken(model: nn.Module) -> tuple[str, ...]:
-    return tuple(inspect.signature(type(model).forward).parameters)
-
-
 def any_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Logits of Hugging Face's interface, or of a model that is called with token numbers alone."""
-    taken = _taken(model)
-    return logits_of(model, batch, taken) if "input_ids" in taken else model(batch["input_ids"])
+    taken = tuple(name for name in forward_names(model) if name != "labels")
+    logits = logits_of(model, batch, taken) if "input_ids" in taken else model(batch["input_ids"])
+    if not isinstance(logits, Tensor):
+        raise PatterningError(f"{type(model).__name__} returned {type(logits).__name__}: measures need its logits")
+    return logits
 
 
 def any_losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Losses and which of them are samples, both (n,) or (n, t')."""
-    labels, taken = batch.get("labels"), _taken(model)
-    if labels is not None and labels.ndim == 1:
-        found = ClassifierLoss("classes", True, tuple(name for name in taken if name != "labels"))(model, batch)
-    elif "input_ids" in taken:
-        shift = not type(model).__name__.endswith("MaskedLM")
-        found = LanguageLoss(shift, True, tuple(name for name in taken if name != "labels"))(model, batch)
+    """Losses and which of them are samples, both (n,) or (n, t').
+
+    Where there are labels: of language models, whose logits are of their vocabulary, those of the tokens; else those of
+    a classifier, as `classifier_task` reads them.
+    """
+    labels, logits = batch.get("labels"), any_logits(model, batch)
+    if labels is None or _of_tokens(model, labels, logits, batch["input_ids"]):
+        if logits.ndim != 3:
+            raise PatterningError(
+                f"{type(model).__name__} gave logits {tuple(logits.shape)}, those of a classifier: the data needs "
+                "labels, a class for each row"
+            )
+        check_below(vocabulary_of(model), "labels", labels)
+        found = LanguageLoss(not predicts_masked(model), True, ()).of_logits(logits, batch)
     else:
-        found = LanguageLoss(True, True, ("input_ids",))(_ByTokens(model), batch)
-    assert isinstance(found, tuple)
-    return found[0], found[1].bool()
+        kind, labels = targets(model, batch)
+        found = ClassifierLoss(kind, True, ()).of_logits(logits, {**batch, "labels": labels})
+    losses, real = found if isinstance(found, tuple) else (found, torch.ones_like(found, dtype=torch.bool))
+    return losses, real.bool()
 
 
-class _ByTokens(nn.Module):
-    """A model that is called with token numbers alone, with Hugging Face's interface."""
+def _of_tokens(model: nn.Module, labels: Tensor, logits: Tensor, ids: Tensor) -> bool:
+    vocabulary = vocabulary_of(model)
+    whole = vocabulary is None or logits.shape[-1] >= vocabulary
+    return labels.shape == ids.shape and logits.ndim == 3 and whole and not labels.is_floating_point()
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["model"] = model
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.__dict__["model"](input_ids)
+def mean_of(values: Tensor, real: Tensor) -> Tensor:
+    """The mean over what is real; raises `PatterningError` where nothing is."""
+    if not bool(real.any()):
+        raise PatterningError("the data holds no sample for this measure: each token is padding, masked, or alone")
+    return torch.where(real, values, 0.0).sum() / real.sum()
 
 
 def attention_of(model: nn.Module, batch: dict[str, Tensor], layer: int, head: int) -> Tensor:
@@ -93,7 +114,7 @@ def attention_of(model: nn.Module, batch: dict[str, Tensor], layer: int, head: i
         with hooked(model, name, before=project):
             any_logits(model, batch)
         return seen[0][:, head]
-    taken = _taken(model)
+    taken = forward_names(model)
     options: dict[str, Any] = {key: batch[key] for key in batch if key in taken and key != "labels"}
     with _eager(model):
         return model(**options, output_attentions=True).attentions[layer][:, head]
@@ -112,19 +133,6 @@ def _eager(model: nn.Module) -> Iterator[None]:
     finally:
         for config, value in known:
             config._attn_implementation = value
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout, and afterwards as it was."""
-    training = [part for part in model.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @contextmanager

@@ -11,6 +11,7 @@ the data, so that weights of 1 are the plain `Trainer`.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patterning.core.errors import PatterningError
+from patterning.face.own_loss import compared, cross_entropies, mean_cross_entropy
 from patterning.hf.collate import RowCollator
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.loading import WeightedRows
@@ -33,9 +35,6 @@ except ImportError as error:
 _Trainer: Any = object if not TYPE_CHECKING else Any
 LossesOf = Callable[[Any, Tensor], "Tensor | tuple[Tensor, Tensor]"]
 """(outputs of the model, labels) → losses (b,) or (b, t) in nats, or these with a mask of their shape."""
-IGNORED = -100
-AGREES = 2e-2
-"""Relative difference from the model's own loss up to which losses are taken to be the same: bfloat16 has 3 digits."""
 
 
 class WeightedMixin(_Trainer):
@@ -44,7 +43,8 @@ class WeightedMixin(_Trainer):
     `weights`: one a row, or one a token. Rows of the training set are known by their ids in the column `row_column`
     (`weights.name_rows(dataset)`), which may be shuffled, filtered and split; evaluation stays unweighted. `losses`:
     what to weight; by default the cross-entropy of each label, shifted where the model shifts labels, and compared
-    with the model's own loss on the first minibatch. `resample`: rows are drawn in proportion to ρ, and losses are
+    with the model's own loss on the first minibatch; with losses (b,) of rows of several labels, N is the number of
+    rows of the whole step. `resample`: rows are drawn in proportion to ρ, and losses are
     left as they are. Token weights follow the place in the row: sample i predicts token i + 1, so rows must not be
     padded on the left. Raises `PatterningError` for what would train under other weights than these.
     """
@@ -74,6 +74,14 @@ class WeightedMixin(_Trainer):
         self.weights, self.row_column, self.resample = weights, row_column, resample
         self._given, self._shifts = losses, None
         self._rows: Any = None
+        self._step_rows: Any = None
+        self._weighted = self._training = self._drawn = False
+        """Whether the last loss was weighted, a training step goes on, and rows are drawn by their weights."""
+        if not resample and type(self).compute_loss is not WeightedMixin.compute_loss:
+            raise PatterningError(
+                f"{type(self).__name__} has a compute_loss of its own, in front of that which weighs losses: put it "
+                "into losses=, one loss a row or a token, or give resample=True, which leaves losses as they are"
+            )
         super().__init__(*args, **kwargs)
         self._check_settings()
         self.data_collator = RowCollator(self.data_collator, row_column)
@@ -97,6 +105,11 @@ class WeightedMixin(_Trainer):
                 f"the training set has no column {self.row_column!r}: give weights.name_rows(dataset), before it is "
                 "shuffled or split (packing drops it as well: turn it off)"
             )
+        if self.resample and self.train_dataset is not None and not hasattr(self.train_dataset, "__len__"):
+            raise PatterningError(
+                f"rows of a stream ({type(self.train_dataset).__name__}) cannot be drawn by their weights: give a data "
+                "set with a length, or resample=False, which weighs the losses"
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -112,6 +125,7 @@ class WeightedMixin(_Trainer):
             dataset[i][self.row_column] for i in range(len(dataset))
         ]  # fmt: skip
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._drawn = True
         return WeightedRows(self.weights.of(list(rows)), seed)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
@@ -119,13 +133,53 @@ class WeightedMixin(_Trainer):
         self._rows = inputs.pop(self.row_column, None) if hasattr(inputs, "pop") else None
         return super()._prepare_inputs(inputs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of an optimizer step, with the number of their rows kept."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        try:
+            rows = torch.tensor(sum(len(batch[self.row_column]) for batch in batches))
+        except (KeyError, TypeError, IndexError):  # said where the loss is computed
+            self._step_rows = None
+            return batches, count
+        settings: Any = self.args
+        if settings.average_tokens_across_devices and settings.world_size > 1:
+            rows = self.accelerator.gather(rows.to(settings.device)).sum()
+        self._step_rows = rows
+        return batches, count
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch; raises `PatterningError` where it would be trained on without its weights."""
+        if self.resample and not self._drawn:
+            raise PatterningError(
+                "rows are not drawn by their weights, as this trainer makes a data loader of its own: give "
+                "resample=False, which weighs the losses"
+            )
+        self._training, self._weighted = True, False
+        try:
+            loss = super().training_step(*args, **kwargs)
+        finally:
+            self._training = False
+        self._check_weighted()
+        return loss
+
+    def _check_weighted(self) -> None:
+        if not self.resample and not self._weighted:
+            raise PatterningError(
+                f"{type(self).__name__} computes a loss of its own, to which weights do not come (its compute_loss "
+                "does not call compute_loss_func): train by plain Trainer with losses=, one loss a row, or give "
+                "resample=True, which leaves losses as they are"
+            )
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss of a micro-batch: weighted in training, plain in evaluation."""
         self._rows = inputs.pop(self.row_column, self._rows)
         weighted, above = self.compute_loss_func, super()
-        if model.training and weighted is not None:
+        if (model.training or self._training) and weighted is not None:
+            self._weighted = False
             self._check_batch(model, inputs)
-            return above.compute_loss(model, inputs, *args, **kwargs)
+            loss = above.compute_loss(model, inputs, *args, **kwargs)
+            self._check_weighted()
+            return loss
         self.compute_loss_func = None
         try:
             return above.compute_loss(model, inputs, *args, **kwargs)
@@ -147,14 +201,17 @@ class WeightedMixin(_Trainer):
             self._shifts = _shifts_labels(model, inputs)
 
     def _weighted_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """Σ ρ ℓ over the micro-batch / the samples of the whole step."""
+        """Σ ρ ℓ over the micro-batch / the samples of the whole step, or the rows where losses are of rows."""
+        self._weighted = True
         if self._given is None:
             found = cross_entropies(outputs, labels, bool(self._shifts))
         else:
             found = self._given(outputs, labels)
-        losses, mask = found if isinstance(found, tuple) else (found, torch.ones_like(found, dtype=torch.bool))
+        losses, mask = _checked(found, labels)
         rho = self._rho(losses, mask)
         total = torch.where(mask.bool(), rho * losses, 0.0).sum()
+        if losses.ndim == 1 and labels.ndim > 1 and num_items_in_batch is not None:
+            num_items_in_batch = self._step_rows  # the Trainer counts labels
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
@@ -170,6 +227,13 @@ class WeightedMixin(_Trainer):
         known, width = rho.shape[1], losses.shape[1]
         if known < width and bool(mask[:, known:].any()):
             raise PatterningError(f"rows hold up to {width} samples, and the weights {known} a row")
+        both = min(known, width)
+        samples = torch.from_numpy(self.weights.base_weights[self.weights.places(self._rows), :both] > 0)
+        if bool((mask[:, :both].bool() & ~samples.to(mask.device)).any()):
+            raise PatterningError(
+                "a token that counts here is no sample to the weights (its base weight is 0): rows are padded, cut or "
+                "labelled otherwise than where the weights were made"
+            )
         return F.pad(rho, (0, max(0, width - known)), value=1.0)[:, :width]
 
 
@@ -177,21 +241,23 @@ class WeightedTrainer(WeightedMixin, Trainer):
     """`transformers.Trainer` under `weights=` (see `WeightedMixin`); all else is as there."""
 
 
-def cross_entropies(outputs: Any, labels: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each label in nats and which of them count, shaped like `labels` (one shorter where shifted)."""
-    logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    if logits.ndim != labels.ndim + 1 or labels.is_floating_point():
+def _checked(found: object, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and their mask, of one shape; raises `PatterningError` for anything else."""
+    losses, mask = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(losses, Tensor) or losses.ndim not in (1, 2) or len(losses) != len(labels):
+        what = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         raise PatterningError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} ({labels.dtype}) are no classes and their "
-            "scores: give losses=, a function of (outputs, labels) that returns one loss a row or a token"
+            f"losses= returned {what} for {len(labels)} rows: it must return one loss a row (b,), or a token (b, t), "
+            "or a pair of these and their mask"
         )
-    logits = logits.float()
-    if shift:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    flat = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view(labels.shape), labels != IGNORED
+    if mask is None:
+        return losses, torch.ones_like(losses, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.shape != losses.shape:
+        what = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise PatterningError(
+            f"the mask of losses= is {what}: it must have the shape of the losses {tuple(losses.shape)}"
+        )
+    return losses, mask
 
 
 def _shifts_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
@@ -199,28 +265,18 @@ def _shifts_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
 
     Raises `PatterningError` where it is neither. Without dropout: no random number is drawn.
     """
-    labels, own = inputs["labels"], None
-    model.eval()
-    try:
-        with torch.no_grad():
-            outputs = model(**inputs)
-            own = outputs["loss"] if isinstance(outputs, Mapping) and "loss" in outputs else None
-    finally:
-        model.train()
-    if own is None:
+    labels = inputs["labels"]
+    readings = (True, False) if labels.ndim > 1 else (False,)
+    found = compared(
+        getattr(model, "_orig_mod", model), inputs,
+        {shift: partial(mean_cross_entropy, labels=labels, shift=shift) for shift in readings},
+    )  # fmt: skip
+    if found is None:
         raise PatterningError("the model returns no loss of its own to compare with: give losses=")
-    gaps = {
-        shift: abs(_mean(*cross_entropies(outputs, labels, shift)) - float(own))
-        for shift in ((True, False) if labels.ndim > 1 else (False,))
-    }
-    shift = min(gaps, key=lambda reading: gaps[reading])
-    if gaps[shift] <= AGREES * abs(float(own)) + 1e-6:
-        return shift
+    for shift in readings:
+        if found.agrees(shift):
+            return shift
     raise PatterningError(
-        f"the model's own loss, {float(own):.4g}, is not the mean cross-entropy of its labels: give losses=, a "
+        f"the model's own loss, {found.own[0]:.4g}, is not the mean cross-entropy of its labels: give losses=, a "
         "function of (outputs, labels) that returns one loss a row or a token"
     )
-
-
-def _mean(losses: Tensor, mask: Tensor) -> float:
-    return float(torch.where(mask, losses, 0.0).sum() / mask.sum().clamp(min=1))
