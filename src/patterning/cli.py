@@ -238,13 +238,16 @@ def verify(
     out: Out,
     seeds: Annotated[str, typer.Option(help='"0-7" or "3,5,8"; 6 or more are evidence.')] = "0-7",
     workers: Jobs = 0,
+    recheck: Annotated[bool, typer.Option(help="Make the first run once more: does train repeat itself?")] = True,
     json: Json = False,
 ) -> None:
     """Prove weights by retraining: paired seeds, unweighted and permuted controls. OUT/report.html."""
     from patterning.console.invert import Claim, print_claim, verify_to
 
     with _output.reserved(json):
-        results = verify_to(Claim(train, measures, arm, seeds), out, _workers(workers), _output.progress())
+        results = verify_to(
+            Claim(train, measures, arm, seeds, recheck=recheck), out, _workers(workers), _output.progress()
+        )
     _output.show(results, print_claim, json, out)
 
 

@@ -23,6 +23,7 @@ from patterning.verification.arms import UNWEIGHTED, permuted_name
 from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
 from patterning.verification.jobs import Measure, Train, TrainJob, run_job
+from patterning.verification.recheck import CHANGED, NOT_REPEATED, note_on_repeat
 from patterning.verification.suspicion import STATE, refuse_equal_outcomes, refuse_equal_states
 
 
@@ -38,6 +39,7 @@ def verify(
     out: str | Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    recheck: bool = True,
 ) -> Evidence:
     """Evidence for what `arms` (name → weights) do to `measures`, against unweighted and permuted weights.
 
@@ -45,11 +47,15 @@ def verify(
     its own weights dealt to other samples, dealt anew for each seed. `extra`: further arms that are only compared (a
     plain heuristic, say). `wanted`: arm → measure → sign of the change that was asked for; where it is missing, the
     weights' own target is taken for measures of the same name. `out`: a folder in which finished runs are found again
-    after a kill; without one, nothing is kept. `workers`: processes of one thread each.
+    after a kill; without one, nothing is kept. A run is found by the code of `train` and of the measures, the values
+    that these read, the weights and the seed; files and environment variables that they read are no part of that, so
+    that a changed one needs another folder. `workers`: processes of one thread each. `recheck`: after the first three
+    runs, the unweighted run of the first seed is made once more, and must end the same (`verification.recheck`). It
+    costs one training run, once (two, where the first three were found in `out`), and is kept in `out` like any other.
 
     Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained; after three
-    runs where the trained modules show that `train` does not use its seed or its weights; and at the end where all
-    outcomes do.
+    runs where the trained modules show that `train` does not use its seed or its weights; after the fourth where
+    `train` goes on from earlier runs, or draws without its seed; and at the end where all outcomes do.
     """
     check_whole("workers", workers, 1)
     controls = [controls] if isinstance(controls, str) else controls
@@ -63,29 +69,38 @@ def verify(
             Unit(
                 f"train-{re.sub('[^A-Za-z0-9]+', '-', name)}",
                 run_job,
-                {
-                    "job": TrainJob(
-                        train, parsed, weights, seed, _key(code, weights, seed), name, name == UNWEIGHTED and i == 0
-                    )
-                },
+                {"job": TrainJob(train, parsed, weights, seed, _key(code, weights, seed), name)},
             )
-            for i, (seed, weights) in enumerate(zip(seeds, planned.weights, strict=True))
+            for seed, weights in zip(seeds, planned.weights, strict=True)
         ]
         for name, planned in plan.items()
     }
     with _folder(out) as folder, Workers(RunFolder(folder), workers, progress) as pool:
-        _first_look(pool, units, next(iter(arms)), seeds)
+        notes = _first_look(pool, units, next(iter(arms)), seeds, parsed, recheck=recheck)
         results = iter(pool.compute([unit for own in units.values() for unit in own], "retraining every arm"))
     outcomes = {name: [next(results) for _ in seeds] for name in plan}
     refuse_equal_states(outcomes, seeds, UNWEIGHTED)
-    return _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
+    evidence = _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
+    return replace(evidence, notes=(*notes, *evidence.notes))
 
 
-def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int]) -> None:
-    """Three runs first: seeds and weights that `train` does not use show in the modules that it returns."""
+def _first_look(
+    pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int], measures: Mapping[str, Measure],
+    *, recheck: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """Three runs first: seeds and weights that `train` does not use show in the modules that it returns.
+
+    Then the first of them again; returns notes on what the two say of `train`.
+    """
     base, other = units[UNWEIGHTED][:2], units[arm][:1]
     found = pool.compute([*base, *other], "a first look at train")
     refuse_equal_states({UNWEIGHTED: found[:2], arm: found[2:]}, seeds[:2], UNWEIGHTED)
+    if not recheck:
+        return (NOT_REPEATED,)
+    first = base[0]
+    second = Unit(f"{first.name}-again", run_job, {"job": replace(first.arguments["job"], again=True)})
+    again = pool.compute([second], "the first run once more")[0]
+    return note_on_repeat(found[0], again, measures, seeds[0], UNWEIGHTED)
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,7 @@ def _checked_measures(measures: Mapping[str, Measure | Callable[[Any], Any]]) ->
     if not measures:
         raise PatterningError("there is no measure: what is to change must be measured")
     for name in measures:
-        if name.startswith("is_bool.") or name == STATE:
+        if name.startswith("is_bool.") or name in (STATE, CHANGED):
             raise PatterningError(f"a measure is called {name!r}, a name that is kept for its results: rename it")
     parsed = {name: m if isinstance(m, Measure) else Measure(m) for name, m in measures.items()}
     for name, measure in parsed.items():
@@ -199,7 +214,7 @@ def _key(code: str, weights: Weights, seed: int) -> str:
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out)
+        yield Path(out).absolute()  # train may change the working folder
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / "run"
