@@ -1,23 +1,16 @@
 """`fit`: weighted training for those who have no loop of their own."""
 
-import math
-import warnings
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from patterning.core.errors import PatterningError, PatterningWarning, check_whole
-from patterning.core.modules import copy_module, spread
+from patterning.core.errors import PatterningError, check_whole
+from patterning.core.modules import copy_module
 from patterning.core.task import Task
 from patterning.intervention.aligned import aligned
 from patterning.intervention.data_weights import Weights
 from patterning.tasks.preference import exchanged
+from patterning.training.runaway import warn_of_runaway
 from patterning.training.weighted import TrainConfig, advance, init_state
-
-LOOKED_AT = 64
-"""Rows whose loss is looked at before and after training."""
-RAN_AWAY = 100.0
-"""A loss that rises by this many times its size (or this many nats) has run away."""
 
 
 def fit(
@@ -33,9 +26,10 @@ def fit(
     """A module trained from scratch on the task's data under `weights` (None: unweighted): Adam, fixed rate.
 
     Initial weights and minibatches depend on `seed` alone, so that the same seed in two arms is a pair. ρ multiplies
-    the loss of each row; preference pairs are trained on as `weights.swapped` says. Weights are
-    found by the ids of the task's rows. Raises `PatterningError` for weights of other data, or of single tokens; warns
-    where training has run away.
+    the loss of each row; preference pairs are trained on as `weights.swapped` says. Raises `PatterningError` for
+    weights of other data, or of single tokens.
+
+    Weights are found by the ids of the task's rows. Warns (`PatterningWarning`) where training has run away.
     """
     check_whole("seed", seed, 0)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
@@ -56,27 +50,8 @@ def fit(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a small model on several threads is slower, and its sums have other bits
     try:
-        start = init_state(task, [seed])
-        state = advance(task, config, start, [seed], rho, steps)
+        state = advance(task, config, init_state(task, [seed]), [seed], rho, steps)
+        warn_of_runaway(task, rho, seed, state.flat, learning_rate)
     finally:
         torch.set_num_threads(threads)
-    _warn_where_it_ran_away(task, rho, start.flat, state.flat, learning_rate)
     return task.load(copy_module(task.module), state.flat[0])
-
-
-def _warn_where_it_ran_away(task: Task, rho: Tensor, before: Tensor, after: Tensor, rate: float) -> None:
-    """Warn (`PatterningWarning`) where the weighted loss is not a number, or far above that before training."""
-    rows = spread(len(rho), LOOKED_AT)
-    own = (rho * task.base_weights)[rows]
-    if not float(own.sum()) > 0:
-        return
-    with torch.no_grad():
-        first, last = (float(own @ task.losses(flat, rows[None])[0].double() / own.sum()) for flat in (before, after))
-    if not abs(last) < math.inf or last > first + RAN_AWAY * max(abs(first), 1.0):
-        warnings.warn(
-            f"the weighted loss is {last:.3g} after training and was {first:.3g} before: training has run away, and "
-            f"what it returns is no trained model; lower the learning rate ({rate:g}; Adam moves every parameter by "
-            "about that much a step)",
-            PatterningWarning,
-            stacklevel=3,
-        )

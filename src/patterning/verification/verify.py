@@ -36,10 +36,10 @@ def verify(
     controls: str | Sequence[str] = ("permuted",),
     extra: Mapping[str, Weights] | None = None,
     wanted: Mapping[str, Mapping[str, float]] | None = None,
+    recheck: bool = True,
     out: str | Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
-    recheck: bool = True,
 ) -> Evidence:
     """Evidence for what `arms` (name → weights) do to `measures`, against unweighted and permuted weights.
 
@@ -47,11 +47,13 @@ def verify(
     its own weights dealt to other samples, dealt anew for each seed. `extra`: further arms that are only compared (a
     plain heuristic, say). `wanted`: arm → measure → sign of the change that was asked for; where it is missing, the
     weights' own target is taken for measures of the same name. `out`: a folder in which finished runs are found again
-    after a kill; without one, nothing is kept. A run is found by the code of `train` and of the measures, the values
-    that these read, the weights and the seed; files and environment variables that they read are no part of that, so
-    that a changed one needs another folder. `workers`: processes of one thread each. `recheck`: after the first three
-    runs, the unweighted run of the first seed is made once more, and must end the same (`verification.recheck`). It
-    costs one training run, once (two, where the first three were found in `out`), and is kept in `out` like any other.
+    after a kill; without one, nothing is kept. `workers`: processes of one thread each.
+
+    A run is found again by the code of `train` and of the measures, the values that these read, the weights and the
+    seed. Files and environment variables that they read are no part of that: where one has changed, use another folder.
+    `recheck`: after the first three runs, the unweighted run of the first seed is made once more, and must end the same
+    (`verification.recheck`). It costs one training run, once (two, where the first three were found in `out`), and is
+    kept in `out` like any other.
 
     Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained; after three
     runs where the trained modules show that `train` does not use its seed or its weights; after the fourth where
@@ -76,7 +78,8 @@ def verify(
         for name, planned in plan.items()
     }
     with _folder(out) as folder, Workers(RunFolder(folder), workers, progress) as pool:
-        notes = _first_look(pool, units, next(iter(arms)), seeds, parsed, recheck=recheck)
+        _first_look(pool, units, next(iter(arms)), seeds)
+        notes = _once_more(pool, units[UNWEIGHTED][0], parsed, recheck=recheck)
         results = iter(pool.compute([unit for own in units.values() for unit in own], "retraining every arm"))
     outcomes = {name: [next(results) for _ in seeds] for name in plan}
     refuse_equal_states(outcomes, seeds, UNWEIGHTED)
@@ -84,23 +87,21 @@ def verify(
     return replace(evidence, notes=(*notes, *evidence.notes))
 
 
-def _first_look(
-    pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int], measures: Mapping[str, Measure],
-    *, recheck: bool,
-) -> tuple[str, ...]:  # fmt: skip
-    """Three runs first: seeds and weights that `train` does not use show in the modules that it returns.
-
-    Then the first of them again; returns notes on what the two say of `train`.
-    """
+def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int]) -> None:
+    """Three runs first: seeds and weights that `train` does not use show in the modules that it returns."""
     base, other = units[UNWEIGHTED][:2], units[arm][:1]
     found = pool.compute([*base, *other], "a first look at train")
     refuse_equal_states({UNWEIGHTED: found[:2], arm: found[2:]}, seeds[:2], UNWEIGHTED)
+
+
+def _once_more(pool: Workers, first: Unit, measures: Mapping[str, Measure], *, recheck: bool) -> tuple[str, ...]:
+    """Notes on what the first run and the same run once more say of `train`; raises as `note_on_repeat` does."""
     if not recheck:
         return (NOT_REPEATED,)
-    first = base[0]
-    second = Unit(f"{first.name}-again", run_job, {"job": replace(first.arguments["job"], again=True)})
-    again = pool.compute([second], "the first run once more")[0]
-    return note_on_repeat(found[0], again, measures, seeds[0], UNWEIGHTED)
+    job = first.arguments["job"]
+    second = Unit(f"{first.name}-again", run_job, {"job": replace(job, again=True)})
+    found, again = pool.compute([first, second], "the first run once more")
+    return note_on_repeat(found, again, measures, job.seed, UNWEIGHTED)
 
 
 @dataclass(frozen=True)
