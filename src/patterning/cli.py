@@ -257,6 +257,7 @@ def verify(
     address: Address = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
+    recheck: Annotated[bool, typer.Option(help="Make the first run once more: does train repeat itself?")] = True,
     json: Json = False,
 ) -> None:
     """Prove weights by retraining: paired seeds, unweighted and permuted controls. OUT/report.html."""
@@ -264,7 +265,8 @@ def verify(
 
     place = _place(workers, executor, address, cpus, gpus)
     with _output.reserved(json):
-        results = verify_to(Claim(train, measures, arm, seeds), out, place, _output.progress())
+        claim = Claim(train, measures, arm, seeds, recheck=recheck)
+        results = verify_to(claim, out, place, _output.progress())
     _output.show(results, print_claim, json, out)
 
 

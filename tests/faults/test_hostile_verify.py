@@ -219,5 +219,5 @@ def test_a_module_that_is_trained_on_from_run_to_run_is_refused(afresh: bool) ->
     if afresh:
         assert verify(train, {"more": arm()}, {"m": total}, SEEDS).steers("more")
         return
-    with pytest.raises(PatterningError, match="goes on with a module from outside of it"):
+    with pytest.raises(PatterningError, match="goes on with what earlier runs left in model"):
         verify(train, {"more": arm()}, {"m": total}, SEEDS)

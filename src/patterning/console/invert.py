@@ -1,5 +1,6 @@
 """What `patterning invert` and `patterning verify` do: weights from a stored χ, and the proof of weights."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from patterning.verification.effects import Effect
 from patterning.verification.evidence import Evidence
 from patterning.verification.page import evidence_page
 from patterning.verification.verify import Measure, verify
+
+MOST_SEEDS = 10_000
+"""More seeds in one range are a slip of the hand."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def invert_to(wish: Wish, out: Path) -> Document:
 
     Raises `PatterningError` for rows that χ has not, for other data, and for a direction that is refused.
     """
-    wanted = _parsed(wish.want)
+    wanted, out = _parsed(wish.want), out.absolute()  # the task's file may change the working folder
     store = wish.folder / "chi.zarr" if (wish.folder / "chi.zarr").exists() else wish.folder
     response = load(store, load_task(wish.task))
     direction = response.invert(wanted, hold=list(wish.hold))
@@ -77,6 +81,8 @@ def _parsed(want: Sequence[str]) -> dict[str | tuple[str, str], float]:
     wanted: dict[str | tuple[str, str], float] = {}
     for part in want:
         name, equals, value = part.rpartition("=")
+        if name in wanted:
+            raise PatterningError(f"--want names the row {name!r} twice: one change of a row can be asked for")
         try:
             wanted[name] = float(value)
         except ValueError:
@@ -95,10 +101,12 @@ class Claim:
     arms: Sequence[str]
     seeds: str = "0-7"
     controls: Sequence[str] = field(default_factory=lambda: ("permuted",))
+    recheck: bool = True
 
 
 def verify_to(claim: Claim, out: Path, where: Executor | int, progress: Progress | None) -> Document:
     """Retrain every arm over the seeds, into the folder `out`: `results.json` and `report.html`."""
+    out = out.absolute()  # the user's code may change the working folder
     seeds, train = _seeds(claim.seeds), load_object(claim.train)
     if not callable(train):
         raise PatterningError(f"{claim.train} is a {type(train).__name__}: it must be a function train(weights, seed)")
@@ -111,11 +119,12 @@ def verify_to(claim: Claim, out: Path, where: Executor | int, progress: Progress
         )
     measures = cast("Mapping[str, Measure | Callable[[Any], Any]]", found)
     evidence = verify(
-        cast("Callable[[Weights, int], Any]", train), dict(_arm(part) for part in claim.arms), measures,
+        cast("Callable[[Weights, int], Any]", train), _arms(claim.arms), measures,
         seeds, controls=claim.controls, out=out, executor=executor_of(where), progress=progress,
+        recheck=claim.recheck,
     )  # fmt: skip
-    results = results_of(evidence)
-    write_json(out / "results.json", strict_json(results))
+    results = cast("Document", strict_json(results_of(evidence)))
+    write_json(out / "results.json", {**results, "sha256": _digest(results)})
     return publish_claim(out)
 
 
@@ -172,13 +181,24 @@ def is_claim(folder: Path) -> bool:
 def _read(folder: Path) -> Document:
     try:
         return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise PatterningError(f"{folder / 'results.json'} is damaged ({error}): verify again, it resumes") from None
+
+
+def _digest(results: Document) -> str:
+    """SHA-256 of what a proof found, hex, whatever the file's layout is."""
+    own = {key: value for key, value in results.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def publish_claim(folder: Path) -> Document:
     """`report.html` from `results.json`, which is returned."""
     results = _read(folder)
+    if results.get("sha256") != _digest(results):
+        raise PatterningError(
+            f"{folder / 'results.json'} is damaged: it is not what was written (or an earlier version wrote it); "
+            "delete it and give the same command again, finished runs are found"
+        )
     write_whole(folder / "report.html", evidence_page(StoredClaim(results), "What the weights did").encode())
     return results
 
@@ -197,6 +217,16 @@ def print_claim(results: Document, console: Console) -> None:
         console.print(line, highlight=False)
 
 
+def _arms(parts: Sequence[str]) -> dict[str, Weights]:
+    arms = dict[str, Weights]()
+    for part in parts:
+        name, weights = _arm(part)
+        if name in arms:
+            raise PatterningError(f"--arm names {name!r} twice: give each set of weights a name, --arm NAME={part}")
+        arms[name] = weights
+    return arms
+
+
 def _arm(part: str) -> tuple[str, Weights]:
     name, equals, path = part.partition("=")
     if not equals:
@@ -208,6 +238,12 @@ def _seeds(text: str) -> list[int]:
     """Seeds as written: "0-7", or "3,5,8"."""
     try:
         first, dash, last = text.partition("-")
-        return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+        found = range(int(first), int(last) + 1) if dash else [int(part) for part in text.split(",")]
     except ValueError:
         raise PatterningError(f'--seeds {text!r}: write "0-7", or numbers separated by commas') from None
+    if isinstance(found, range) and not 0 < found.stop - found.start <= MOST_SEEDS:
+        raise PatterningError(
+            f"--seeds {text} names {max(0, found.stop - found.start)} seeds, from the first to the last: every arm is "
+            f"trained with each of them, so that 1 to {MOST_SEEDS} are taken"
+        )
+    return list(found)

@@ -17,7 +17,7 @@ def as_floats(name: str, values: Any, ndim: int | None = None) -> Floats:
 
     Raises `PatterningError` for what holds no real numbers, or has not `ndim` axes.
     """
-    array = _as_array(values)
+    array = as_array(name, values)
     if array.dtype.kind not in "biuf":
         raise PatterningError(f"{name} must be real numbers (found an array of {array.dtype})")
     if ndim is not None and array.ndim != ndim:
@@ -32,7 +32,7 @@ def as_mask(name: str, mask: Any, count: int) -> Bools:
     """
     if mask is None:
         return np.ones(count, dtype=bool)
-    array = _as_array(mask)
+    array = as_array(name, mask)
     if array.dtype != np.bool_:
         raise PatterningError(
             f"{name} is an array of {array.dtype}: it must be bool, True at the samples that are meant "
@@ -45,8 +45,8 @@ def as_mask(name: str, mask: Any, count: int) -> Bools:
 
 def as_ids(ids: Any) -> NDArray[Any]:
     """Names of rows (n,): all whole numbers or all text, no two alike; raises `PatterningError` else."""
-    given = _as_array(ids) if isinstance(ids, np.ndarray) or hasattr(ids, "detach") else list(ids)
-    array = np.asarray(given)
+    given = as_array("ids", ids) if isinstance(ids, np.ndarray) or hasattr(ids, "detach") else list(ids)
+    array = as_array("ids", given)
     if array.ndim != 1 or array.dtype.kind not in "iuUSO" or len({_kind_of(name) for name in given}) > 1:
         raise PatterningError(
             f"ids must be one name a row, all whole numbers or all text (found an array of {array.dtype} "
@@ -73,10 +73,16 @@ def check_level(level: float) -> None:
         raise PatterningError(f"level is {level!r}: it must be between 0 and 1, such as 0.95")
 
 
-def _as_array(values: Any) -> np.ndarray:
+def as_array(name: str, values: Any) -> np.ndarray:
+    """`values` (an array, a tensor or a list) as an array of NumPy; raises `PatterningError` for a ragged list."""
     numpy = getattr(values, "numpy", None)  # a tensor
     if callable(numpy) and hasattr(values, "detach"):
         check_layout("an array", values)
         own = values.detach().cpu()
         return np.asarray((own.float() if own.is_floating_point() and own.itemsize < 4 else own).numpy())
-    return np.asarray(without_mask("an array", values))
+    try:
+        return np.asarray(without_mask("an array", values))
+    except ValueError:
+        raise PatterningError(
+            f"{name} is a list of lists of different lengths: all rows must be of one length"
+        ) from None

@@ -16,6 +16,7 @@ from patterning.core.tensors import as_float32
 
 MOST_NOISE = 100_003
 """Entries of a tensor that are displaced by noise of their own; a prime, so that no row's length divides it."""
+COMPILED = "the module was compiled by torch.compile: what it was compiled from is used, since torch.func needs that"
 
 
 def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
@@ -47,6 +48,12 @@ def copy_module(module: nn.Module, *, convert: bool = True) -> nn.Module:
             f"{_what_hinders(module)}, or give it in float32"
         ) from error
     return copy
+
+
+def eager(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given, where this is what it returned; else the module itself."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
 
 
 def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from patterning.core.errors import PatterningError
 from patterning.core.give_back import give_back
 from patterning.core.identity import digest
 from patterning.core.key_losses import key_losses
-from patterning.core.modules import copy_module, fresh_module, other_names, spread
+from patterning.core.modules import COMPILED, copy_module, eager, fresh_module, other_names, spread
 from patterning.core.outside import check_copy
 from patterning.core.rng import seeds_of
 from patterning.core.rows import RowSource
@@ -63,6 +63,7 @@ class Task:
         make: Callable[[int], nn.Module] | None = None,
         bfloat16: bool = False,
     ) -> None:
+        self._compiled, module = (COMPILED,) if eager(module) is not module else (), eager(module)
         self.bfloat16 = bfloat16
         self.module = copy_module(module)
         check_copy(module, self.module)
@@ -125,7 +126,7 @@ class Task:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how the task runs, a sentence each."""
-        return self.trial.notes
+        return (*self._compiled, *self.trial.notes)
 
     @property
     def fingerprint(self) -> str:
@@ -162,15 +163,15 @@ class Task:
         Raises `PatterningError` where a row cannot hold what the module is: one with other buffers, frozen parameters
         or settings than the task's.
         """
-        check_like(self, module)
-        return row_of(module, self.shapes)
+        check_like(self, eager(module))
+        return row_of(eager(module), self.shapes)
 
     def load(self, module: nn.Module, row: Tensor) -> nn.Module:
         """Write a row (P,) into a module of the same architecture, in place, and return it."""
         if row.shape != (self.num_parameters,):
             raise PatterningError(f"the row has shape {tuple(row.shape)}: it must be ({self.num_parameters},)")
-        own = matching(module, self.shapes)
-        check_rest(self.module, module, set(self.shapes))
+        own = matching(eager(module), self.shapes)
+        check_rest(self.module, eager(module), set(self.shapes))
         for p, value in zip(own, self.named(row.detach()[None]).values(), strict=True):
             p.detach().copy_(value[0])
         return module

@@ -7,8 +7,10 @@ from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
+from patterning.intervention.aligned import aligned
 from patterning.intervention.data_weights import Weights
 from patterning.tasks.preference import exchanged
+from patterning.training.runaway import warn_of_runaway
 from patterning.training.weighted import TrainConfig, advance, init_state
 
 
@@ -29,12 +31,18 @@ def fit(
     the loss of each row; preference pairs are trained on as `weights.swapped` says. `device`: "cuda" trains on a GPU
     (docs/gpu.md), None where the task is; the module comes back to where the task's own is. Raises `PatterningError`
     for weights of other data, or of single tokens.
+
+    Weights are found by the ids of the task's rows. Warns (`PatterningWarning`) where training has run away.
     """
     check_whole("seed", seed, 0)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
     rho = torch.ones(len(task.base_weights), dtype=torch.float64)
     if weights is not None:
-        weights.check(task)
+        if not isinstance(weights, Weights):
+            raise PatterningError(
+                f"weights is {type(weights).__name__}: it must be Weights (Weights.of_rows(ρ)), or None"
+            )
+        weights = aligned(weights, task)
         if weights.per_token:
             raise PatterningError(
                 "fit weights whole rows: use weights.by_row(), or a loop of your own with weights.loss"
@@ -47,6 +55,7 @@ def fit(
     torch.set_num_threads(1)  # a small model on several threads is slower, and its sums have other bits
     try:
         state = advance(task, config, init_state(task, [seed]), [seed], rho, steps)
+        warn_of_runaway(task, rho, seed, state.flat, learning_rate)
     finally:
         torch.set_num_threads(threads)
     return home.load(copy_module(home.module), state.flat[0].to(home.device))

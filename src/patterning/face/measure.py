@@ -24,6 +24,7 @@ from patterning.core.store import RunFolder
 from patterning.core.task import Task
 from patterning.core.workers import Workers, one_thread
 from patterning.face.response import Response
+from patterning.intervention.strength import is_number
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
@@ -104,6 +105,7 @@ def measure(
     functions = _functions(task, observables)
     rows = row_numbers("probes", probes, len(task.base_weights))
     estimator = _estimator(estimator, sampler)
+    out = None if out is None else Path(out).absolute()  # an observable may change the working folder
     _check_stopping(reliability, budget, workers)
     where = chosen(executor, workers)
     if functions and phi is not None:
@@ -182,7 +184,7 @@ def _components(
 def _functions(task: Task, observables: Mapping[str, ModuleFunction] | None) -> dict[str, OfModule]:
     if observables is not None and not isinstance(observables, Mapping):
         raise PatterningError(
-            f"observables is {type(observables).__name__}: it must be a dict, name → function of the module"
+            f"observables is {type(observables).__name__}: give names and functions of the module, {{'loss': function}}"
         )
     if COMPONENT_LOSS in (observables or {}):
         raise PatterningError(f"an observable is called {COMPONENT_LOSS!r}, which every component has: rename yours")
@@ -206,17 +208,17 @@ def _estimator(estimator: Choice, sampler: Kernel | str) -> Choice:
 def _check_stopping(reliability: float | None, budget: int, workers: int) -> None:
     check_whole("budget", budget, 1)
     check_whole("workers", workers, 1)
-    if reliability is not None and (isinstance(reliability, str) or not 0 < reliability < 1):
-        raise PatterningError(f"reliability is {reliability}: it must be between 0 and 1, or None for the whole budget")
+    if reliability is not None and not (is_number(reliability) and 0 < reliability < 1):
+        raise PatterningError(
+            f"reliability is {reliability!r}: it must be between 0 and 1, or None for the whole budget"
+        )
 
 
 def _sampler(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
     seed: int, say: "Say",
 ) -> Found:  # fmt: skip
-    if sampler is None:
-        raise PatterningError('sampler is None: it must be SGLD(n_beta, localization, step_size), or "calibrate"')
-    if not isinstance(sampler, str):
+    if hasattr(sampler, "localization") and not isinstance(sampler, str):
         return Found(sampler, "", ())
     if sampler != "calibrate":
         raise PatterningError(

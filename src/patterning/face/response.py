@@ -213,7 +213,11 @@ class Response:
             raise PatterningError(
                 f"the wanted change is {wanted!r}: give rows and signs, as in {{{self.names[0]!r}: -1}}"
             )
-        names = {self.names[self.index(name)]: value for name, value in wanted.items()}
+        names = dict[str, float]()
+        for name, value in wanted.items():
+            if (row := self.names[self.index(name)]) in names:
+                raise PatterningError(f"row {row!r} is wanted twice, the second time as {name!r}: ask for it once")
+            names[row] = value
         held = [self.names[self.index(name)] for name in ([hold] if isinstance(hold, str) else hold)]
         if not np.isfinite(self.n_beta):
             raise PatterningError("nβ of this χ is not known: give it, pt.from_devinterp(path, n_beta=...)")

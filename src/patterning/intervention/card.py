@@ -143,6 +143,8 @@ def _outcome(evidence: Any, arm: str | None) -> list[str]:
     """The rows of an arm and of its control, as a table with intervals, and the verdict in words."""
     if evidence is None:
         return ["Not verified: no retraining is recorded here."]
+    if not hasattr(evidence, "verdicts"):
+        raise PatterningError(f"evidence is {type(evidence).__name__}: it must be what verify returned")
     arms = [own.name for own in evidence.arms if own.kind == "arm"]
     name = arms[0] if arm is None and len(arms) == 1 else arm
     if name not in arms:

@@ -27,7 +27,7 @@ from patterning.core.shapes import Rho, SampleNumbers, shaped
 from patterning.intervention.card import TABLE, push_card, save_card
 from patterning.intervention.loading import WeightedRows, attached
 from patterning.intervention.permute import dealt, dealt_order, labels_of_cells
-from patterning.intervention.row_ids import ROW_ID, with_ids
+from patterning.intervention.row_ids import ROW_ID, check_order, with_ids
 from patterning.intervention.weights import WeightSummary, summarise
 from patterning.intervention.weights_file import read_weights, write_weights
 
@@ -170,8 +170,9 @@ class Weights:
         return replace(self, rho=rho, base_weights=total, free=self.free.any(1))
 
     def check(self, task: "Task") -> None:
-        """Raise `PatterningError` unless these weights were made for the data of `task`, in its order."""
+        """Raise `PatterningError` unless these weights are of the data and the rows (ids) of `task`, in its order."""
         self.check_data(task.data_fingerprint, len(task.base_weights))
+        check_order(self.ids, task.ids)
 
     def check_data(self, fingerprint: str, rows: int) -> None:
         """Raise `PatterningError` for data of another fingerprint (where one is known) or another number of rows."""
@@ -187,7 +188,8 @@ class Weights:
         """The weighted mean loss of a minibatch drawn without regard to ρ: `losses` (b,) or (b, t) of rows `rows`.
 
         The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
-        minibatch, so that the gradient is unbiased for that of L_ρ. `exchanged` (b,): the losses of the same pairs
+        minibatch: where rows are drawn in proportion to the base weights q (uniformly, where these are even) and hold
+        equally many samples, the gradient is unbiased for that of L_ρ. `exchanged` (b,): the losses of the same pairs
         with their labels exchanged, which count where `swapped` says so.
         """
         if self.swapped is not None:
@@ -276,20 +278,20 @@ class Weights:
     def name_rows(self, dataset: Any, column: str = ROW_ID) -> Any:
         """The data set with a column of row ids, which survives shuffling, filters and splits (`with_ids`).
 
-        Its rows must be those that the weights were made for, in their order.
+        Its rows must be those that the weights were made for, in their order; refused where its index says otherwise.
         """
         return with_ids(dataset, self.ids, column)
 
     def attach(self, dataset: Any) -> Any:
         """The data set with a column "weight": Hugging Face `Dataset`, pandas frame, or map-style torch data set.
 
-        A torch data set yields (item, weight), or its item with the key "weight" where that is a dict. Raises
-        `PatterningError` for another number of rows.
+        A torch data set yields (item, weight), or its item with the key "weight" where that is a dict. Rows go by
+        place. Raises `PatterningError` for another number of rows, and where an index or row ids show another order.
         """
         if len(dataset) != len(self):
             raise PatterningError(f"these weights are of {len(self)} rows, and the data set has {len(dataset)}")
         self._refuse_swaps("a column of weights does not say so")
-        return attached(dataset, self.rho.astype(np.float32))
+        return attached(dataset, self.rho.astype(np.float32), self.ids)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""

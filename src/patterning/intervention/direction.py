@@ -212,6 +212,7 @@ def find_direction(
     names = list(target)
     picks = [rows.names.index(name) for name in names]
     change, q = np.array(list(target.values())), samples.weight
+    change = np.ldexp(change, -np.frexp(np.abs(change).max())[1])  # its ratios alone count, whatever its size
     mask = as_mask("free", free, len(q))
     if not (is_number(min_reliability) and min_reliability < 1):
         raise PatterningError(f"min_reliability is {min_reliability!r}: it must be a number below 1")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from patterning.core.arrays import Floats, as_floats
+from patterning.core.arrays import Floats, as_floats, check_level
 from patterning.core.errors import PatterningError
 from patterning.intervention.change import Change
 from patterning.intervention.data_weights import Weights
@@ -38,7 +38,7 @@ def expand_delimiters(texts: Iterable[str]) -> list[str]:
 
 def drop(rows: Sequence[Any], places: Iterable[int]) -> list[Any]:
     """The rows without those at `places`."""
-    out = set(_places(places, len(rows)))
+    out = set(_places(places, _count(rows)))
     return [row for place, row in enumerate(rows) if place not in out]
 
 
@@ -46,7 +46,7 @@ def duplicate(rows: Sequence[Any], places: Iterable[int], times: int = 2) -> lis
     """The rows with each of those at `places` `times` times, one after the other."""
     if isinstance(times, bool) or not isinstance(times, int) or times < 1:
         raise PatterningError(f"times is {times!r}: it must be a whole number >= 1 (drop takes rows out)")
-    often = set(_places(places, len(rows)))
+    often = set(_places(places, _count(rows)))
     return [row for place, row in enumerate(rows) for _ in range(times if place in often else 1)]
 
 
@@ -67,10 +67,11 @@ def effect_of(
 
     `chi` (n,) or (n, t), shaped like the weights: the change of the observable per unit of ρ and of base weight, in its
     units (nβ χ of a `Response`). `chi_se`: its standard errors, taken as independent; without them the interval is NaN.
-    `before`: the weights at which χ was measured (default: ρ = 1). Second order is not covered: check large edits by
-    retraining.
+    `before`: the weights at which χ was measured, found by the rows' ids (default: ρ = 1). Second order is not covered:
+    check large edits by retraining.
     """
-    base = np.ones_like(weights.rho) if before is None else before.rho
+    check_level(level)
+    base = np.ones_like(weights.rho) if before is None else before.of(weights.ids)
     change = weights.base_weights * (weights.rho - base)
     response = _like("chi", chi, change)
     value = float((change * response).sum())
@@ -111,6 +112,15 @@ def _texts(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise PatterningError(f"text {place} is {type(text).__name__}: it must be a string")
     return found
+
+
+def _count(rows: Any) -> int:
+    """How many rows there are; raises `PatterningError` for what does not hold its rows one after the other."""
+    frame = hasattr(rows, "columns")  # of pandas, polars, Arrow: going through it gives columns
+    if frame or isinstance(rows, Mapping | str | bytes | set | frozenset) or not hasattr(rows, "__len__"):
+        hint = ": for a pandas frame, frame.drop(index=frame.index[places])" if frame else ""
+        raise PatterningError(f"the rows are a {type(rows).__name__}: give a list of them, one entry a row{hint}")
+    return len(rows)
 
 
 def _places(places: Iterable[int], count: int) -> list[int]:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Floats
-from patterning.core.errors import check_whole
+from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
+from patterning.intervention.row_ids import check_row, refuse_other_order
 
 
 class WeightedRows(torch.utils.data.Sampler[int]):
@@ -42,8 +43,14 @@ class WeightedRows(torch.utils.data.Sampler[int]):
         return iter(rng.permutation(picked).tolist())
 
 
-def attached(dataset: Any, values: NDArray[np.float32]) -> Any:
-    """`dataset` with a column "weight": a Hugging Face `Dataset`, a pandas frame, or a map-style data set."""
+def attached(dataset: Any, values: NDArray[np.float32], ids: NDArray[Any]) -> Any:
+    """`dataset` with a column "weight": a Hugging Face `Dataset`, a pandas frame, or a map-style data set.
+
+    Raises `PatterningError` where it has a column of this name, or shows that its rows are not in the order of `ids`.
+    """
+    refuse_other_order(dataset, ids)
+    if "weight" in list(getattr(dataset, "column_names", getattr(dataset, "columns", ()))):
+        raise PatterningError('the data set has a column "weight" already: rename or remove it first')
     if hasattr(dataset, "add_column"):
         return dataset.add_column("weight", list(values))
     if hasattr(dataset, "assign"):
@@ -61,5 +68,6 @@ class Attached(torch.utils.data.Dataset[Any]):
         return len(self._weights)
 
     def __getitem__(self, row: int) -> Any:
+        check_row(row)
         item, weight = self._dataset[row], self._weights[row]
         return {**item, "weight": weight} if isinstance(item, Mapping) else (item, weight)

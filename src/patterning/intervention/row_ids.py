@@ -1,5 +1,6 @@
 """Row ids as a column of a data set: what weights are looked up by once rows were shuffled, filtered or split."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from patterning.core.errors import PatterningError
+from patterning.core.shapes import SampleNumbers
 
 ROW_ID = "row_id"
 
@@ -22,6 +24,7 @@ class Named(torch.utils.data.Dataset[Any]):
         return len(self._ids)
 
     def __getitem__(self, row: int) -> Any:
+        check_row(row)
         item, name = self._dataset[row], self._ids[row].item()
         return {**item, self._column: name} if isinstance(item, Mapping) else (item, name)
 
@@ -41,8 +44,82 @@ def with_ids(dataset: Any, ids: NDArray[Any], column: str = ROW_ID) -> Any:
     columns = getattr(dataset, "column_names", getattr(dataset, "columns", ()))
     if column in list(columns):
         raise PatterningError(f"the data set has a column {column!r} already: give another name, column=...")
+    refuse_other_order(dataset, ids)
     if hasattr(dataset, "add_column"):
         return dataset.add_column(column, np.asarray(ids).tolist())
     if hasattr(dataset, "assign"):
         return dataset.assign(**{column: ids})
     return Named(dataset, ids, column)
+
+
+def check_row(row: Any) -> None:
+    """Raise `PatterningError` unless one item is asked for: a slice of items has no one id or weight."""
+    try:
+        operator.index(row)
+    except TypeError:
+        raise PatterningError(
+            f"rows {row!r} were asked for at once: items are read one by one, by a whole number; for a part of them "
+            "use torch.utils.data.Subset(dataset, places)"
+        ) from None
+
+
+def order_of(ids: NDArray[Any], of_task: NDArray[Any]) -> SampleNumbers | None:
+    """Where the rows of a task lie among rows named `ids`, (n,) int64; None where all lie at their own places.
+
+    Weights with the default ids 0, 1, …, for a task whose rows have other names, go by place. Raises `PatterningError`
+    where the rows are not the same ones.
+    """
+    of_task = np.asarray(of_task)
+    if np.array_equal(ids, of_task):
+        return None
+    place = {name: at for at, name in enumerate(ids.tolist())}
+    found = [place.get(name, -1) for name in of_task.tolist()]
+    if min(found) >= 0 and len(found) == len(place):
+        return np.array(found)
+    if np.array_equal(ids, np.arange(len(ids))):
+        return None
+    name = of_task.tolist()[found.index(-1)] if -1 in found else ids.tolist()[0]
+    raise PatterningError(
+        f"these weights are of other rows than the task's: they know no row {name!r}; give the weights and the task "
+        "the same ids"
+    )
+
+
+def check_order(ids: NDArray[Any], of_task: NDArray[Any]) -> None:
+    """Raise `PatterningError` where rows named `ids` are not those of a task, or lie in another order."""
+    if order_of(ids, of_task) is not None:
+        raise PatterningError(
+            "these weights hold the task's rows in another order, by their ids: fit sorts them, and "
+            "patterning.intervention.aligned.aligned(weights, task) does"
+        )
+
+
+def refuse_other_order(dataset: Any, ids: NDArray[Any]) -> None:
+    """Raise `PatterningError` where a data set says itself that its rows lie in another order than `ids`.
+
+    A pandas frame says so by its index, and any table by a column of row ids. A list that was shuffled says nothing.
+    """
+    for what, names in _names_in(dataset):
+        if names != (known := ids.tolist()) and len(names) == len(known) and set(names) == set(known):
+            remedy = "look weights up by it, weights.of(ids)"
+            if what == "its index":
+                remedy = (
+                    "take frame.loc[weights.ids], or, where the weights were made for the rows as they lie now, "
+                    "reset_index(drop=True)"
+                )
+            raise PatterningError(
+                f"the data set was shuffled: {what} holds the ids of these weights in another order, and weights "
+                f"go by place here: {remedy}"
+            )
+
+
+def _names_in(dataset: Any) -> list[tuple[str, list[Any]]]:
+    """What a data set calls its rows: its index, and a column of row ids."""
+    found = list[tuple[str, list[Any]]]()
+    frame = hasattr(dataset, "assign") and hasattr(dataset, "index")
+    if frame and hasattr(dataset.index, "tolist"):
+        found.append(("its index", dataset.index.tolist()))
+    columns = getattr(dataset, "column_names", getattr(dataset, "columns", ()))
+    if (frame or hasattr(dataset, "add_column")) and ROW_ID in list(columns):
+        found.append((f"its column {ROW_ID}", np.asarray(list(dataset[ROW_ID])).tolist()))
+    return found

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError
-from patterning.intervention.weights import PairPolicy, make_weights, summarise
+from patterning.intervention.weights import PairPolicy, group_labels, make_weights, summarise
 
 
 def strong_enough(
@@ -30,7 +30,7 @@ def strong_enough(
 
     def at(alpha: float) -> Floats:
         rho = make_weights(s, q, policy=policy, alpha=alpha, free=moving, within=within)
-        return rho if cap is None else capped(rho, q, moving, cap)
+        return rho if cap is None else capped(rho, q, moving, cap, within)
 
     rho = at(strength)
     if min_ess is None or summarise(rho, q, moving).effective_sample_size >= min_ess:
@@ -49,17 +49,34 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def capped(rho: Floats, base_weights: Floats, free: Bools, cap: float) -> Floats:
-    """ρ with no free entry above `cap`, at the same total: what is cut off goes to the entries below, in proportion."""
+def capped(rho: Floats, base_weights: Floats, free: Bools, cap: float, within: Any = None) -> Floats:
+    """ρ with no free entry above `cap`, at the same total: what is cut off goes to the entries below, in proportion.
+
+    Where all of these are 0, they get equal shares. With `within` (n,), a label for each sample, every group keeps its
+    own total. Raises `PatterningError` where no weights under the cap have it.
+    """
+    if within is None:
+        return _capped(rho, base_weights, free, cap)
+    labels, result = group_labels(within, len(rho)), rho.copy()
+    for group in np.unique(labels[free]):
+        own = free & (labels == group)
+        result[own] = _capped(rho, base_weights, own, cap)[own]
+    return result
+
+
+def _capped(rho: Floats, base_weights: Floats, free: Bools, cap: float) -> Floats:
     q, result = np.where(free, base_weights, 0.0), rho.copy()
     total = float((q * rho).sum())
-    if cap * q.sum() < total:
+    if cap * q.sum() < total * (1 - 1e-12):
         raise PatterningError(f"cap {cap} is below the mean of the free weights: it cannot be kept")
     for _ in range(200):
         above = free & (result >= cap)
         result = np.where(above, cap, result)
         short, rest = total - float((q * result).sum()), free & ~above
-        if abs(short) <= 1e-12 * total or not (q * result)[rest].sum() > 0:
+        if abs(short) <= 1e-12 * total:
+            break
+        if not (q * result)[rest].sum() > 0:
+            result = np.where(rest, short / q[rest].sum(), result)
             break
         result = np.where(rest, result * (1 + short / (q * result)[rest].sum()), result)
     return np.minimum(result, np.where(free, cap, result))

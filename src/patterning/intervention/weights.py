@@ -9,13 +9,13 @@ scaled to max |s| = 1, which keeps every weight above 0 for α < 1: first-order 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from patterning.core.arrays import as_floats, as_mask
+from patterning.core.arrays import as_array, as_floats, as_mask
 from patterning.core.errors import PatterningError
 
 Floats = NDArray[np.float64]
@@ -115,7 +115,7 @@ def swaps(
 ) -> Bools:
     """Where 1 + α s is negative, (n,) bool: the pairs whose labels the policy `swap` exchanges."""
     moving, result = as_mask("free", free, len(s)), np.zeros(len(s), dtype=bool)
-    labels = np.zeros(len(s), dtype=np.int64) if within is None else np.asarray(within)
+    labels = np.zeros(len(s), dtype=np.int64) if within is None else group_labels(within, len(s))
     for group in np.unique(labels[moving]):
         own = moving & (labels == group)
         if np.ptp(s[own]) > 0:
@@ -124,16 +124,29 @@ def swaps(
 
 
 def _group_by_group(
-    s: Floats, base_weights: Floats, policy: PairPolicy, alpha: float, free: Bools | None, within: NDArray[np.integer]
+    s: Floats, base_weights: Floats, policy: PairPolicy, alpha: float, free: Bools | None, within: Any
 ) -> Floats:
-    moving, result = as_mask("free", free, len(s)), np.ones(len(s))
-    if np.shape(within) != (len(s),):
-        raise PatterningError(f"within has shape {np.shape(within)} for {len(s)} samples: it names each one's group")
-    for group in np.unique(within[moving]):
-        own = moving & (within == group)
+    moving, result, labels = as_mask("free", free, len(s)), np.ones(len(s)), group_labels(within, len(s))
+    for group in np.unique(labels[moving]):
+        own = moving & (labels == group)
         if np.ptp(s[own]) > 0:
             result[own] = make_weights(s, base_weights, policy=policy, alpha=alpha, free=own)[own]
     return result
+
+
+def group_labels(within: Any, count: int) -> NDArray[Any]:
+    """A label for each of `count` samples, (count,), from a list, an array or a tensor of numbers or of text."""
+    labels = as_array("within", within)
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
+        labels = labels.astype(str)  # a column of a data frame
+    if labels.shape != (count,) or labels.dtype.kind == "O":
+        raise PatterningError(
+            f"within is an array of {labels.dtype} {labels.shape} for {count} samples: it names each one's group, by "
+            "numbers or by text"
+        )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise PatterningError("within holds NaN or infinite labels: every sample needs a group")
+    return labels
 
 
 def _base_weights(base_weights: Floats, count: int) -> Floats:

@@ -1,6 +1,12 @@
-"""Weights as a parquet file: one row each, with how they were made in the file's metadata."""
+"""Weights as a parquet file: one row each, with how they were made in the file's metadata.
 
+A digest of the rows, in the order of their ids, is stored as well: a changed number is an error, and not another
+weight; rows that were put in another order are the same weights.
+"""
+
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,8 @@ def write_weights(weights: Any, path: Path, more: dict[str, Any] | None = None) 
         "data": weights.data,
         "facts": strict_json(dict(weights.facts)),
     }
+    own = {name: columns[name] for name in _names(about["format"])}
+    about["sha256"] = _digest(own, about)
     table = table.replace_schema_metadata({"patterning": json.dumps(about)})
     part = part_of(path)
     try:
@@ -61,12 +69,37 @@ def read_weights(path: Path) -> dict[str, Any]:
         ) from None
     if made not in (FORMAT, WITH_SWAPS):
         raise PatterningError(f"{path} holds weights of format {made}: this version reads formats 1 and 2")
-    names = ["id", "rho", "base_weight", "free", *(["swapped"] if made == WITH_SWAPS else [])]
     try:
-        columns = {name: np.array(table[name].to_pylist()) for name in names}
-    except (KeyError, ValueError) as error:
-        raise PatterningError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        columns = {name: np.array(table[name].to_pylist()) for name in _names(made)}
+        found = _digest(columns, about)
+    except (KeyError, TypeError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+        raise PatterningError(f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    if about.get("sha256", found) != found:  # earlier versions stored none
+        raise PatterningError(
+            f"{path} is damaged: its numbers are not those that were written; for weights of your own use "
+            "Weights.of_rows(rho, ids)"
+        )
     return {
         "rho": columns["rho"], "ids": columns["id"], "base_weights": columns["base_weight"], "free": columns["free"],
         "data": data, "facts": facts, "swapped": columns.get("swapped"),
     }  # fmt: skip
+
+
+def _names(made: int) -> list[str]:
+    """The columns that a file of this format needs."""
+    return ["id", "rho", "base_weight", "free", *(["swapped"] if made == WITH_SWAPS else [])]
+
+
+def _digest(columns: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """SHA-256 of the columns, sorted by id, and of what else the file says of the weights, hex."""
+    ids = np.asarray(columns["id"]).tolist()
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    said = {key: value for key, value in about.items() if key != "sha256"}
+    total = hashlib.sha256(json.dumps([ids[at] for at in order] + [said], sort_keys=True, default=repr).encode())
+    for name, kind in (("rho", np.float64), ("base_weight", np.float64), ("free", np.bool_), ("swapped", np.bool_)):
+        if name in columns:
+            values = np.asarray(columns[name])
+            if values.dtype != kind:
+                raise ValueError(f"column {name} holds {values.dtype}")
+            total.update(f"{name}{values.shape}".encode() + np.ascontiguousarray(values[order]).tobytes())
+    return total.hexdigest()

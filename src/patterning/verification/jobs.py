@@ -5,7 +5,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from patterning.core.answers import reason_of
 from patterning.core.errors import PatterningError
 from patterning.core.store import Arrays
 from patterning.intervention.data_weights import Weights
+from patterning.verification.left_alone import kept_state
+from patterning.verification.recheck import CHANGED, changed, digests
 from patterning.verification.suspicion import STATE
 
 Train = Callable[[Weights, int], Any]
@@ -51,7 +53,7 @@ class Measure:
 class TrainJob:
     """One training run and its measures; `fingerprint` covers the weights, the functions and the seed.
 
-    `twice`: where `train` returns a module that was there before, it is called again and must end where it did.
+    `again`: a second run of what was run before, which also says what `train` changes outside of itself.
     """
 
     train: Train
@@ -60,12 +62,22 @@ class TrainJob:
     seed: int
     key: str
     arm: str = ""
-    twice: bool = False
+    again: bool = False
 
     @property
     def fingerprint(self) -> str:
         """What the numbers depend on."""
-        return self.key
+        return f"{self.key}, again" if self.again else self.key
+
+
+@dataclass
+class _Known:
+    """Of this process: training runs that ended here."""
+
+    runs: int = 0
+
+
+_known = _Known()
 
 
 def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
@@ -77,18 +89,32 @@ def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
     """
     del scratch  # the user's loop resumes by itself, or starts again
     where = f"{f'arm {job.arm!r}, ' if job.arm else ''}seed {job.seed}"
+    if job.again and not _known.runs:  # found on the disk, all of them: a first run must come before a second
+        with _seeded(job.seed):
+            _trained(job, where)
     with _seeded(job.seed):
-        before = _modules_of(job.train)
+        before = digests(job.train) if job.again else {}
         result = _trained(job, where)
+        _known.runs += 1
         values: Arrays = {}
         if (state := _state(result)) is not None:
             values[STATE] = state
-        for name, measure in job.measures.items():
-            value, yes_or_no = _measured(name, measure, result, where)
-            values[name] = np.array(value)
-            values[f"is_bool.{name}"] = np.array(float(yes_or_no))
-    if job.twice and any(result is module for module in before):
-        _refuse_going_on(job, result, where)
+        if job.again:
+            values[CHANGED] = changed(before, digests(job.train))
+        values |= _all_measured(job.measures, result, where)
+    return values
+
+
+def _all_measured(measures: Mapping[str, Measure], result: Any, where: str) -> Arrays:
+    """The measures of a result, which must leave it as they found it: the order of measures decides no number."""
+    values: Arrays = {}
+    state = kept_state(result) if len(measures) > 1 else None
+    for name, measure in measures.items():
+        value, yes_or_no = _measured(name, measure, result, where)
+        values[name] = np.array(value)
+        values[f"is_bool.{name}"] = np.array(float(yes_or_no))
+        if state is not None:
+            state.refuse_changes(result, f"measure {name!r}", where)
     return values
 
 
@@ -97,35 +123,8 @@ def _trained(job: TrainJob, where: str) -> Any:
         return job.train(copy.deepcopy(job.weights), job.seed)
     except PatterningError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PatterningError(f"train failed ({where}): {type(error).__name__}: {reason_of(error)}") from error
-
-
-def _modules_of(train: Train) -> list[nn.Module]:
-    """Modules that a function finds outside of itself: in its closure, its module's names, its object."""
-    function = getattr(train, "func", train)  # of a partial
-    own: list[Any] = [*getattr(train, "args", ()), *getattr(train, "keywords", {}).values()]
-    own += [getattr(function, "__self__", None), *vars(getattr(function, "__self__", function)).values()]
-    code = getattr(function, "__code__", None)
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # one that is not filled yet
-            own.append(cell.cell_contents)
-    names = code.co_names if code is not None else ()
-    own += [function.__globals__[name] for name in names if name in getattr(function, "__globals__", {})]
-    return [value for value in own if isinstance(value, nn.Module)]
-
-
-def _refuse_going_on(job: TrainJob, module: nn.Module, where: str) -> None:
-    """Raise `PatterningError` where a second run of the same seed ends elsewhere: it went on from the first."""
-    first = [p.detach().clone() for p in module.parameters()]
-    with _seeded(job.seed):
-        again = _trained(job, where)
-    for one, other in zip(first, again.parameters(), strict=False):
-        if float((one - other.detach()).norm()) > 1e-3 * float(one.norm()):
-            raise PatterningError(
-                f"train gives other parameters when it is called again with the same weights and seed ({where}): it "
-                "goes on with a module from outside of it; let it make a fresh one, or load the initial weights first"
-            )
 
 
 def _measured(name: str, measure: Measure, result: Any, where: str) -> tuple[float, bool]:
@@ -136,7 +135,7 @@ def _measured(name: str, measure: Measure, result: Any, where: str) -> tuple[flo
             value = value.item()
     except PatterningError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PatterningError(
             f"measure {name!r} failed ({where}): {type(error).__name__}: {reason_of(error)}"
         ) from error

@@ -24,6 +24,7 @@ from patterning.verification.arms import UNWEIGHTED, permuted_name
 from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
 from patterning.verification.jobs import Measure, Train, TrainJob, run_job
+from patterning.verification.recheck import CHANGED, NOT_REPEATED, note_on_repeat
 from patterning.verification.suspicion import STATE, refuse_equal_outcomes, refuse_equal_states
 
 
@@ -36,6 +37,7 @@ def verify(
     controls: str | Sequence[str] = ("permuted",),
     extra: Mapping[str, Weights] | None = None,
     wanted: Mapping[str, Mapping[str, float]] | None = None,
+    recheck: bool = True,
     out: str | Path | None = None,
     workers: int = 1,
     executor: Executor | None = None,
@@ -50,9 +52,15 @@ def verify(
     after a kill; without one, nothing is kept. `workers`: processes of one thread each;
     `executor`: other machines instead, such as `pt.Ray("head:6379")`.
 
+    A run is found again by the code of `train` and of the measures, the values that these read, the weights and the
+    seed. Files and environment variables that they read are no part of that: where one has changed, use another folder.
+    `recheck`: after the first three runs, the unweighted run of the first seed is made once more, and must end the same
+    (`verification.recheck`). It costs one training run, once (two, where the first three were found in `out`), and is
+    kept in `out` like any other.
+
     Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained; after three
-    runs where the trained modules show that `train` does not use its seed or its weights; and at the end where all
-    outcomes do.
+    runs where the trained modules show that `train` does not use its seed or its weights; after the fourth where
+    `train` goes on from earlier runs, or draws without its seed; and at the end where all outcomes do.
     """
     check_whole("workers", workers, 1)
     where = chosen(executor, workers)
@@ -67,22 +75,20 @@ def verify(
             Unit(
                 f"train-{re.sub('[^A-Za-z0-9]+', '-', name)}",
                 run_job,
-                {
-                    "job": TrainJob(
-                        train, parsed, weights, seed, _key(code, weights, seed), name, name == UNWEIGHTED and i == 0
-                    )
-                },
+                {"job": TrainJob(train, parsed, weights, seed, _key(code, weights, seed), name)},
             )
-            for i, (seed, weights) in enumerate(zip(seeds, planned.weights, strict=True))
+            for seed, weights in zip(seeds, planned.weights, strict=True)
         ]
         for name, planned in plan.items()
     }
     with _folder(out) as folder, Workers(RunFolder(folder), where, progress) as pool:
         _first_look(pool, units, next(iter(arms)), seeds)
+        notes = _once_more(pool, units[UNWEIGHTED][0], parsed, recheck=recheck)
         results = iter(pool.compute([unit for own in units.values() for unit in own], "retraining every arm"))
     outcomes = {name: [next(results) for _ in seeds] for name in plan}
     refuse_equal_states(outcomes, seeds, UNWEIGHTED)
-    return _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
+    evidence = _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
+    return replace(evidence, notes=(*notes, *evidence.notes))
 
 
 def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int]) -> None:
@@ -90,6 +96,16 @@ def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds:
     base, other = units[UNWEIGHTED][:2], units[arm][:1]
     found = pool.compute([*base, *other], "a first look at train")
     refuse_equal_states({UNWEIGHTED: found[:2], arm: found[2:]}, seeds[:2], UNWEIGHTED)
+
+
+def _once_more(pool: Workers, first: Unit, measures: Mapping[str, Measure], *, recheck: bool) -> tuple[str, ...]:
+    """Notes on what the first run and the same run once more say of `train`; raises as `note_on_repeat` does."""
+    if not recheck:
+        return (NOT_REPEATED,)
+    job = first.arguments["job"]
+    second = Unit(f"{first.name}-again", run_job, {"job": replace(job, again=True)})
+    found, again = pool.compute([first, second], "the first run once more")
+    return note_on_repeat(found, again, measures, job.seed, UNWEIGHTED)
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,7 @@ def _checked_measures(measures: Mapping[str, Measure | Callable[[Any], Any]]) ->
     if not measures:
         raise PatterningError("there is no measure: what is to change must be measured")
     for name in measures:
-        if name.startswith("is_bool.") or name == STATE:
+        if name.startswith("is_bool.") or name in (STATE, CHANGED):
             raise PatterningError(f"a measure is called {name!r}, a name that is kept for its results: rename it")
     parsed = {name: m if isinstance(m, Measure) else Measure(m) for name, m in measures.items()}
     for name, measure in parsed.items():
@@ -203,7 +219,7 @@ def _key(code: str, weights: Weights, seed: int) -> str:
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out)
+        yield Path(out).absolute()  # train may change the working folder
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / "run"
