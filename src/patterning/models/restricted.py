@@ -24,8 +24,9 @@ CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 ENOUGH_CELLS = 1_024
 """Samples of one replica that fill a CPU core: from there on the replicas of a probe take turns."""
 
-MOST_BYTES = 1_000_000_000
-"""What a CPU's evaluation in one call may keep for its backward pass: of large models fewer rows are taken."""
+MOST_BYTES = 500_000_000
+"""What a CPU's evaluation in one call may keep for its backward pass: of large models fewer rows are taken. Scores of
+a large vocabulary take as much again on the way."""
 
 TRIED = 512
 """Samples on which is found out what a component cannot reach."""
