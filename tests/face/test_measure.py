@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from zoo.gaussian_task import KERNEL, OBSERVABLES, Known, known
 
 import patterning as pt
@@ -231,3 +233,27 @@ def test_a_second_call_is_answered_from_the_folder(
     other = measured(problem, OBSERVABLES, out=tmp_path, seed=5)  # another question is not
     assert (other.by_chain() != once.by_chain()).any()
     assert len(list((tmp_path / "units").glob("*.safetensors"))) == 2
+
+
+class Checkpointed(nn.Module):
+    """A layer that is computed again in the backward pass, by then with other parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.unused = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(checkpoint(self.first, x, use_reentrant=False).tanh())
+
+
+@pytest.mark.parametrize("sampler", [pt.SGLD(30, 100, 1e-3), "calibrate"])
+@pytest.mark.parametrize(
+    ("component", "says"), [("first.*", "has no gradient in it"), ("unused.*", "nothing in the loss depends on it")]
+)
+def test_a_component_without_a_gradient_is_refused_by_name(sampler: object, component: str, says: str) -> None:
+    x, y = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    task = pt.Task(
+        Checkpointed(), lambda model, batch: cross_entropy(model(batch[0]), batch[1], reduction="none"), (x, y)
+    )
+    with pytest.raises(pt.PatterningError, match=f"component .{component[:-1]}.*{says}"):
+        pt.measure(task, components=[component, "last.*"], sampler=sampler, progress=False)  # pyright: ignore[reportArgumentType]

@@ -225,6 +225,8 @@ def _sampler(
             f"sampler {sampler!r} is no sampler: give SGLD(n_beta, localization, step_size) or 'calibrate'"
         )
     with one_thread():
+        for what in components:
+            try_gradient(Restricted(task, anchor, what))
         found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed)
     say(found.text)
     return found

@@ -24,8 +24,9 @@ CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 ENOUGH_CELLS = 1_024
 """Samples of one replica that fill a CPU core: from there on the replicas of a probe take turns."""
 
-MOST_BYTES = {"cpu": 1_000_000_000, "other": 8_000_000_000}
-"""What an evaluation in one call may keep for its backward pass: of large models fewer rows are taken at a time.
+MOST_BYTES = {"cpu": 500_000_000, "other": 8_000_000_000}
+"""What an evaluation in one call may keep for its backward pass: of large models fewer rows are taken at a time. Scores
+of a large vocabulary take as much again on the way.
 
 Stated, and not read off a card's free memory, which would make the order of sums depend on who else computes there."""
 

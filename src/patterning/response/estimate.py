@@ -13,6 +13,7 @@ from patterning.models.components import ComponentLike
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, loss_and_gradient
+from patterning.response.capability import try_gradient
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ def estimate_cost(
     """Cost of a round for each component; takes about a step and a reading of each.
 
     Time is that of a second call, at the load the machine has now (of the processor alone with the `clock`
-    time.process_time). The pathwise estimator adds a Hessian-vector product
-    a step (three gradients' worth), a gradient of the probes at each draw (two readings) and a derivative (three) for
-    as many steps.
+    time.process_time). The pathwise estimator adds a Hessian-vector product a step (three gradients' worth), a gradient
+    of the probes at each draw (two readings) and a derivative (three) for as many steps. Raises `PatterningError` where
+    the loss has no gradient in a component.
     """
     rows = torch.arange(len(task.base_weights)) if probes is None else probes
     numbers = itertools.count()  # no two alike: replicas keep what they share of the last one
@@ -49,6 +50,7 @@ def estimate_cost(
     found = []
     for what in components:
         free = Restricted(task, anchor, what)
+        try_gradient(free)
         probe = Probe(free, rows, chains.replicas)
         flat = free.init(range(chains.replicas))
 
