@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 NO_NUMBERS = (
     "cli", "console", "report", "core.progress", "core.locks", "core.checksums", "core.user_code", "core.store",
-    "core.workers", "core.worker", "core.shipping", "core.errors", "core.terminal", "core.settings", "study.run",
-    "study.present", "study.conduct", "study.outcomes", "study.arms", "study.strength", "study.settings",
+    "core.workers", "core.worker", "core.recall", "core.shipping", "core.errors", "core.terminal", "core.settings",
+    "study.run", "study.present", "study.conduct", "study.outcomes", "study.arms", "study.strength", "study.settings",
 )  # fmt: skip
 """Modules and folders that no number depends on."""
 

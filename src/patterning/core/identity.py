@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
 from patterning.core.libraries import is_library
+from patterning.core.notes import without_notes
 from patterning.core.rows import RowSource
 from patterning.core.tensors import parts_of
 
@@ -205,7 +206,7 @@ class _Walk:
     def _module(self, value: nn.Module) -> str:
         parts: list[object] = [value.training]
         for name, part in value.named_modules():
-            own = {key: held for key, held in vars(part).items() if key not in _OF_MODULES}
+            own = without_notes(part, {key: held for key, held in vars(part).items() if key not in _OF_MODULES})
             hooks = [list(getattr(part, kind, {}).values()) for kind in _HOOKS]
             parts += [name, type(part), own, hooks]
         parts += [item for pair in value.named_parameters(remove_duplicate=False) for item in pair]
@@ -219,6 +220,7 @@ class _Walk:
         held = getattr(value, "__dict__", None)
         slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
         if held is not None or slots:
+            held = None if held is None else without_notes(value, held)
             return self._join("object", type(value), held, {name: getattr(value, name) for name in slots})
         if isinstance(value, property | staticmethod | classmethod):
             return self._join("wrapper", getattr(value, "__func__", None), getattr(value, "fget", None))

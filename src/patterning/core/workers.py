@@ -11,7 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -46,8 +46,19 @@ class Workers:
     device, precision) of this one; what else a script has changed in other modules it does not have.
     """
 
-    def __init__(self, run: RunFolder, count: int, progress: Progress | None = None) -> None:
-        """`count` processes at most; they start with the first unit."""
+    def __init__(
+        self,
+        run: RunFolder,
+        count: int,
+        progress: Progress | None = None,
+        parts: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        """`count` processes at most; they start with the first unit. `parts`: what the units depend on, by name.
+
+        With `parts`, a folder that holds finished units of which none fits says which part differs (`core.recall`).
+        """
+        self._parts = parts
+        self._to_keep: Mapping[str, str] | None = None
         self.run = run
         self.count = max(1, count) if os.name == "posix" and sys.executable else 1
         self.progress = progress or Progress()
@@ -78,6 +89,7 @@ class Workers:
         with one_thread():  # a key may be made of sums as well
             for unit in units:
                 _ = unit.key
+        self.recall(units)
         results = {unit.key: arrays for unit in units if (arrays := self.run.load(unit)) is not None}
         pending = list({unit.key: unit for unit in units if unit.key not in results}.values())
         self.progress.start(stage, len(units), len(units) - len(pending))
@@ -90,7 +102,21 @@ class Workers:
             raise
         finally:
             self.progress.finish()
+        if self._to_keep is not None:
+            from patterning.core.recall import remember
+
+            remember(self.run, self._to_keep)
+            self._to_keep = None
         return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
+
+    def recall(self, units: Sequence[Work]) -> None:
+        """Say why what the folder holds does not fit, where it holds none of `units`; once, with the first of them."""
+        if self._parts is None:
+            return
+        from patterning.core.recall import say_what_differs
+
+        self._to_keep, self._parts = self._parts(), None
+        say_what_differs(self.run, units, self._to_keep)
 
     def _end_processes(self) -> None:
         crew, self._crew = self._crew, []

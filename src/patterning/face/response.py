@@ -4,6 +4,7 @@ A row of χ is a component with an observable; a column is a sample.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from patterning.face.signs import as_docstring
 from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
 from patterning.response.modes import Modes, find_modes
+from patterning.response.sample import COMPONENT_LOSS
 from patterning.response.store import open_response, refused_components, save_tree
 
 if TYPE_CHECKING:
@@ -210,9 +212,12 @@ class Response:
             self.names, self.chi, self.by_chain(), (halves[0] - halves[1]) / 2, tuple(self.reliability.values())
         )
         samples = Samples(self.row, self.position, self.base_weights, np.arange(len(self.row)))
-        return find_direction(
+        direction = find_direction(
             rows, samples, self._data(), self.n_beta, names, held, free=free, min_reliability=min_reliability
         )
+        kinds = dict(zip(self.names, (observable for _, observable in self.rows_of), strict=True))
+        losses = tuple(name for name in direction.wanted if kinds[name] == COMPONENT_LOSS)
+        return replace(direction, component_losses=losses)
 
     def save(self, path: str | Path) -> None:
         """Write a Zarr folder (whole, with checksums) that xarray and ArviZ open, and `load` gives back."""
