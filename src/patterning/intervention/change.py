@@ -36,7 +36,6 @@ def what_rows_keep(facts: Mapping[str, Any]) -> str:
     for name, token in by_token.items():
         row = by_row.get(name, {}).get("value")
         if isinstance(row, int | float) and token and math.isfinite(row):
-            told.append(
-                f"{name} {row:+.3g} for each unit of strength instead of {token:+.3g} ({100 * row / token:.0f} %)"
-            )
-    return f"averaging over the tokens of a row leaves {'; '.join(told)}" if told else ""
+            told.append(f"{100 * row / token:.0f} % of the change of {name} ({row:+.3g} instead of {token:+.3g})")
+    each = "for each unit of strength, by linear response"
+    return f"averaging over the tokens of a row leaves {', '.join(told)}, {each}" if told else ""

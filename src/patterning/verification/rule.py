@@ -9,8 +9,8 @@ each interval excluding 0 at the level that allows for the number of directions 
 and the change goes the way that was asked for. `verify` counts every measure that an arm was asked to move as one
 direction tried; a study, whose claims are stated beforehand, counts the arms that compete for the same one. Where
 nothing was asked, nothing can be obtained: the same two intervals then say "moved beyond permuted". Fewer than 6 pairs
-are a look: the verdict says so, and is no evidence. Where all differences over seeds are equal to the last bit, there is no error bar
-and nothing is claimed.
+are a look: the verdict says so, and is no evidence. Where all differences over seeds are equal to the last bit, there
+is no error bar and nothing is claimed.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,14 @@ ENOUGH_PAIRS = 6
 LEVEL = 0.95
 
 Finding = Literal[
-    "steers", "steers the other way", "moved beyond permuted", "moves, as its permuted control does", "no clear change", "a look", "no error bar"
-]  # fmt: skip
+    "steers",
+    "steers the other way",
+    "moved beyond permuted",
+    "moves, as its permuted control does",
+    "no clear change",
+    "a look",
+    "no error bar",
+]
 
 
 @dataclass(frozen=True)
