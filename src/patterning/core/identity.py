@@ -82,6 +82,14 @@ def digest_of(*parts: object) -> tuple[str, list[str]]:
     return walk.of(parts)[:16], walk.without_key
 
 
+def attributes_of(value: object) -> dict[str, object]:
+    """What an object is told by, by name, where that is its attributes; nothing for all that has a way of its own."""
+    walk = _Walk()
+    if walk._describer(value) != walk._object or not isinstance(held := getattr(value, "__dict__", None), dict):
+        return {}
+    return without_notes(value, held)
+
+
 class _Walk:
     """One walk over objects. Each is visited once; one that holds itself is named by its place on the way down."""
 
@@ -184,7 +192,7 @@ class _Walk:
         if value.__module__ not in (None, "builtins") and is_library(value.__module__):  # these are typed in
             return _hash("function", value.__module__, value.__qualname__, _own_code(value.__module__))
         held = [_contents(cell) for cell in value.__closure__ or ()]
-        read = [value.__globals__[name] for name in _globals_read(value.__code__) if name in value.__globals__]
+        read = [value.__globals__[name] for name in globals_read(value.__code__) if name in value.__globals__]
         return self._join("function", value.__code__, value.__defaults__, value.__kwdefaults__, held, read)
 
     def _code(self, value: CodeType) -> str:
@@ -274,14 +282,14 @@ def _contents(cell: Any) -> object:
         return "empty"
 
 
-def _globals_read(code: CodeType) -> list[str]:
+def globals_read(code: CodeType) -> list[str]:
     """Names that a function and the functions in it read from their module."""
     names = {
         str(instruction.argval) for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"
     }
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names |= set(_globals_read(constant))
+            names |= set(globals_read(constant))
     return sorted(names)
 
 

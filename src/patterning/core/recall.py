@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from patterning.core.identity import digest_of
+from patterning.core.identity import attributes_of, digest_of, globals_read
 from patterning.core.libraries import is_library
 from patterning.core.notes import without_notes
 from patterning.core.store import IDENTITY, RunFolder, Work, write_json
@@ -72,19 +72,15 @@ def _of_container(name: str, value: Any) -> dict[str, Any] | None:
     elif isinstance(value, list | tuple):
         one = len(value) > MOST_ITEMS or all(map(_plain, value))
         held = None if one else {f"[{i}]": part for i, part in enumerate(value)}
-    elif (
-        not isinstance(value, type | FunctionType) and isinstance(own := getattr(value, "__dict__", None), dict) and own
-    ):
-        held = {f".{key}": part for key, part in without_notes(value, own).items()}
+    elif own := attributes_of(value):
+        held = {f".{key}": part for key, part in own.items()}
     return None if held is None else {f"{name}{key}": part for key, part in held.items()}
 
 
 def _of_function(name: str, value: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
-    from patterning.core.identity import _globals_read
-
     code = value.__code__
     own = {f"the code of {name}": (code, value.__defaults__, value.__kwdefaults__)}
-    held = {key: value.__globals__[key] for key in _globals_read(code) if key in value.__globals__}
+    held = {key: value.__globals__[key] for key in globals_read(code) if key in value.__globals__}
     for key, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
         try:
             held[key] = cell.cell_contents
