@@ -58,7 +58,8 @@ def test_a_card_says_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
     text = (folder / "README.md").read_text()
     effect = found.effect("heavier", "sum")
     for words in (
-        "lower loss (-1)", "`loss`: lower (-1)", "`other`: held where it is (+0)", "clip", "CC-BY-4.0", "6 paired seeds",
+        "lower loss (-1)", "`loss`: lower (-1)", "`other`: held where it is (+0)", "clip", "CC-BY-4.0",
+        "6 paired seeds",
         f"{effect.difference:+.3g} [{effect.low:+.3g}, {effect.high:+.3g}]",
         f"{100 * rho.summary().effective_sample_size:.1f} %", rho.data, "`sample_hash`",
     ):  # fmt: skip

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -64,7 +65,9 @@ def print_fitting(
         table.add_column(Text(name), justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    if console.measure(table).minimum <= console.width:
+    lines = [head, *rows]
+    needed = 1 + sum(3 + max(cell_len(line[i]) for line in lines) for i in range(len(head)))
+    if needed <= console.width:
         console.print(table)
         return
     if title:
