@@ -13,10 +13,11 @@ from patterning.core.executors import executor_of
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,  # its boxes cut long names of options off
     pretty_exceptions_enable=False,
     help="Which training data makes a neural network grow the internal structure you want?",
 )
-data = typer.Typer(no_args_is_help=True, help="Build the data that experiments run on.")
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the data that experiments run on.")
 app.add_typer(data, name="data")
 _output = Output()
 
@@ -71,42 +72,28 @@ def run(
     place = executor_of(_place(workers, executor, address, cpus, gpus))
     with _output.reserved(json):
         results = chosen.run(settings, folder, executor=place, progress=_output.progress())
-    _output.show(results, chosen.print_table, json, folder)
+    _output.show(results, chosen.print_table, json, folder / "report.html")
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run, a response or an LLC.")], json: Json = False
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a run, a χ, an LLC or a proof; a stored χ; or weights.")
+    ],
+    json: Json = False,
 ) -> None:
-    """Render the table and page of a run or a response again, from what is stored."""
-    from patterning.core.store import RunFolder, open_run
-    from patterning.experiments.registry import experiment_of
-    from patterning.study.conduct import keeping_results
+    """Render the table and page again of what a command or the Python interface has stored."""
+    from patterning.console.report import report_of
 
-    is_response = (folder / "chi.zarr").exists() or (
-        (folder / "units").exists() and not (folder / "results.json").exists()
-    )
-    if is_response and not (folder / "config.yaml").exists():
-        from patterning.console.response import print_results, publish
+    results, print_table, page = report_of(folder)
+    _output.show(results, print_table, json, page)
 
-        with RunFolder(folder).lock():
-            results = publish(folder)
-        _output.show(results, print_results, json, folder)
-        return
-    from patterning.console.invert import is_claim, print_claim, publish_claim
 
-    if folder.is_dir() and is_claim(folder):
-        with RunFolder(folder).lock():
-            claim = publish_claim(folder)
-        _output.show(claim, print_claim, json, folder)
-        return
-    run_folder = open_run(folder)
-    chosen, _ = experiment_of(folder / "config.yaml")
-    with run_folder.lock():
-        results = chosen.read_results(run_folder)
-        with keeping_results(folder, folder / "results.json"):
-            chosen.write_page(run_folder, results)
-    _output.show(results, chosen.print_table, json, folder)
+def _seed(value: int) -> int:
+    """A seed that the generators take; no range in the help, whose end is 19 digits long."""
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"{value} is no seed: it must be from 0 to {2**63 - 1}")
+    return value
 
 
 Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a Task.")]
@@ -120,7 +107,7 @@ BurnIn = Annotated[int, typer.Option(min=0, help="Steps before the first draw.")
 Between = Annotated[int, typer.Option(min=0, help="Steps from draw to draw; 0: by short chains that measure φ.")]
 BatchSize = Annotated[int, typer.Option(help="Rows in a minibatch.")]
 Probes = Annotated[int, typer.Option(help="Rows that χ gets columns for, evenly spaced; 0: all.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of minibatches and noise.")]
+Seed = Annotated[int, typer.Option(callback=_seed, help="Of minibatches and noise; a whole number from 0.")]
 Out = Annotated[Path, typer.Option(help="Folder of the result; an unfinished run in it is resumed.")]
 DryRun = Annotated[bool, typer.Option(help="Say what it would cost, and stop.")]
 Device = Annotated[str | None, typer.Option(help="cuda computes on a GPU (docs/gpu.md); none: where the task is.")]
@@ -218,7 +205,7 @@ def _answer(request: Any, out: Path, place: Any, dry_run: bool, json: bool) -> N
 
     with _output.reserved(json):
         results = dry(request) if dry_run else sample_to(request, out, place, _output.progress())
-    _output.show(results, print_costs if dry_run else print_results, json, None if dry_run else out)
+    _output.show(results, print_costs if dry_run else print_results, json, None if dry_run else out / "report.html")
 
 
 @app.command()
@@ -261,13 +248,14 @@ def verify(
     json: Json = False,
 ) -> None:
     """Prove weights by retraining: paired seeds, unweighted and permuted controls. OUT/report.html."""
-    from patterning.console.invert import Claim, print_claim, verify_to
+    from patterning.console.invert import Claim, verify_to
+    from patterning.verification.stored import print_claim
 
     place = _place(workers, executor, address, cpus, gpus)
     with _output.reserved(json):
         claim = Claim(train, measures, arm, seeds, recheck=recheck)
         results = verify_to(claim, out, place, _output.progress())
-    _output.show(results, print_claim, json, out)
+    _output.show(results, print_claim, json, out / "report.html")
 
 
 @app.command()

@@ -330,10 +330,10 @@ def test_folders_of_something_else_are_left_alone(capsys: pytest.CaptureFixture[
 def test_report_of_what_is_not_there_yet(capsys: pytest.CaptureFixture[str]) -> None:
     Path("begun/units").mkdir(parents=True)
     for place, says in (
-        ("begun", "has no chi.zarr yet: give the command that began it again, it resumes"),
-        (".", "holds no config.yaml and no chi.zarr"),
-        ("nowhere", "nowhere is not a folder"),
-        ("mine.py", "mine.py is not a folder"),
+        ("begun", "has no chi.zarr yet: give the command, or run the script, that began it again; it resumes"),
+        (".", ". is not a folder that this package wrote: name the folder of patterning run"),
+        ("nowhere", "nowhere does not exist"),
+        ("mine.py", "mine.py is a file"),
     ):
         assert patterning("report", place) == 2
         assert says in capsys.readouterr().err

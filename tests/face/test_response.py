@@ -231,7 +231,7 @@ def test_the_prediction_is_chi_times_the_weights_by_hand(exact: pt.Response) -> 
         direction.s @ (q * chi[0])
     )
     assert weights.facts["target"] == {"first": -1.0, "rest": 0.5}
-    assert weights.facts["what"] == "less first; more rest"
+    assert weights.facts["what"] == "lower first (-1); higher rest (+1)"
     with pytest.raises(pt.PatterningError, match="χ has no row 'third'"):
         direction.needed("third", 1.0)
 
@@ -241,7 +241,7 @@ def test_held_rows_do_not_move(exact: pt.Response, hold) -> None:
     direction = exact.invert({"first": 1}, hold=hold)
     assert direction.wanted == {"first": 1.0, "rest": 0.0}
     assert abs(direction.predicted["rest"].value) < 1e-9 * direction.predicted["first"].value
-    assert "more first, rest held. Expected for each unit of strength" in str(direction)
+    assert "higher first (+1), rest held. Expected for each unit of strength" in str(direction)
     free_of_it = exact.invert({"first": 1})
     assert abs(free_of_it.predicted["rest"].value) > 1e-3 * abs(free_of_it.predicted["first"].value)
 

@@ -58,10 +58,16 @@ def test_what_steers_and_what_does_not(evidence: pt.Evidence) -> None:
         "tilt": "steers",
         "uneven": "moves, as its permuted control does",  # dealing the weights out anew changes nothing of it
         "nothing": "no clear change",
-        "grew": "steers",
+        "grew": "moved beyond permuted",  # nothing was asked of it
     }
     assert evidence.steers("up")
-    assert not evidence.steers("up", "nothing")
+    with pytest.raises(pt.PatterningError, match=r"nothing was asked of 'grew' by 'up'.*wanted="):
+        evidence.steers("up", "grew")
+    assert evidence.findings()[0].startswith("up, tilt: steers")
+    assert evidence.findings()[1] == (
+        "up, not asked for: moves, as its permuted control does: uneven; no clear change: nothing; moved beyond "
+        "permuted: grew."
+    )
     assert [arm.name for arm in evidence.arms] == [UNWEIGHTED, "up", permuted_name("up"), "down"]
     assert any(line.startswith("up, tilt: steers: against unweighted +") for line in evidence.sentences())
 
@@ -117,14 +123,19 @@ def test_the_level_allows_for_the_directions_tried() -> None:
     wanted = {"a": {"tilt": 1}, "b": {"tilt": 1}, "c": {"tilt": -1}}
     evidence = pt.verify(train, arms, {"tilt": MEASURES["tilt"]}, range(8), wanted=wanted)
     levels = {arm: verdict.against_unweighted.level for (arm, _), verdict in evidence.verdicts.items()}
-    assert levels == {"a": 0.975, "b": 0.975, "c": 0.95}  # two compete for "more", one is alone with "less"
-    assert {arm: verdict.tried for (arm, _), verdict in evidence.verdicts.items()} == {"a": 2, "b": 2, "c": 1}
+    assert levels == dict.fromkeys("abc", 1 - (1 - 0.95) / 3)  # three directions, whichever way each asks
+    assert {arm: verdict.tried for (arm, _), verdict in evidence.verdicts.items()} == {"a": 3, "b": 3, "c": 3}
     verdict = evidence.verdicts["a", "tilt"]
-    assert verdict.against_permuted.level == 0.975
+    assert verdict.against_permuted.level == 1 - (1 - 0.95) / 3
     shown = evidence.effect("a", "tilt")  # tables show 95 %
     assert shown.level == 0.95
     assert verdict.against_unweighted.high - verdict.against_unweighted.low > shown.high - shown.low
-    assert "97.5 % intervals, 2 tried" in str(verdict)
+    assert "98.33 % intervals, 3 tried" in str(verdict)
+    assert "k = 3 directions were tried" in evidence.level()
+    more = {"tilt": MEASURES["tilt"], "nothing": MEASURES["nothing"]}
+    asked = pt.verify(train, arms, more, range(8), wanted=wanted | {"a": {"tilt": 1, "nothing": 1}})
+    assert {verdict.tried for verdict in asked.verdicts.values()} == {4}  # arms × measures that were asked to move
+    assert asked.level().endswith("intervals of 98.75 %.")
     assert {v.finding for v in evidence.verdicts.values()} == {"steers"}
 
 
@@ -135,7 +146,9 @@ def test_few_seeds_are_a_look() -> None:
 
 
 def test_without_a_control_nothing_steers() -> None:
-    evidence = pt.verify(train, {"up": along(0.8)}, {"tilt": MEASURES["tilt"]}, range(8), controls=())
+    evidence = pt.verify(
+        train, {"up": along(0.8)}, {"tilt": MEASURES["tilt"]}, range(8), controls=(), wanted={"up": {"tilt": 1}}
+    )
     assert not evidence.steers("up")
     assert "without a permuted control" in str(evidence.verdicts["up", "tilt"])
 
@@ -305,3 +318,79 @@ def test_the_table_and_the_page(evidence: pt.Evidence, tmp_path: Path, capsys: p
     assert "up, tilt: steers" in page
     assert "plotly" not in page
     assert len(page) < 200_000
+
+
+def headed(name: str, **facts: object) -> pt.Weights:
+    rho = along(0.8)
+    return pt.Weights(rho.rho, rho.ids, rho.base_weights, rho.free, "", {"target": {name: -1}, **facts})
+
+
+@pytest.mark.parametrize("facts", [{"component_losses": ["l1h0"]}, {}])  # the latter: weights of version 0.2.0
+def test_a_component_loss_gives_no_sign_to_a_measure_of_its_name(facts: dict) -> None:
+    calls = list[int]()
+
+    def seen(weights: pt.Weights, seed: int) -> dict[str, float]:
+        calls.append(seed)
+        return train(weights, seed)
+
+    measures, arms = {"l1h0": MEASURES["tilt"]}, {"head": headed("l1h0", **facts)}
+    with pytest.raises(pt.PatterningError, match=r"'l1h0' bears the name of a component .* wanted=\{'head': \{'l1h0'"):
+        pt.verify(seen, arms, measures, range(8))
+    assert calls == []
+    found = pt.verify(train, arms, measures, range(8), wanted={"head": {"l1h0": 1}})
+    assert found.steers("head", "l1h0")
+    found = pt.verify(train, arms, measures, range(8), wanted={"head": {"l1h0": 0}})
+    assert found.verdicts["head", "l1h0"].finding == "moved beyond permuted"
+
+
+def test_an_observable_that_is_named_as_a_head_keeps_its_sign() -> None:
+    arms, measures = {"head": headed("l1h0", component_losses=[])}, {"l1h0": lambda run: -run["tilt"]}
+    assert pt.verify(train, arms, measures, range(8)).steers("head")
+
+
+def test_where_nothing_was_asked_the_remedy_is_said() -> None:
+    found = pt.verify(train, {"up": along(0.8)}, {"tilt": MEASURES["tilt"]}, range(8))
+    assert found.verdicts["up", "tilt"].finding == "moved beyond permuted"
+    assert "wanted={'up': {'tilt': +1}}" in found.cautions()[0]
+    assert "steers" not in " ".join(found.findings())
+
+
+FACTORS = {"scale": 1.0, "shift": 0.0}
+
+
+def scaled(weights: pt.Weights, seed: int) -> float:
+    return train(weights, seed)["tilt"] * FACTORS["scale"] + FACTORS["shift"]
+
+
+def test_other_wishes_cost_no_run_and_another_train_says_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    units, reads = tmp_path / "run" / "units", lambda run: run
+    for wanted in ({}, {"up": {"y": 1}}, {"up": {"y": -1}}):
+        measure = pt.Measure(reads, unit="nats" if wanted else "")
+        found = pt.verify(scaled, {"up": along(0.8)}, {"y": measure}, range(6), out=tmp_path / "run", wanted=wanted)
+        assert len(list(units.iterdir())) == 18
+    assert found.verdicts["up", "y"].finding == "steers the other way"
+    assert caplog.messages == []
+    monkeypatch.setitem(FACTORS, "scale", 2.0)
+    pt.verify(scaled, {"up": along(0.8)}, {"y": reads}, range(6), out=tmp_path / "run")
+    assert len(list(units.iterdir())) == 36
+    (said,) = caplog.messages
+    assert "nothing of the finished work" in said
+    assert "(18 pieces) fits this call" in said
+    assert "what differs from the last call: train → FACTORS['scale']. What is there is kept" in said
+
+
+def test_the_table_is_what_print_gives_and_is_never_broken(
+    evidence: pt.Evidence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for columns in ("80", "140", "60"):
+        monkeypatch.setenv("COLUMNS", columns)
+        evidence.show()
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= int(columns)
+        for cells in evidence.cells():
+            for cell in cells[3:]:
+                assert cell in out, cell
+        for text in (str(evidence), repr(evidence)):
+            assert text == out.rstrip()

@@ -30,7 +30,7 @@ def value(result: float) -> float:
 
 
 def test_an_honest_loop_steers_as_it_did() -> None:
-    found = verify(mean_under, {"more": arm()}, {"mean": value}, SEEDS)
+    found = verify(mean_under, {"more": arm()}, {"mean": value}, SEEDS, wanted={"more": {"mean": 1}})
     assert found.steers("more", "mean")
     assert found.notes == ()
     exact = float(arm().rho @ X / 8 - X.mean())
@@ -82,7 +82,7 @@ def test_trained_modules_show_it_after_three_runs_whatever_is_measured(measure) 
 
 def test_a_yes_or_no_that_saturates_is_noted_and_not_refused() -> None:
     measures = {"formed": lambda r: True, "accuracy": Measure(lambda r: 1.0, 0, 1), "mean": value}
-    found = verify(mean_under, {"more": arm()}, measures, SEEDS)
+    found = verify(mean_under, {"more": arm()}, measures, SEEDS, wanted={"more": {"mean": 1, "accuracy": 1}})
     assert sum("tells no arms apart" in note for note in found.notes) == 2
     assert "tells no arms apart" in found.sentences()[0]
     assert found.steers("more", "mean")
@@ -92,12 +92,14 @@ def test_a_yes_or_no_that_saturates_is_noted_and_not_refused() -> None:
 def test_equal_differences_have_no_error_bar_and_claim_nothing() -> None:
     """One measure does not answer to the seed (it reads the weights alone), the other does."""
     both = {"weights": lambda r: r[1], "mean": lambda r: r[0]}
-    found = verify(lambda w, seed: (mean_under(w, seed), float(w.rho[0])), {"more": arm()}, both, SEEDS)
+    asked = {"more": {"weights": 1, "mean": 1}}
+    found = verify(lambda w, seed: (mean_under(w, seed), float(w.rho[0])), {"more": arm()}, both, SEEDS, wanted=asked)
     assert found.verdicts["more", "weights"].finding == "no error bar"
     assert not found.steers("more", "weights")
     assert found.steers("more", "mean")
     sure, unsure = Effect(0.5, 0.4, 0.6, 8), Effect(0.5, 0.5, 0.5, 8)
-    assert judge(sure, sure).steers
+    assert judge(sure, sure, wanted=1).steers
+    assert judge(sure, sure).finding == "moved beyond permuted"
     assert judge(unsure, sure).finding == judge(sure, unsure).finding == "no error bar"
     assert judge(Effect(0.0, 0.0, 0.0, 8), sure).finding == "no clear change"
 
@@ -190,9 +192,11 @@ def test_a_range_that_holds_nothing_is_refused() -> None:
 
 
 def test_names_are_any_text_and_a_control_may_be_named_as_text(tmp_path) -> None:
+    name = "more/less: a"
     found = verify(
-        mean_under, {"more/less: a": arm()}, {"m": value}, np.arange(6), controls="permuted", out=tmp_path / "o"
-    )
+        mean_under, {name: arm()}, {"m": value}, np.arange(6), controls="permuted", out=tmp_path / "o",
+        wanted={name: {"m": 1}},
+    )  # fmt: skip
     assert found.steers("more/less: a")
     with pytest.raises(PatterningError, match="there is no arm 'more'"):
         found.effect("more")
@@ -217,7 +221,7 @@ def test_a_module_that_is_trained_on_from_run_to_run_is_refused(afresh: bool) ->
         return float((next(net.parameters()).detach()[0] * torch.from_numpy(X).float()).sum())
 
     if afresh:
-        assert verify(train, {"more": arm()}, {"m": total}, SEEDS).steers("more")
+        assert verify(train, {"more": arm()}, {"m": total}, SEEDS, wanted={"more": {"m": 1}}).steers("more")
         return
     with pytest.raises(PatterningError, match="goes on with what earlier runs left in model"):
         verify(train, {"more": arm()}, {"m": total}, SEEDS)

@@ -25,7 +25,7 @@ def task(values: torch.Tensor = X) -> pt.Task:
 
 def weights(of: pt.Task) -> pt.Weights:
     plain = pt.Weights.uniform(of)
-    facts = {"what": "less loss", "target": {"loss": -1.0, "other": 0.0}, "policy": "clip", "strength": 0.5}
+    facts = {"what": "lower loss (-1)", "target": {"loss": -1.0, "other": 0.0}, "policy": "clip", "strength": 0.5}
     return pt.Weights(np.linspace(0.5, 1.5, 12), plain.ids, plain.base_weights, plain.free, plain.data, facts)
 
 
@@ -58,7 +58,8 @@ def test_a_card_says_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
     text = (folder / "README.md").read_text()
     effect = found.effect("heavier", "sum")
     for words in (
-        "less loss", "`loss`: less of it (-1)", "`other`: held where it is (+0)", "clip", "CC-BY-4.0", "6 paired seeds",
+        "lower loss (-1)", "`loss`: lower (-1)", "`other`: held where it is (+0)", "clip", "CC-BY-4.0",
+        "6 paired seeds",
         f"{effect.difference:+.3g} [{effect.low:+.3g}, {effect.high:+.3g}]",
         f"{100 * rho.summary().effective_sample_size:.1f} %", rho.data, "`sample_hash`",
     ):  # fmt: skip

@@ -1,29 +1,23 @@
 """What `patterning invert` and `patterning verify` do: weights from a stored χ, and the proof of weights."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from rich.console import Console
 
 from patterning.console.response import load_task
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor, executor_of
 from patterning.core.plain import Document
-from patterning.core.store import strict_json, write_json, write_whole
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress
 from patterning.face.load import load
+from patterning.intervention.change import what_rows_keep
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.weights import Policy
-from patterning.verification.arms import Arm
-from patterning.verification.effects import Effect
-from patterning.verification.evidence import Evidence
-from patterning.verification.page import evidence_page
+from patterning.verification.stored import publish_claim
 from patterning.verification.verify import Measure, verify
 
 MOST_SEEDS = 10_000
@@ -69,6 +63,8 @@ def print_wish(results: Document, console: Console) -> None:
     """What was asked, what is to be expected, and where the weights are."""
     console.print(results["direction"], highlight=False)
     facts = results["weights"]
+    if kept := what_rows_keep(facts):
+        console.print(f"note: {kept}", style="yellow", highlight=False, markup=False)
     console.print(
         f"{facts['policy']}, strength {facts['strength']:.3g}: effective sample size "
         f"{100 * facts['effective_sample_size']:.0f} % of the data that may move",
@@ -118,103 +114,12 @@ def verify_to(claim: Claim, out: Path, where: Executor | int, progress: Progress
             "returns one) of names and functions of what train returns"
         )
     measures = cast("Mapping[str, Measure | Callable[[Any], Any]]", found)
-    evidence = verify(
+    verify(
         cast("Callable[[Weights, int], Any]", train), _arms(claim.arms), measures,
         seeds, controls=claim.controls, out=out, executor=executor_of(where), progress=progress,
         recheck=claim.recheck,
     )  # fmt: skip
-    results = cast("Document", strict_json(results_of(evidence)))
-    write_json(out / "results.json", {**results, "sha256": _digest(results)})
     return publish_claim(out)
-
-
-def results_of(evidence: Evidence) -> Document:
-    """Evidence as plain values."""
-    return {"findings": evidence.sentences(), "seeds": list(evidence.seeds), "rows": evidence.rows(),
-            "cells": evidence.cells(), "weights": {arm.name: dict(arm.facts) for arm in evidence.arms}}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class StoredClaim:
-    """What `results.json` of a proof holds, as its page shows it."""
-
-    results: Document
-
-    @property
-    def measures(self) -> list[str]:
-        """In the order of the table."""
-        return list(dict.fromkeys(row["measure"] for row in self.results["rows"]))
-
-    @property
-    def seeds(self) -> list[int]:
-        """The paired seeds."""
-        return self.results["seeds"]
-
-    @property
-    def arms(self) -> list[Arm]:
-        """In the order of the table."""
-        arms = dict[str, Arm]()
-        for row in self.results["rows"]:
-            arm = arms.setdefault(
-                row["arm"], Arm(row["arm"], row["kind"], {}, {}, {}, self.results["weights"][row["arm"]])
-            )
-            cast("Document", arm.values)[row["measure"]] = np.array(row["values"])
-            for kept, key in ((arm.effects, "against_unweighted"), (arm.beyond, "against_permuted")):
-                if row[key]:
-                    cast("Document", kept)[row["measure"]] = Effect(**row[key])
-        return list(arms.values())
-
-    def sentences(self) -> list[str]:
-        """What was found."""
-        return self.results["findings"]
-
-    def cells(self) -> list[list[str]]:
-        """The table."""
-        return self.results["cells"]
-
-
-def is_claim(folder: Path) -> bool:
-    """Whether a folder is one of `patterning verify`."""
-    return not (folder / "config.yaml").exists() and (folder / "results.json").exists() and "cells" in _read(folder)
-
-
-def _read(folder: Path) -> Document:
-    try:
-        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PatterningError(f"{folder / 'results.json'} is damaged ({error}): verify again, it resumes") from None
-
-
-def _digest(results: Document) -> str:
-    """SHA-256 of what a proof found, hex, whatever the file's layout is."""
-    own = {key: value for key, value in results.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
-
-
-def publish_claim(folder: Path) -> Document:
-    """`report.html` from `results.json`, which is returned."""
-    results = _read(folder)
-    if results.get("sha256") != _digest(results):
-        raise PatterningError(
-            f"{folder / 'results.json'} is damaged: it is not what was written (or an earlier version wrote it); "
-            "delete it and give the same command again, finished runs are found"
-        )
-    write_whole(folder / "report.html", evidence_page(StoredClaim(results), "What the weights did").encode())
-    return results
-
-
-def print_claim(results: Document, console: Console) -> None:
-    """The table and what was found."""
-    from rich.table import Table
-
-    from patterning.verification.arms import HEAD
-
-    table = Table(*HEAD, title=f"{len(results['seeds'])} paired seeds")
-    for cells in results["cells"]:
-        table.add_row(*cells)
-    console.print(table)
-    for line in results["findings"]:
-        console.print(line, highlight=False)
 
 
 def _arms(parts: Sequence[str]) -> dict[str, Weights]:

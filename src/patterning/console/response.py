@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from patterning.core.locks import NAME as LOCK
 from patterning.core.plain import Document
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
 from patterning.core.task import Task
+from patterning.core.terminal import print_fitting
 from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress, Workers, one_thread
 from patterning.face.response_page import (
@@ -44,6 +45,9 @@ from patterning.response.one_component import PhiOf
 from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
 from patterning.study.conduct import keeping_results
+
+if TYPE_CHECKING:
+    import xarray
 
 CHECK = "check.json"
 """File of a folder that holds checks of λ̂."""
@@ -262,21 +266,27 @@ def publish(out: Path) -> Document:
     tree = open_response(out / "chi.zarr")
     settings = tree["susceptibility"].attrs
     with keeping_results(out, out / "chi.zarr"):
-        request = json.loads(settings.get("request", "{}"))
-        table = component_table(tree)
         check = json.loads((out / CHECK).read_text(encoding="utf-8")) if (out / CHECK).exists() else None
-        results: Document = {
-            "request": request,
-            "spacing": json.loads(settings.get("spacing", "[]")),
-            "table": table,
-            "excluded": excluded_chains(tree),
-            "warnings": warnings_of(tree, table) + (check or {}).get("warnings", []),
-            "check": check,
-        }
+        results = results_of(tree, check)
         write_json(out / "results.json", strict_json(results))
-        page = response_page(tree, f"Susceptibilities of {request.get('task', settings['task'])}", check)
+        task = json.loads(settings.get("request", "{}")).get("task")
+        page = response_page(tree, f"Susceptibilities of {task}" if task else "Susceptibilities", check)
         write_whole(out / "report.html", page.encode(errors="replace"))
     return results
+
+
+def results_of(tree: "xarray.DataTree", check: Document | None) -> Document:
+    """What `results.json` holds; of a χ that Python measured, the request is the settings of its sampler."""
+    settings, table = tree["susceptibility"].attrs, component_table(tree)
+    known = {name: float(settings[name]) for name in ("n_beta", "localization", "step_size") if name in settings}
+    return {
+        "request": json.loads(settings.get("request", "{}")) or known,
+        "spacing": json.loads(settings.get("spacing", "[]")),
+        "table": table,
+        "excluded": excluded_chains(tree),
+        "warnings": warnings_of(tree, table) + (check or {}).get("warnings", []),
+        "check": check,
+    }
 
 
 def print_results(results: Document, console: Console) -> None:
@@ -287,23 +297,14 @@ def print_results(results: Document, console: Console) -> None:
         for sign, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
         if name in request
     )
-    table = Table(title=sampler or None)
-    for head in headings(request):
-        table.add_column(head, justify="left" if head == "component" else "right")
-    for row in component_rows(results["table"]):
-        table.add_row(*row.cells)
-    console.print(table)
+    print_fitting(console, headings(request), [row.cells for row in component_rows(results["table"])], sampler)
     if results["spacing"]:
         measured = ", ".join(f"{each['component']} {each['steps']}" for each in results["spacing"])
         steps = request["steps_between_draws"]
         console.print(f"{steps} steps between draws, the median of {measured}", highlight=False)
     if results.get("check"):
-        table = Table(title="λ̂ at half the step and at other γ")
-        for head in CHECK_HEAD:
-            table.add_column(head, justify="left" if head == "component" else "right")
-        for row in check_rows(results["check"]):
-            table.add_row(*row.cells)
-        console.print(table)
+        cells = [row.cells for row in check_rows(results["check"])]
+        print_fitting(console, CHECK_HEAD, cells, "λ̂ at half the step and at other γ")
         for line in results["check"]["verdicts"]:
             console.print(line, highlight=False, markup=False)
     for line in results["warnings"]:

@@ -75,7 +75,7 @@ class Output:
             os.close(kept)
 
     def show(
-        self, results: Any, print_table: Callable[[Any, Console], None], json_only: bool, folder: Path | None
+        self, results: Any, print_table: Callable[[Any, Console], None], json_only: bool, page: Path | None
     ) -> None:
         """The results: as JSON alone, or as a table with the place of the page."""
         if sys.stdout.closed:  # by the user's code
@@ -84,8 +84,8 @@ class Output:
             sys.stdout.write(json.dumps(strict_json(results), indent=1, allow_nan=False) + "\n")
             return
         print_table(results, self.out)
-        if folder is not None:
-            self.out.print(f"page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+        if page is not None:
+            self.out.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main_of(command: Callable[[], Any], output: Output) -> int:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
 from patterning.core.libraries import is_library
+from patterning.core.notes import without_notes
 from patterning.core.rows import RowSource
 from patterning.core.tensors import parts_of
 
@@ -79,6 +80,14 @@ def digest_of(*parts: object) -> tuple[str, list[str]]:
     """`digest` without its warning, and what has no key, in words: to tell what changed, where nothing is stored."""
     walk = _Walk()
     return walk.of(parts)[:16], walk.without_key
+
+
+def attributes_of(value: object) -> dict[str, object]:
+    """What an object is told by, by name, where that is its attributes; nothing for all that has a way of its own."""
+    walk = _Walk()
+    if walk._describer(value) != walk._object or not isinstance(held := getattr(value, "__dict__", None), dict):
+        return {}
+    return without_notes(value, held)
 
 
 class _Walk:
@@ -183,7 +192,7 @@ class _Walk:
         if value.__module__ not in (None, "builtins") and is_library(value.__module__):  # these are typed in
             return _hash("function", value.__module__, value.__qualname__, _own_code(value.__module__))
         held = [_contents(cell) for cell in value.__closure__ or ()]
-        read = [value.__globals__[name] for name in _globals_read(value.__code__) if name in value.__globals__]
+        read = [value.__globals__[name] for name in globals_read(value.__code__) if name in value.__globals__]
         return self._join("function", value.__code__, value.__defaults__, value.__kwdefaults__, held, read)
 
     def _code(self, value: CodeType) -> str:
@@ -205,7 +214,7 @@ class _Walk:
     def _module(self, value: nn.Module) -> str:
         parts: list[object] = [value.training]
         for name, part in value.named_modules():
-            own = {key: held for key, held in vars(part).items() if key not in _OF_MODULES}
+            own = without_notes(part, {key: held for key, held in vars(part).items() if key not in _OF_MODULES})
             hooks = [list(getattr(part, kind, {}).values()) for kind in _HOOKS]
             parts += [name, type(part), own, hooks]
         parts += [item for pair in value.named_parameters(remove_duplicate=False) for item in pair]
@@ -219,6 +228,7 @@ class _Walk:
         held = getattr(value, "__dict__", None)
         slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
         if held is not None or slots:
+            held = None if held is None else without_notes(value, held)
             return self._join("object", type(value), held, {name: getattr(value, name) for name in slots})
         if isinstance(value, property | staticmethod | classmethod):
             return self._join("wrapper", getattr(value, "__func__", None), getattr(value, "fget", None))
@@ -272,14 +282,14 @@ def _contents(cell: Any) -> object:
         return "empty"
 
 
-def _globals_read(code: CodeType) -> list[str]:
+def globals_read(code: CodeType) -> list[str]:
     """Names that a function and the functions in it read from their module."""
     names = {
         str(instruction.argval) for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"
     }
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names |= set(_globals_read(constant))
+            names |= set(globals_read(constant))
     return sorted(names)
 
 

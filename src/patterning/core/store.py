@@ -27,7 +27,9 @@ from patterning.core.locks import cannot_use, hold
 Arrays = dict[str, NDArray[Any]]
 LONGEST_NAME = 80
 """Letters of a unit's name that its file is called by: file systems end at 255 for the whole."""
-RESULTS = ("config.yaml", "results.json", "report.html", "figure.svg", "chi.zarr")
+IDENTITY = "identity.json"
+"""What the last call on the folder depended on, part by part (`core.recall`)."""
+RESULTS = ("config.yaml", "results.json", "report.html", "figure.svg", "chi.zarr", IDENTITY)
 """What a run folder may hold besides its units."""
 _log = logging.getLogger("patterning")
 _count = itertools.count()

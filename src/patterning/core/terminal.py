@@ -5,11 +5,15 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import IO, Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 from rich.text import Text
 
 from patterning.core.progress import INTERVAL, Progress
@@ -36,10 +40,45 @@ def silence(descriptor: int) -> None:
     os.close(nowhere)
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """A console of standard output or standard error, wide enough for a table where it is not a terminal."""
-    console = QuietConsole(stderr=stderr)
-    return console if console.is_terminal else QuietConsole(stderr=stderr, width=LOG_WIDTH)
+def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """A console of standard output, standard error or a file; not on a terminal, as wide as COLUMNS says or a log."""
+    console = QuietConsole(stderr=stderr, file=file)
+    if console.is_terminal and file is None:
+        return console
+    given = os.environ.get("COLUMNS", "")
+    width = int(given) if given.isdecimal() and int(given) > 0 else LOG_WIDTH
+    if file is not None and not given:  # what `print` will show, where that is a terminal
+        width = Console().width if Console().is_terminal else LOG_WIDTH
+    return QuietConsole(stderr=stderr, file=file, width=width)
+
+
+def print_fitting(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, left: int = 1
+) -> None:
+    """A table whose cells are never broken; where it is wider than the console, a block of lines for each row.
+
+    The first `left` columns are aligned to the left. In a block the first cell is the heading, and empty ones are left
+    out.
+    """
+    table = Table(title=title or None)
+    for i, name in enumerate(head):
+        table.add_column(Text(name), justify="left" if i < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    lines = [head, *rows]
+    needed = 1 + sum(3 + max(cell_len(line[i]) for line in lines) for i in range(len(head)))
+    if needed <= console.width:
+        console.print(table)
+        return
+    if title:
+        console.print(title, highlight=False, markup=False)
+    widest = max(len(name) for name in head)
+    for row in rows:
+        console.print(f"\n{row[0]}", style="bold", highlight=False, markup=False)
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            if cell:
+                console.print(Padding(Text(f"{name:{widest}}  {cell}", overflow="fold"), (0, 0, 0, 2)))
+    console.print()
 
 
 def make_progress(console: Console) -> Progress:

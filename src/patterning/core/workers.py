@@ -3,7 +3,7 @@
 `core.executors` says where: in this process, on processes of this machine, on the machines of a Ray cluster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -25,8 +25,20 @@ class Workers:
     other modules it does not have.
     """
 
-    def __init__(self, run: RunFolder, executor: Executor | int, progress: Progress | None = None) -> None:
-        """`executor`: a number means that many processes of this machine, at most; they start with the first unit."""
+    def __init__(
+        self,
+        run: RunFolder,
+        executor: Executor | int,
+        progress: Progress | None = None,
+        parts: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        """`executor`: a number means that many processes of this machine, at most; they start with the first unit.
+
+        `parts`: what the units depend on, by name. With these, a folder that holds finished units of which none fits
+        says which part differs (`core.recall`).
+        """
+        self._parts = parts
+        self._to_keep: Mapping[str, str] | None = None
         self.run = run
         self.executor = executor_of(executor)
         self.progress = progress or Progress()
@@ -59,6 +71,7 @@ class Workers:
         with one_thread():  # a key may be made of sums as well
             for unit in units:
                 _ = unit.key
+        self.recall(units)
         results = {unit.key: arrays for unit in units if (arrays := self.run.load(unit)) is not None}
         pending = list({unit.key: unit for unit in units if unit.key not in results}.values())
         self.progress.start(stage, len(units), len(units) - len(pending))
@@ -70,7 +83,21 @@ class Workers:
             raise
         finally:
             self.progress.finish()
+        if self._to_keep is not None:
+            from patterning.core.recall import remember
+
+            remember(self.run, self._to_keep)
+            self._to_keep = None
         return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
+
+    def recall(self, units: Sequence[Work]) -> None:
+        """Say why what the folder holds does not fit, where it holds none of `units`; once, with the first of them."""
+        if self._parts is None:
+            return
+        from patterning.core.recall import say_what_differs
+
+        self._to_keep, self._parts = self._parts(), None
+        say_what_differs(self.run, units, self._to_keep)
 
     def _begin(self) -> Session:
         if self.session is None:

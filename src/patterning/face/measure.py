@@ -3,24 +3,28 @@
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
+from patterning.core.code import code_version
 from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.give_back import LARGE_MODEL, give_back
+from patterning.core.identity import digest_of
 from patterning.core.modules import spread
 from patterning.core.progress import Progress
-from patterning.core.store import RunFolder
+from patterning.core.recall import parts_of
+from patterning.core.store import RunFolder, remove_tree
 from patterning.core.task import Task
 from patterning.core.workers import Workers, one_thread
 from patterning.face.response import Response
@@ -39,7 +43,10 @@ from patterning.response.memory import Need, Plan, check_memory, largest_need, s
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
-from patterning.response.store import to_tree
+from patterning.response.store import is_kept, save_tree, to_tree
+
+if TYPE_CHECKING:
+    import xarray
 
 LOOKED_AT, FEW_LOOKED_AT = 256, 16
 """Rows that are looked at to tell whether the model was trained: fewer of a large one."""
@@ -93,8 +100,8 @@ def measure(
 
     `device`: "cuda" moves the task to a GPU for this (docs/gpu.md); None: it is computed where the task's module is.
     `workers`: processes of one thread each; `executor`: other machines instead, such as `pt.Ray("head:6379")`. `out`: a
-    folder in which finished components are found again after a kill.
-    `progress`: print what it will take, and how far it is.
+    folder in which finished components are found again after a kill, and in which χ is stored at the end, as chi.zarr,
+    for `patterning report`. `progress`: print what it will take, and how far it is.
 
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
     every component left the neighbourhood of w*.
@@ -133,7 +140,9 @@ def measure(
             response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
     else:
         say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
-        with _pool(out, where, progress) as pool:
+        settings = {**vars(config), "sampler": found.kernel, "components": [one.name for one in parts], "probes": rows,
+                    "phi": phi, "estimator": estimator}  # fmt: skip
+        with _pool(out, where, progress, partial(_parts, task, anchor, functions, settings)) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
@@ -142,7 +151,18 @@ def measure(
     tree["susceptibility"].attrs.update(
         calibration=found.text, verdict=found.verdict, untrained=untrained, memory_estimate=need.total
     )
+    if out is not None:
+        _keep(tree, Path(out))
     return Response(tree, given)
+
+
+def _keep(tree: "xarray.DataTree", out: Path) -> None:
+    """χ as `out`/chi.zarr, for `patterning report`, in place of that of an earlier call; that of a command stays."""
+    place = out / "chi.zarr"
+    with RunFolder(out).lock():
+        if not place.exists() or is_kept(place):
+            remove_tree(place)
+            save_tree(tree, place, kept=True)
 
 
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
@@ -296,12 +316,26 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _parts(
+    task: Task, anchor: Tensor, functions: Mapping[str, OfModule], settings: Mapping[str, object]
+) -> dict[str, str]:
+    """What χ depends on, part by part: to say what changed where nothing of an earlier call serves."""
+    found = parts_of("the model", task.module) | parts_of("the loss", task.loss_fn)
+    for name, function in functions.items():
+        found |= parts_of(f"the observable {name!r}", function.function)
+    found |= {f"the setting {name}": digest_of(value)[0] for name, value in settings.items()}
+    found |= {"the data": task.data_fingerprint, "the checkpoint": digest_of(anchor)[0]}
+    return found | {"this package's code, or torch's version": code_version("response.one_component")}
+
+
 @contextmanager
-def _pool(out: str | Path | None, where: Executor | int, progress: bool) -> Iterator[Workers]:
+def _pool(
+    out: str | Path | None, where: Executor | int, progress: bool, parts: Callable[[], Mapping[str, str]]
+) -> Iterator[Workers]:
     from patterning.core.terminal import make_console, make_progress
 
     shown = make_progress(make_console(stderr=True)) if progress else Progress()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run" if out is None else Path(out)
-        with Workers(RunFolder(place), where, shown) as pool:
+        with Workers(RunFolder(place), where, shown, parts if out else None) as pool:
             yield pool

@@ -1,7 +1,11 @@
 """Structure measures of language models: functions that make a callable, model → number.
 
     pt.measure(task, {"l1h0": pt.measures.prefix_matching("l1h0", blocks)}, ...)     # an observable
-    pt.verify(train, arms, {"l1h0": pt.measures.prefix_matching("l1h0", blocks)}, ...)   # a measure
+    pt.verify(train, arms, {"l1h0 prefix": pt.measures.prefix_matching("l1h0", blocks)}, ...,   # a measure
+              wanted={"my weights": {"l1h0 prefix": +1}})
+
+`wanted` says which way a measure is to go. Weights made from the component loss of a head have the target -1 under the
+head's name, which is no sign for a score of that head: `verify` refuses a measure of that name without `wanted`.
 
 They serve every architecture that components are known of by name (`models.architectures`), and all but those of heads
 serve any model with Hugging Face's interface. All can be differentiated. Nothing is drawn: data is given once, in any
@@ -11,7 +15,7 @@ form that `language_task` takes, and is small enough to be run in one go.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +104,7 @@ def projection(module: str, direction: Tensor, data: object) -> ModelMeasure:
 @dataclass(frozen=True)
 class _Loss:
     batch: dict[str, Tensor]
+    unit: ClassVar[str] = "nats"
 
     def __call__(self, model: nn.Module) -> Tensor:
         batch = on_device(model, self.batch)
@@ -112,6 +117,7 @@ class _Loss:
 class _Gap:
     batch: dict[str, Tensor]
     length: int
+    unit: ClassVar[str] = "nats"
 
     def __call__(self, model: nn.Module) -> Tensor:
         with evaluating(model):
@@ -145,6 +151,7 @@ class _Ablation:
     layer: int
     head: int
     how: str
+    unit: ClassVar[str] = "nats"
 
     def __call__(self, model: nn.Module) -> Tensor:
         layout = known_layout(model, self.layer, self.head)
@@ -169,6 +176,7 @@ class _LogitDifference:
     batch: dict[str, Tensor]
     right: Tensor
     wrong: Tensor
+    unit: ClassVar[str] = "logits"
 
     def __call__(self, model: nn.Module) -> Tensor:
         batch = on_device(model, self.batch)

@@ -4,6 +4,7 @@ A row of χ is a component with an observable; a column is a sample.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from patterning.face.signs import as_docstring
 from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
 from patterning.response.modes import Modes, find_modes
+from patterning.response.sample import COMPONENT_LOSS
 from patterning.response.store import refused_components, save_tree
 
 if TYPE_CHECKING:
@@ -225,9 +227,12 @@ class Response:
         chains = self.by_chain() if self.errors_known else np.stack(halves)  # the same twice: no error can be told
         rows = Rows(self.names, self.chi, chains, (halves[0] - halves[1]) / 2, tuple(self.reliability.values()))
         samples = Samples(self.row, self.position, self.base_weights, np.arange(len(self.row)))
-        return find_direction(
+        direction = find_direction(
             rows, samples, self._data(), self.n_beta, names, held, free=free, min_reliability=min_reliability
         )
+        kinds = dict(zip(self.names, (observable for _, observable in self.rows_of), strict=True))
+        losses = tuple(name for name in direction.wanted if kinds[name] == COMPONENT_LOSS)
+        return replace(direction, component_losses=losses)
 
     def save(self, path: str | Path) -> None:
         """Write a Zarr folder (whole, with checksums) that xarray and ArviZ open, and `load` gives back."""

@@ -18,6 +18,7 @@ from patterning.core.arrays import Floats, as_floats
 from patterning.core.batch import Batch, count_rows, leaves, take_rows
 from patterning.core.errors import PatterningError
 from patterning.core.store import cannot_write, write_whole
+from patterning.intervention.change import what_rows_keep
 from patterning.intervention.weights_file import write_weights
 
 TABLE, CARD = "rho.parquet", "README.md"
@@ -113,6 +114,7 @@ def _card(weights: Any, target: str | None, evidence: Any, arm: str | None, more
         f"ρ from {pull.smallest:.4g} to {pull.largest:.4g}, mean 1",
         f"* Effective sample size: {100 * pull.effective_sample_size:.1f} % of the data that may move; "
         f"{100 * pull.share_at_zero:.1f} % of it has weight 0",
+        *([f"* {kept[0].upper()}{kept[1:]}"] if (kept := what_rows_keep(facts)) else []),
         *(f"* {name}: {value:.4g}" if isinstance(value, float) else f"* {name}: {value}" for name, value in known),
         f"* Fingerprint of the data: {weights.data or 'not known'}",
         f"* Licence: {licence}",
@@ -135,7 +137,7 @@ def _card(weights: Any, target: str | None, evidence: Any, arm: str | None, more
 
 
 def _sign(name: str, value: float) -> str:
-    words = "held where it is" if value == 0 else "more of it" if value > 0 else "less of it"
+    words = "held where it is" if value == 0 else "higher" if value > 0 else "lower"
     return f"* `{name}`: {words} ({value:+g})"
 
 

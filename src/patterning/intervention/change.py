@@ -1,7 +1,9 @@
 """What weights are expected to do to an observable, with an interval where the error is known."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,21 @@ class Change:
     def __str__(self) -> str:
         known = math.isfinite(self.low + self.high)
         return f"{self.value:+.3g} " + (f"[{self.low:+.3g}, {self.high:+.3g}]" if known else "(error unknown)")
+
+
+def what_rows_keep(facts: Mapping[str, Any]) -> str:
+    """What one weight a row leaves of the change that weights by token were expected to bring, in words; else "".
+
+    Tokens of a row pull in different directions, and the mean of their scores is all that a weight of the whole row can
+    follow.
+    """
+    by_token, by_row = facts.get("by_token_per_strength"), facts.get("predicted_per_strength")
+    if not isinstance(by_token, Mapping) or not isinstance(by_row, Mapping):
+        return ""
+    told = []
+    for name, token in by_token.items():
+        row = by_row.get(name, {}).get("value")
+        if isinstance(row, int | float) and token and math.isfinite(row):
+            told.append(f"{100 * row / token:.0f} % of the change of {name} ({row:+.3g} instead of {token:+.3g})")
+    each = "for each unit of strength, by linear response"
+    return f"averaging over the tokens of a row leaves {', '.join(told)}, {each}" if told else ""

@@ -25,6 +25,7 @@ from patterning.core.errors import PatterningError
 from patterning.core.plain import Facts, Plain
 from patterning.core.shapes import Rho, SampleNumbers, shaped
 from patterning.intervention.card import TABLE, push_card, save_card
+from patterning.intervention.change import what_rows_keep
 from patterning.intervention.loading import WeightedRows, attached
 from patterning.intervention.permute import dealt, dealt_order, labels_of_cells
 from patterning.intervention.row_ids import ROW_ID, check_order, with_ids
@@ -91,7 +92,8 @@ class Weights:
         return (
             f"Weights({what}: {shape}, ρ from {pull.smallest:.3g} to {pull.largest:.3g}, effective sample size "
             f"{100 * pull.effective_sample_size:.0f} % of what may move"
-            f"{'' if self.swapped is None else f', labels of {int(self.swapped.sum())} rows exchanged'})"
+            f"{'' if self.swapped is None else f', labels of {int(self.swapped.sum())} rows exchanged'}"
+            f"{'; ' + kept if (kept := what_rows_keep(self.facts)) else ''})"
         )
 
     @classmethod

@@ -58,7 +58,8 @@ class Direction:
     chains it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
     of the rows of χ; what lies under the floor was cut.
     `name`, `what` and `facts`: of a reading of a study, in words and plain values.
-    `opposite`: the direction of the opposite wish, where that is not -s (something else is held).
+    `opposite`: the direction of the opposite wish, where that is not -s (something else is held). `component_losses`:
+    the rows in `wanted` whose observable is the component's own loss, which bear the component's name.
     """
 
     s: Floats
@@ -76,6 +77,7 @@ class Direction:
     what: str = ""
     facts: Facts = field(default_factory=dict)
     opposite: "Direction | None" = None
+    component_losses: tuple[str, ...] = ()
 
     def reversed(self) -> "Direction":
         """The opposite wish: -s, or `opposite`."""
@@ -130,6 +132,7 @@ class Direction:
         facts = {
             "what": "; ".join(_in_words(name, value) for name, value in self.wanted.items()),
             "target": dict(self.wanted),
+            "component_losses": list(self.component_losses),
             "policy": policy,
             "per": per,
             "strength": used,
@@ -141,6 +144,9 @@ class Direction:
         predicted = self.predicted if per == "sample" and free is None else self._along(moving, per)
         facts["effective_sample_size"] = weights.summary().effective_sample_size
         facts["predicted_per_strength"] = {name: vars(change) for name, change in predicted.items()}
+        if per == "row" and len(np.unique(self.samples.row)) < len(self.s):
+            by_token = self.predicted if free is None else self._along(moving, "sample")
+            facts["by_token_per_strength"] = {name: by_token[name].value for name, sign in self.wanted.items() if sign}
         return replace(weights, facts=facts)
 
     def _with_swaps(self, weights: Weights, swapped: Bools) -> Weights:
@@ -314,4 +320,4 @@ def _row_means(s: Floats, q: Floats, row: NDArray[np.int64]) -> Floats:
 
 
 def _in_words(name: str, value: float) -> str:
-    return f"{name} held" if value == 0 else f"{'more' if value > 0 else 'less'} {name}"
+    return f"{name} held" if value == 0 else f"{'higher' if value > 0 else 'lower'} {name} ({value:+g})"

@@ -157,11 +157,16 @@ def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, 
     save_tree(tree, path)
 
 
-def save_tree(tree: "xarray.DataTree", path: Path) -> None:
-    """Write labelled arrays as a Zarr folder, whole and with checksums; raises as `save_response` does."""
+def save_tree(tree: "xarray.DataTree", path: Path, *, kept: bool = False) -> None:
+    """Write labelled arrays as a Zarr folder, whole and with checksums; raises as `save_response` does.
+
+    `kept`: by the package itself (`measure(out=...)`), so that a later call, or the user's own `save`, may replace it.
+    """
     if path.exists():
-        raise PatterningError(f"{path} exists: name another folder")
-    tree["susceptibility"].attrs["checksums"] = SUMS
+        if not is_kept(path):
+            raise PatterningError(f"{path} exists: name another folder")
+        remove_tree(path)
+    tree["susceptibility"].attrs.update({"checksums": SUMS, "kept": int(kept)})
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +178,14 @@ def save_tree(tree: "xarray.DataTree", path: Path) -> None:
         if path.exists():
             raise PatterningError(f"{path} appeared while it was written: name another folder") from None
         raise cannot_write(path, error) from None
+
+
+def is_kept(path: Path) -> bool:
+    """Whether a stored χ is the package's own copy, which may be replaced."""
+    try:
+        return bool(open_response(path)["susceptibility"].attrs.get("kept", 0))
+    except PatterningError:
+        return False
 
 
 def open_response(path: Path) -> "xarray.DataTree":

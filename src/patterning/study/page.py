@@ -11,8 +11,8 @@ from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
 from patterning.study.conduct import provenance_line
 from patterning.study.shares_page import share_sections
-from patterning.verification.evidence import mean_of
 from patterning.verification.page import RULE
+from patterning.verification.wording import mean_of
 
 MANY = 12
 """More groups than these are in a table that is folded."""

@@ -10,8 +10,6 @@ from patterning.verification.effects import Effect
 UNWEIGHTED = "unweighted"
 """The arm with ρ = 1."""
 
-HEAD = ("weights", "measure", "mean", "against unweighted", "against permuted", "finding")
-
 
 @dataclass(frozen=True)
 class Arm:

@@ -47,11 +47,14 @@ def assemble(
 ) -> Evidence:
     """Evidence of `arms`, the unweighted one first, on the measures named in `ranges`.
 
-    An arm gets a verdict for each measure that it was asked to move (or for every one, with `judge_all`), at the level
-    that allows for as many arms as were asked for the same.
+    An arm gets a verdict for each measure that it was asked to move, at the level that allows for as many arms as were
+    asked for the same. With `judge_all` it gets one for every measure, and all have the level that allows for all that
+    was asked: arms × measures that they were asked to move.
     """
     named = {arm.name: arm for arm in arms}
     base = arms[0]
+    asked = [float(np.sign(arm.wanted.get(name, 0.0))) for arm in arms if arm.kind == "arm" for name in ranges]
+    in_all = max(sum(sign != 0 for sign in asked), 1)
     table, verdicts = [], dict[tuple[str, str], Verdict]()
     for arm in arms:
         control = named.get(arm.control or "")
@@ -63,7 +66,8 @@ def assemble(
                 _put(beyond, name, difference(arm.values[name], control.values[name], span))
             sign = float(np.sign(arm.wanted.get(name, 0.0)))
             if arm.kind == "arm" and (sign or judge_all):
-                tried = sum(o.kind == "arm" and np.sign(o.wanted.get(name, 0.0)) == sign for o in arms)
+                same = sum(o.kind == "arm" and np.sign(o.wanted.get(name, 0.0)) == sign for o in arms)
+                tried = in_all if judge_all else same
                 level = level_for(tried)
                 against = difference(arm.values[name], base.values[name], span, level)
                 strict = None if control is None else difference(arm.values[name], control.values[name], span, level)

@@ -1,26 +1,34 @@
 """What retraining showed: the outcomes of every arm by seed, paired effects, and verdicts; as a table and as a page."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Document
 from patterning.core.store import write_json, write_whole
-from patterning.verification.arms import HEAD, Arm
+from patterning.core.terminal import make_console
+from patterning.verification.arms import Arm
 from patterning.verification.effects import Effect
 from patterning.verification.page import evidence_page
 from patterning.verification.proportions import share_interval
-from patterning.verification.rule import ENOUGH_PAIRS, Verdict
+from patterning.verification.rule import Verdict
+from patterning.verification.wording import cautions, cells_of, level_line, print_evidence, verdict_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
 class Evidence:
     """`arms` in the order of the table, the unweighted one first; `verdicts` by (arm, measure).
 
-    `yes_or_no`: which measures are shares of seeds. `notes`: what else a reader should know, a sentence each.
+    `yes_or_no`: which measures are shares of seeds. `notes`: what else a reader should know, a sentence each. `units`:
+    of the measures where one is known.
     """
 
     measures: tuple[str, ...]
@@ -29,14 +37,24 @@ class Evidence:
     arms: tuple[Arm, ...]
     verdicts: Mapping[tuple[str, str], Verdict]
     notes: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def steers(self, arm: str, measure: str | None = None) -> bool:
-        """Whether an arm steers a measure (the first, unless named), by the rule of `verification.rule`."""
+        """Whether an arm steers a measure (the first, unless named), by the rule of `verification.rule`.
+
+        Raises `PatterningError` where nothing was asked of the measure: there is no yes or no to that.
+        """
         name = self._measure(measure)
         if self._arm(arm).kind != "arm":
             verified = ", ".join(own.name for own in self.arms if own.kind == "arm")
             raise PatterningError(f"{arm!r} is compared only, and has no verdict: verified are {verified}")
-        return self.verdicts[arm, name].steers
+        verdict = self.verdicts[arm, name]
+        if not verdict.wanted and verdict.finding != "a look":
+            raise PatterningError(
+                f"nothing was asked of {name!r} by {arm!r}, so that it cannot be steered (found: {verdict.finding}): "
+                f"say what was asked with verify(..., wanted={{{arm!r}: {{{name!r}: +1}}}}), or -1"
+            )
+        return verdict.steers
 
     def effect(self, arm: str, measure: str | None = None) -> Effect:
         """The paired difference of an arm to unweighted, with its 95 % interval."""
@@ -45,14 +63,21 @@ class Evidence:
             raise PatterningError(f"{arm!r} is the arm that others are compared with: it has no effect")
         return own.effects[name]
 
+    def cautions(self) -> list[str]:
+        """What to keep in mind: too few seeds, nothing that was asked for, and notes."""
+        return cautions(self.verdicts, self.seeds, self.notes)
+
+    def findings(self) -> list[str]:
+        """What was found: a sentence for each measure that was asked for, then one for the others of each arm."""
+        return verdict_lines(self.verdicts)
+
+    def level(self) -> str:
+        """How many directions were tried, and the level of the intervals that findings use."""
+        return level_line(self.verdicts)
+
     def sentences(self) -> list[str]:
-        """What was found, one sentence for each arm and measure; first, whether there are enough pairs."""
-        few = len(self.seeds) < ENOUGH_PAIRS
-        lines = (
-            [f"{len(self.seeds)} paired seeds are a look, not evidence: use at least {ENOUGH_PAIRS}."] if few else []
-        )
-        lines += [f"{note}." for note in self.notes]
-        return lines + [f"{arm}, {measure}: {verdict}." for (arm, measure), verdict in self.verdicts.items()]
+        """What to keep in mind, what was found, and at which level."""
+        return [*self.cautions(), *self.findings(), *([self.level()] if self.verdicts else [])]
 
     def rows(self) -> list[Document]:
         """The table as plain numbers, a row for each arm and measure."""
@@ -74,38 +99,30 @@ class Evidence:
         return rows
 
     def show(self) -> None:
-        """Print the table and what was found."""
-        from rich.console import Console
-        from rich.table import Table
+        """Print the table and what was found; on a narrow terminal, one line a number."""
+        self.print_to(make_console())
 
-        console = Console()
-        table = Table(title=f"{len(self.seeds)} paired seeds")
-        for i, head in enumerate(HEAD):
-            table.add_column(head, justify="left" if i < 2 else "right", overflow="fold")
-        for cells in self.cells():
-            table.add_row(*cells)
-        console.print(table)
-        for line in self.sentences():
-            console.print(line, highlight=False)
+    def print_to(self, console: "Console") -> None:
+        """What `show` prints, on a console of rich's."""
+        print_evidence(console, self.cells(), len(self.seeds), self.sentences())
+
+    def __str__(self) -> str:
+        """The table and what was found, as `show` prints them."""
+        text = StringIO()
+        self.print_to(make_console(file=text))
+        return text.getvalue().rstrip()
+
+    __repr__ = __str__
 
     def cells(self) -> list[list[str]]:
-        """The table as text, as `HEAD` names its columns."""
-        return [
-            [
-                row["arm"],
-                row["measure"],
-                mean_of(row, 4),
-                _interval(row["against_unweighted"]),
-                _interval(row["against_permuted"]),
-                row["finding"] or "",
-            ]
-            for row in self.rows()
-        ]
+        """The table as text, as `wording.HEAD` names its columns."""
+        return cells_of(self.rows(), self.units)
 
     def to_json(self, path: str | Path) -> None:
         """Write the numbers."""
         facts = {arm.name: dict(arm.facts) for arm in self.arms}
-        known = {"seeds": list(self.seeds), "notes": list(self.notes), "rows": self.rows(), "weights": facts}
+        known = {"seeds": list(self.seeds), "notes": list(self.notes), "findings": self.sentences(),
+                 "rows": self.rows(), "units": dict(self.units), "weights": facts}  # fmt: skip
         write_json(Path(path), known)
 
     def page(self, path: str | Path, title: str = "What the weights did") -> None:
@@ -122,15 +139,3 @@ class Evidence:
         if name is not None and name not in self.measures:
             raise PatterningError(f"there is no measure {name!r}: there are {', '.join(self.measures)}")
         return self.measures[0] if name is None else name
-
-
-def mean_of(row: Document, digits: int = 3) -> str:
-    """The mean of a row of the table with its error, as text; of a single run, the mean alone."""
-    if "low" in row:
-        return f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
-    error = row["standard_error"]
-    return f"{row['mean']:.{digits}g}" + ("" if error is None else f" ± {error:.2g}")
-
-
-def _interval(effect: Document | None) -> str:
-    return "" if effect is None else f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"

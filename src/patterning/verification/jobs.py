@@ -31,12 +31,14 @@ class Measure:
     """A number read off what `train` returned, with the range that it can take.
 
     `function(result)` returns a float, or a bool for an outcome that happens or not (its share over seeds is shown,
-    with intervals for shares). `low`, `high`: differences outside of what they allow are cut off the intervals.
+    with intervals for shares). `low`, `high`: differences outside of what they allow are cut off the intervals. `unit`:
+    what the number is in, for tables and plots ("nats"); by default the function's own `unit`, where it has one.
     """
 
     function: Callable[[Any], Any]
     low: float = -math.inf
     high: float = math.inf
+    unit: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be called, and a range that holds nothing."""
@@ -45,6 +47,8 @@ class Measure:
         for name, value in (("low", self.low), ("high", self.high)):
             if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(value):
                 raise PatterningError(f"{name} of a measure is {value!r}: it must be a number")
+        if not self.unit and isinstance(own := getattr(self.function, "unit", ""), str):
+            object.__setattr__(self, "unit", own)
         if not self.low < self.high:
             raise PatterningError(f"a measure ranges from {self.low:g} to {self.high:g}: low must be below high")
 

@@ -9,14 +9,21 @@ from markupsafe import Markup
 
 from patterning.core.plain import Plain
 from patterning.core.store import strict_json
+from patterning.intervention.change import what_rows_keep
 from patterning.report.charts import COLOURS, GREY, Difference, Strip, forest, strips
 from patterning.report.page import Row, Section, Table, render_page
-from patterning.verification.arms import HEAD, Arm, order_of
+from patterning.verification.arms import Arm, order_of
+from patterning.verification.wording import HEAD, LEGEND, with_unit
+
+MOST_LINES = 4
+"""Sentences under the title; the table holds the rest."""
+MORE = "More findings are in the table below."
 
 RULE = (
     "An arm steers a measure when, over paired seeds, it differs from the unweighted arm and from its own weights "
     "dealt to other samples (permuted), in the same direction, each interval excluding 0 at the level that allows for "
-    "the number of directions tried."
+    "the number of directions tried, and the way that was asked for. Where nothing was asked, the same two intervals "
+    "say that a measure moved beyond permuted."
 )
 
 
@@ -38,8 +45,21 @@ class Shown(Protocol):
         """The paired seeds."""
         ...
 
-    def sentences(self) -> list[str]:
-        """What was found."""
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Of measures, where one is known."""
+        ...
+
+    def cautions(self) -> list[str]:
+        """What to keep in mind."""
+        ...
+
+    def findings(self) -> list[str]:
+        """What was found, what was asked for first."""
+        ...
+
+    def level(self) -> str:
+        """How many directions were tried, and the level of the intervals that findings use."""
         ...
 
     def cells(self) -> list[list[str]]:
@@ -49,26 +69,29 @@ class Shown(Protocol):
 
 def evidence_page(evidence: Shown, title: str) -> str:
     """One self-contained page."""
-    arms, first, *others = order_of(evidence.arms), *evidence.measures
-    cautions, verdicts = _cautions_and_verdicts(evidence)
+    arms, units = order_of(evidence.arms), evidence.units
+    first, *others = evidence.measures
+    findings = evidence.findings()
+    kept = findings if len(findings) <= MOST_LINES else [*findings[:MOST_LINES], MORE]
     sections = [
         Section(
             "Outcomes by seed",
             "Each dot is one training run; joined to it, small and grey, the run of the same seed without weights. The "
             "bar is the mean.",
-            html=[_strips(arms, name) for name in evidence.measures],
+            html=[_strips(arms, name, units) for name in evidence.measures],
         ),
-        *([Section("Differences of the other measures", html=[_forest(arms, name) for name in others])] if others
-          else []),
-        Section("All numbers", RULE, tables=[Table(HEAD, [Row(cells) for cells in evidence.cells()])]),
+        *([Section("Differences of the other measures", html=[_forest(arms, name, units) for name in others])]
+          if others else []),
+        Section("All numbers", f"{RULE} {evidence.level()} {LEGEND}", tables=[
+            Table(HEAD, [Row(cells, "claim") for cells in evidence.cells()])]),
         Section("How the weights were made", tables=_facts(arms)),
     ]  # fmt: skip
     return render_page(
         title=title,
         subtitle=f"{len(evidence.seeds)} paired seeds: {', '.join(str(seed) for seed in evidence.seeds)}",
-        headline=verdicts,
-        opening=[_first_figure(arms, first)],
-        warnings=cautions,
+        headline=kept,
+        opening=[_first_figure(arms, first, units)],
+        warnings=evidence.cautions(),
         sections=sections,
         provenance=RULE,
         config=yaml.safe_dump({arm.name: strict_json(dict(arm.facts)) for arm in arms}, sort_keys=False,
@@ -76,36 +99,27 @@ def evidence_page(evidence: Shown, title: str) -> str:
     )  # fmt: skip
 
 
-def _cautions_and_verdicts(evidence: Shown) -> tuple[list[str], list[str]]:
-    """What was found, and before it what to keep in mind: too few seeds, and notes."""
-    starts = tuple(f"{arm.name}, {measure}: " for arm in evidence.arms for measure in evidence.measures)
-    cautions, verdicts = list[str](), list[str]()
-    for line in evidence.sentences():
-        (verdicts if line.startswith(starts) else cautions).append(line)
-    return cautions, verdicts
-
-
-def _first_figure(arms: list[Arm], measure: str) -> Markup:
+def _first_figure(arms: list[Arm], measure: str, units: Mapping[str, str]) -> Markup:
     caption = (
-        f"Change of {measure} against the same seeds unweighted, with 95 % intervals over the pairs. An interval that "
-        "leaves out 0 is more than chance between seeds; a permuted control that moves as well says that uneven "
-        "weights alone do it."
+        f"Change of {with_unit(measure, units)} against the same seeds unweighted, with 95 % intervals over the pairs. "
+        "An interval that leaves out 0 is more than chance between seeds; a permuted control that moves as well says "
+        "that uneven weights alone do it."
     )
     return Markup('<figure style="margin:.6rem 0"><figcaption>{}</figcaption>{}</figure>').format(
-        caption, _forest(arms, measure)
+        caption, _forest(arms, measure, units)
     )
 
 
-def _strips(arms: list[Arm], measure: str) -> Markup:
+def _strips(arms: list[Arm], measure: str, units: Mapping[str, str]) -> Markup:
     base = arms[0].values[measure]
     groups = [
         Strip(arm.name, arm.values[measure].tolist(), [] if arm is arms[0] else base.tolist(), _colour(arm, i))
         for i, arm in enumerate(arms)
     ]
-    return strips(groups, measure)
+    return strips(groups, with_unit(measure, units))
 
 
-def _forest(arms: list[Arm], measure: str) -> Markup:
+def _forest(arms: list[Arm], measure: str, units: Mapping[str, str]) -> Markup:
     rows = [
         Difference(
             arm.name, arm.effects[measure].difference, arm.effects[measure].low, arm.effects[measure].high,
@@ -114,7 +128,7 @@ def _forest(arms: list[Arm], measure: str) -> Markup:
         for i, arm in enumerate(arms)
         if measure in arm.effects
     ]  # fmt: skip
-    return forest(rows, f"change of {measure}")
+    return forest(rows, f"change of {with_unit(measure, units)}")
 
 
 def _colour(arm: Arm, i: int) -> str:
@@ -150,9 +164,13 @@ def _change(change: Plain, factor: float) -> str:
     return f"{value:+.3g} [{min(ends):+.3g}, {max(ends):+.3g}]" if known else f"{value:+.3g} (error unknown)"
 
 
+NOT_IN_WORDS = ("target", "predicted_per_strength", "by_token_per_strength", "component_losses")
+"""Facts that other parts of the page show, or that are for `verify`."""
+
+
 def facts_in_words(facts: Mapping[str, Any]) -> str:
     """One sentence of how weights were made; a fact that has no words of its own is named with its value."""
-    left = {key: value for key, value in facts.items() if key not in ("target", "predicted_per_strength")}
+    left = {key: value for key, value in facts.items() if key not in NOT_IN_WORDS}
     parts = [str(left.pop("what", "weights of your own"))]
     if "strength" in left:
         strength, asked, policy = left.pop("strength"), left.pop("asked_strength", None), left.pop("policy", None)
@@ -162,6 +180,8 @@ def facts_in_words(facts: Mapping[str, Any]) -> str:
         parts.append(words + (f" by the policy {policy}" if policy else ""))
     if "per" in left:
         parts.append(f"one weight for each {left.pop('per')}")
+    if kept := what_rows_keep(facts):
+        parts.append(kept)
     if "effective_sample_size" in left:
         parts.append(f"effective sample size {100 * left.pop('effective_sample_size'):.0f} % of what may move")
     if "seed" in left:

@@ -5,10 +5,12 @@ An arm *steers* a measure when, over paired seeds,
 1. it differs from the unweighted arm, and
 2. it differs from its own permuted control (the same weights dealt to other samples), in the same direction,
 
-each interval excluding 0 at the level that allows for the number of directions tried (Bonferroni: 1 - 0.05 / tried).
-Where a direction was asked for ("more", "less"), the change must go that way. Fewer than 6 pairs are a look: the
-verdict says so, and is no evidence. Where all differences over seeds are equal to the last bit, there is no error bar
-and nothing is claimed.
+each interval excluding 0 at the level that allows for the number of directions tried (Bonferroni: 1 - 0.05 / tried),
+and the change goes the way that was asked for. `verify` counts every measure that an arm was asked to move as one
+direction tried; a study, whose claims are stated beforehand, counts the arms that compete for the same one. Where
+nothing was asked, nothing can be obtained: the same two intervals then say "moved beyond permuted". Fewer than 6 pairs
+are a look: the verdict says so, and is no evidence. Where all differences over seeds are equal to the last bit, there
+is no error bar and nothing is claimed.
 """
 
 from dataclasses import dataclass
@@ -20,18 +22,28 @@ ENOUGH_PAIRS = 6
 LEVEL = 0.95
 
 Finding = Literal[
-    "steers", "steers the other way", "moves, as its permuted control does", "no clear change", "a look", "no error bar"
+    "steers",
+    "steers the other way",
+    "moved beyond permuted",
+    "moves, as its permuted control does",
+    "no clear change",
+    "a look",
+    "no error bar",
 ]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is found for one arm and measure, with the two effects it rests on, at the allowed-for level."""
+    """What is found for one arm and measure, with the two effects it rests on, at the allowed-for level.
+
+    `wanted`: the sign of the change that was asked for, 0 where none was.
+    """
 
     finding: Finding
     against_unweighted: Effect
     against_permuted: Effect | None
     tried: int
+    wanted: float = 0.0
 
     @property
     def steers(self) -> bool:
@@ -66,9 +78,9 @@ def judge(
     competed. The effects must have been computed at `level_for(tried)`.
     """
     if against_unweighted.pairs < ENOUGH_PAIRS:
-        return Verdict("a look", against_unweighted, against_permuted, tried)
+        return Verdict("a look", against_unweighted, against_permuted, tried, wanted)
     if any(effect is not None and without_width(effect) for effect in (against_unweighted, against_permuted)):
-        return Verdict("no error bar", against_unweighted, against_permuted, tried)
+        return Verdict("no error bar", against_unweighted, against_permuted, tried, wanted)
     moved = against_unweighted.excludes_zero
     beyond = (
         against_permuted is not None
@@ -79,9 +91,11 @@ def judge(
         finding: Finding = "no clear change"
     elif not beyond:
         finding = "moves, as its permuted control does"
+    elif wanted == 0:
+        finding = "moved beyond permuted"
     else:
-        finding = "steers" if wanted * against_unweighted.difference >= 0 else "steers the other way"
-    return Verdict(finding, against_unweighted, against_permuted, tried)
+        finding = "steers" if wanted * against_unweighted.difference > 0 else "steers the other way"
+    return Verdict(finding, against_unweighted, against_permuted, tried, wanted)
 
 
 def without_width(effect: Effect) -> bool:

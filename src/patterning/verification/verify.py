@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from patterning.core.code import code_version
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
-from patterning.core.identity import digest
+from patterning.core.identity import digest, digest_of
+from patterning.core.recall import parts_of
 from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.workers import Progress, Workers
 from patterning.intervention.data_weights import Weights
@@ -25,7 +28,11 @@ from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
 from patterning.verification.jobs import Measure, Train, TrainJob, run_job
 from patterning.verification.recheck import CHANGED, NOT_REPEATED, note_on_repeat
+from patterning.verification.stored import store_claim
 from patterning.verification.suspicion import STATE, refuse_equal_outcomes, refuse_equal_states
+
+COMPONENT_NAME = re.compile(r"l\d+ ?(h\d+|mlp|attention)")
+"""Names of heads and layers, as `list_components` gives them."""
 
 
 def verify(
@@ -47,11 +54,12 @@ def verify(
 
     Every arm is trained with every seed; the same seeds unweighted; and, with "permuted" among the `controls`, under
     its own weights dealt to other samples, dealt anew for each seed. `extra`: further arms that are only compared (a
-    plain heuristic, say). `wanted`: arm → measure → sign of the change that was asked for; where it is missing, the
-    weights' own target is taken for measures of the same name. `out`: a folder in which finished runs are found again
-    after a kill; without one, nothing is kept. `workers`: processes of one thread each;
-    `executor`: other machines instead, such as `pt.Ray("head:6379")`.
-
+    plain heuristic, say). `wanted`: arm → measure → sign of the change that was asked for (0: nothing was); where it is
+    missing, the weights' own target is taken for measures of the same name. A target that is a component's own loss
+    says nothing of the sign of a measure of that name: `wanted` must then say it. `out`: a folder in which finished
+    runs are found again after a kill, and in which `results.json` is written at the end, for `patterning report`;
+    without one, nothing is kept. `workers`: processes of one thread each; `executor`: other machines instead, such as
+    `pt.Ray("head:6379")`.
     A run is found again by the code of `train` and of the measures, the values that these read, the weights and the
     seed. Files and environment variables that they read are no part of that: where one has changed, use another folder.
     `recheck`: after the first three runs, the unweighted run of the first seed is made once more, and must end the same
@@ -69,7 +77,8 @@ def verify(
     parsed = _checked_measures(measures)
     _check(train, arms, extra or {}, parsed, wanted or {})
     plan = _plan(arms, controls, extra or {}, seeds)
-    code = digest(train, parsed)
+    signs = _signs(arms, parsed, wanted or {})
+    code = digest(train, {name: (m.function, m.low, m.high) for name, m in parsed.items()})
     units = {
         name: [
             Unit(
@@ -81,14 +90,35 @@ def verify(
         ]
         for name, planned in plan.items()
     }
-    with _folder(out) as folder, Workers(RunFolder(folder), where, progress) as pool:
+    every = [unit for own in units.values() for unit in own]
+    parts = partial(_parts, train, parsed, plan, seeds)
+    with _folder(out) as folder, Workers(RunFolder(folder), where, progress, parts if out else None) as pool:
+        pool.recall(every)
         _first_look(pool, units, next(iter(arms)), seeds)
         notes = _once_more(pool, units[UNWEIGHTED][0], parsed, recheck=recheck)
-        results = iter(pool.compute([unit for own in units.values() for unit in own], "retraining every arm"))
-    outcomes = {name: [next(results) for _ in seeds] for name in plan}
-    refuse_equal_states(outcomes, seeds, UNWEIGHTED)
-    evidence = _evidence(parsed, seeds, outcomes, _signs(arms, parsed, wanted or {}), plan)
-    return replace(evidence, notes=(*notes, *evidence.notes))
+        results = iter(pool.compute(every, "retraining every arm"))
+        outcomes = {name: [next(results) for _ in seeds] for name in plan}
+        refuse_equal_states(outcomes, seeds, UNWEIGHTED)
+        evidence = _evidence(parsed, seeds, outcomes, signs, plan)
+        evidence = replace(evidence, notes=(*notes, *evidence.notes))
+        if out is not None:
+            store_claim(evidence, folder)
+    return evidence
+
+
+def _parts(
+    train: Train, measures: Mapping[str, Measure], plan: "Mapping[str, _Planned]", seeds: Sequence[int]
+) -> dict[str, str]:
+    """What the runs depend on, part by part: to say what changed where none of an earlier call serves."""
+    found = parts_of("train", train)
+    for name, measure in measures.items():
+        found |= parts_of(f"the measure {name!r}", measure.function)
+        found[f"the range of the measure {name!r}"] = digest_of(measure.low, measure.high)[0]
+    for name, planned in plan.items():
+        first = planned.weights[0]
+        found[f"the weights of the arm {name!r}"] = digest_of(first.rho, first.ids, first.base_weights)[0]
+    found["the seeds"] = digest_of(list(seeds))[0]
+    return found | {"this package's code, or torch's version": code_version(run_job.__module__)}
 
 
 def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int]) -> None:
@@ -233,9 +263,31 @@ def _signs(
     for name, weights in arms.items():
         asked = weights.facts.get("target")
         numbers = asked.items() if isinstance(asked, Mapping) else ()
-        target = {key: value for key, value in numbers if isinstance(value, int | float)} | dict(wanted.get(name, {}))
+        own = {key: value for key, value in numbers if isinstance(value, int | float)}
+        _refuse_signs_of_components(name, weights, {key: own[key] for key in own if own[key] and key in measures},
+                                    wanted.get(name, {}))  # fmt: skip
+        target = own | dict(wanted.get(name, {}))
         signs[name] = {measure: float(np.sign(target.get(measure, 0.0))) for measure in measures}
     return signs
+
+
+def _refuse_signs_of_components(
+    arm: str, weights: Weights, target: Mapping[str, float], wanted: Mapping[str, float]
+) -> None:
+    """Raise `PatterningError` where a measure bears the name of a target that is a component's own loss.
+
+    Less of that loss is a component that the data holds tighter: whether the measure should rise or fall, it does not
+    say. Weights of an earlier version do not know; there the form of the name (l1h0, l0 mlp) tells.
+    """
+    stated = weights.facts.get("component_losses")
+    for name, sign in target.items():
+        is_loss = name in stated if isinstance(stated, list | tuple) else bool(COMPONENT_NAME.fullmatch(name))
+        if is_loss and name not in wanted:
+            raise PatterningError(
+                f"the measure {name!r} bears the name of a component whose own loss the weights of arm {arm!r} were "
+                f"asked to {'lower' if sign < 0 else 'raise'} ({sign:+g}): that is no sign for the measure; say which "
+                f"way it is to go, wanted={{{arm!r}: {{{name!r}: +1}}}} to rise, -1 to fall, 0 where nothing is asked"
+            )
 
 
 def _evidence(
@@ -260,7 +312,9 @@ def _evidence(
         )
         for name, planned in plan.items()
     ]  # fmt: skip
-    return replace(assemble(arms, ranges, seeds, judge_all=True), notes=notes)
+    units = {name: m.unit or ("share of runs" if yes_or_no[name] else "") for name, m in measures.items()}
+    found = assemble(arms, ranges, seeds, judge_all=True)
+    return replace(found, notes=notes, units={name: unit for name, unit in units.items() if unit})
 
 
 def _is_bool(name: str, outcomes: Mapping[str, Sequence[Arrays]]) -> bool:
