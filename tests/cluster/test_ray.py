@@ -40,13 +40,13 @@ def train(seed: int, data: Data, scratch: Path, marks: str = "", seconds: float 
     del scratch
     if marks:
         (Path(marks) / f"{seed}-{os.getpid()}").touch()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    begun = time.monotonic()
+    while (gone := time.monotonic() - begun) < seconds:
+        report_progress(0.5 + 0.5 * gone / seconds)
         time.sleep(0.05)
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(256, 64, generator=generator)
-    for step in range(20):
-        report_progress(step / 20)
+    for _ in range(20):
         w = w - 1e-3 * data.tensor.T @ torch.tanh(data.tensor @ w)
     return {"w": w.numpy(), "norm": np.array(float(w.norm()))}
 
