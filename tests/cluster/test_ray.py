@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,23 +169,19 @@ def test_a_job_that_kills_its_process_is_given_up(cluster, tmp_path: Path) -> No
 
 
 def test_a_machine_removed_in_a_job(cluster, local: dict[str, bytes], tmp_path: Path) -> None:
-    """The third machine alone has room for these jobs, until another one comes."""
+    """Two more machines have room for a job each; one of them is removed while both are at work."""
     marks, progress = tmp_path / "marks", Heard()
     marks.mkdir()
-    third = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
-
-    def swap() -> None:
-        while not list(marks.iterdir()):
+    more = [cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20) for _ in range(2)]
+    with ThreadPoolExecutor(1) as thread:  # Ray starts and removes machines in the main thread alone
+        options: dict[str, Any] = {"cpus": 2, "retries": 0, "wait": 60}
+        work = thread.submit(compute, tmp_path / "run", units_of(2, marks=str(marks), seconds=3.0), progress, **options)
+        while len(list(marks.iterdir())) < 2:
+            assert not work.done(), work.result()
             time.sleep(0.05)
-        cluster.remove_node(third, allow_graceful=False)
-        swapped.append(cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20))
-
-    swapped: list[Any] = []
-    thread = threading.Thread(target=swap, daemon=True)
-    thread.start()
-    compute(tmp_path / "run", units_of(2, marks=str(marks), seconds=1.5), progress, cpus=2, wait=120)
-    thread.join()
-    cluster.remove_node(swapped[0])
+        cluster.remove_node(more[0], allow_graceful=False)
+        work.result()
+    cluster.remove_node(more[1])
     assert files_of(tmp_path / "run") == {name: local[name] for name in files_of(tmp_path / "run")}
     assert len(files_of(tmp_path / "run")) == 2
     assert sum(tries_of(marks).values()) == 3
@@ -262,7 +259,7 @@ def test_measure_and_verify_give_the_same_numbers(cluster) -> None:
     rho = here.invert({"full": -1}).weights(0.3, force=True)
 
     def fit(weights: pt.Weights, seed: int) -> nn.Module:
-        return pt.fit(task, weights, seed, steps=10, learning_rate=1e-2)
+        return pt.fit(task, weights, seed, steps=10, learning_rate=1e-2, batch_size=20)
 
     measures = {"loss": lambda model: loss(model, (x, y)).mean()}
     proofs = [pt.verify(fit, {"arm": rho}, measures, range(3), executor=where) for where in (None, pt.Ray())]
@@ -281,7 +278,7 @@ measures = {"out": float}
 def test_the_command_line(cluster, in_process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(TASK)
-    pt.Weights(np.array([0.5, 1.5, 1.0, 1.0]), np.full(4, 0.25)).to_parquet("rho.parquet")
+    pt.Weights.of_rows([0.5, 1.5, 1.0, 1.0]).to_parquet("rho.parquet")
     line = [
         "verify",
         "mine.py:train",
