@@ -196,7 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.only in (None, "simulation"):
-        for mean, spread in ((60.0, 0.5), (60.0, 1.0), (1.0, 0.5)):
+        for mean, spread in ((60.0, 0.5), (60.0, 1.0), (1.0, 1.0)):
             simulation(1000, 16, 4, options.repeats, mean, spread)
     if options.only in (None, "overhead"):
         overhead(options.jobs, options.repeats, default_workers())
