@@ -328,7 +328,8 @@ def test_fifty_kills_lose_nothing(cluster, local: dict[str, bytes], tmp_path: Pa
             except ProcessLookupError:
                 continue
         kills += 1
-        print(f"{kills} killed, {len(list(run.glob('units/*.safetensors')))} of 12 finished", flush=True)
+        finished = len(list(run.glob("units/*.safetensors")))
+        print(f"{kills} killed, {finished} of 12 finished", flush=True)
     process.wait()
     compute(run, units_of(12))
     assert files_of(run) == local
