@@ -270,7 +270,8 @@ TASK = """
 import torch
 def train(weights, seed):
     torch.manual_seed(seed)
-    return torch.nn.Linear(3, 2).weight.sum().item() + float(weights.rho.mean()) + 1e-3 * float((weights.rho ** 2).sum())
+    start = torch.nn.Linear(3, 2).weight.sum().item()
+    return start + float(weights.rho.mean()) + 1e-3 * float((weights.rho ** 2).sum())
 measures = {"out": float}
 """
 
