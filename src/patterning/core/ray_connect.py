@@ -39,12 +39,13 @@ def connect(ray: Any, address: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     with _as_before():
         try:
-            if address is not None:
+            if address not in (None, "local"):
                 ray.init(address=address, **quiet)
                 return
-            with suppress(ConnectionError):
-                ray.init(address="auto", **quiet)
-                return
+            if address is None:
+                with suppress(ConnectionError):
+                    ray.init(address="auto", **quiet)
+                    return
             from patterning.core.threads import default_workers
 
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
