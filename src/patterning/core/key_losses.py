@@ -1,31 +1,28 @@
 """What a task's loss gives, however it is written: the part of its fingerprint that no code has to be read for."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from patterning.core.answers import Triable
 from patterning.core.batch import count_rows, take_rows
-from patterning.core.devices import moved
+from patterning.core.devices import device_of, moved
 from patterning.core.modules import copy_module, displaced, spread
-
-if TYPE_CHECKING:
-    from patterning.core.task import Task
 
 KEY_ROWS = 16
 """Rows whose losses are part of a task's fingerprint."""
 
 
-def key_losses(task: "Task") -> NDArray[np.float32]:
+def key_losses(task: Triable) -> NDArray[np.float32]:
     """Losses (2, …) of some rows at w* and at other parameters, computed on the CPU.
 
     So a task has the same fingerprint on every device. A loss that cannot be computed there, as it holds tensors of its
     own elsewhere, is computed where it is.
     """
-    if task.device.type == "cpu":
+    if device_of(task.module).type == "cpu":
         return _losses(task, task.module)
     try:
         return _losses(task, copy_module(task.module, convert=False).cpu())
@@ -33,8 +30,8 @@ def key_losses(task: "Task") -> NDArray[np.float32]:
         return _losses(task, task.module)
 
 
-def _losses(task: "Task", module: nn.Module) -> NDArray[np.float32]:
-    device = next(module.parameters()).device
+def _losses(task: Triable, module: nn.Module) -> NDArray[np.float32]:
+    device = device_of(module)
     own: Mapping[str, Tensor] = task.named(task.own_row().to(device)[None])
     rows = spread(count_rows(task.data), KEY_ROWS)
     threads = torch.get_num_threads()
