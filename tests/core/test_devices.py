@@ -26,7 +26,7 @@ def test_what_cannot_be_computed_on_is_refused(name, why: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_before_anything() -> None:
     task = Task(nn.Linear(2, 1), lambda module, x: module(x).square(), torch.randn(8, 2))
-    with pytest.raises(PatterningError, match="'cuda' cannot be used: PyTorch .* Use cpu"):
+    with pytest.raises(PatterningError, match=r"'cuda' cannot be used: PyTorch .* Use cpu"):
         task.to("cuda")
 
 

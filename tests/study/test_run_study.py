@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from patterning.core.errors import PatterningError
