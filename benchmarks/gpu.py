@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
+import patterning as pt
 from patterning.core import philox
 from patterning.core.rng import Stream
 from patterning.core.task import Task
@@ -231,9 +232,7 @@ def agreement(bench: Bench) -> Results:
     found["losses agree to 1e-5"] = found["losses, largest relative difference"] <= 1e-5
     part, probes = bench.sizes.tiny_parts[0], range(bench.sizes.tiny_probes)
     for estimator in ("pathwise", "covariance"):
-        config = bench.sizes.tiny_chains
-        if estimator == "covariance":
-            config = replace(config, chains=4, antithetic=False)
+        config = replace(bench.sizes.tiny_chains, chains=8, antithetic=estimator == "pathwise")
 
         def chi(task: Task, config: ChainConfig = config, estimator: Any = estimator) -> Any:
             response = component_response(
@@ -247,14 +246,24 @@ def agreement(bench: Bench) -> Results:
             same = chi(here)
         finally:
             chain_module.NUMPY_KINDS = ("cpu",)
-        z = (own.chi - other.chi) / np.hypot(own.standard_error, other.standard_error)
+        difference, error = own.chi - other.chi, np.hypot(own.standard_error, other.standard_error)
+        joint = np.hypot(own.half_width(0.95), other.half_width(0.95))
         found[f"χ, {estimator}"] = {
-            "share of entries that differ from the CPU's by at most 2 standard errors": float((np.abs(z) <= 2).mean()),
-            "root mean square of the difference in standard errors": float(np.sqrt((z**2).mean())),
+            "share of entries within the joint 95 % intervals of both": float((np.abs(difference) <= joint).mean()),
+            "root mean square of the difference in its standard errors": float(
+                np.sqrt(((difference / error) ** 2).mean())
+            ),
             "same random numbers: largest difference in standard errors": float(
                 np.abs((own.chi - same.chi) / same.standard_error).max()
             ),
         }
+    looks = [
+        pt.measure(here, components=[part], sampler=KERNEL, probes=probes, estimator="first-order", progress=False,
+                   device=place).chi for place in (bench.device, "cpu")
+    ]  # fmt: skip
+    found["χ, first-order, largest difference as a share of the largest χ"] = float(
+        np.abs(looks[0] - looks[1]).max() / np.abs(looks[1]).max()
+    )
     return found | {"precision": precisions(bench, here, there)}
 
 

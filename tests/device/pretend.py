@@ -78,7 +78,7 @@ def wrap(raw: torch.Tensor) -> Pretended:
     if raw._is_zerotensor():  # zeros that take no memory
         raw = torch.zeros(raw.shape, dtype=raw.dtype)
     made: Any = torch.Tensor._make_wrapper_subclass(
-        Pretended, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=f"{NAME}:0"
+        Pretended, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=torch.device(NAME, 0)
     )
     made.raw = raw
     return made

@@ -30,8 +30,8 @@ def test_every_section_runs_at_toy_size(tmp_path: Path) -> None:
     assert agreement["losses agree to 1e-5"]
     for name in ("χ, pathwise", "χ, covariance"):
         # on the CPU both sides are the same chains; with Philox in place of numpy they are others of the same law
-        assert agreement[name]["root mean square of the difference in standard errors"] == 0
-        assert 0.1 < agreement[name]["same random numbers: largest difference in standard errors"] < 50
+        assert agreement[name]["root mean square of the difference in its standard errors"] == 0
+        assert agreement[name]["same random numbers: largest difference in standard errors"] > 0.1
     precision = agreement["precision"]
     assert precision["float32"]["largest"] < 0.1 < precision["bfloat16"]["largest"]
     assert 0 < results["training"]["float32"]["MFU"] < 1

@@ -39,10 +39,11 @@ def test_a_task_that_was_moved_keeps_its_key(answers: Answers) -> None:
 
 
 def test_chains_wait_for_the_host_once_a_window(answers: Answers) -> None:
-    for waits in answer(answers, "waits_of_chains").values():
-        one_look, other, two_looks, three_looks = waits
+    for one_look, other, *longer in answer(answers, "waits_of_chains").values():
         assert one_look == other
-        assert two_looks - one_look == three_looks - two_looks > 0
+        if longer:
+            two_looks, three_looks = longer
+            assert two_looks - one_look == three_looks - two_looks > 0
 
 
 def test_draws_wait_for_nothing(answers: Answers) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from patterning.core.errors import PatterningError
@@ -237,3 +238,12 @@ def test_solutions_are_found_along_the_way_and_the_best_of_each_run() -> None:
     assert [(one.seed, one.step) for one in found] == [(2, 20), (0, 20)]  # of equals the later checkpoint
     with pytest.raises(PatterningError, match=r"no checkpoint .* solution of the kind 'all'.*1\.000"):
         bench.solutions("all", Kind("agree", 1.1))
+
+
+def test_a_device_that_is_not_there_or_not_used_is_refused_before_anything_is_written(tmp_path, monkeypatch) -> None:
+    with pytest.raises(PatterningError, match="no device of PyTorch's"):
+        study_of(tmp_path / "run", device="gpu")
+    monkeypatch.setattr("patterning.study.run.find_device", torch.device)  # as if there were one
+    with pytest.raises(PatterningError, match="line computes on the CPU alone, and device is cuda"):
+        study_of(tmp_path / "run", device="cuda")
+    assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ def key_losses(task: Triable) -> NDArray[np.float32]:
 
 
 def _losses(task: Triable, module: nn.Module) -> NDArray[np.float32]:
-    device = next(module.parameters()).device
+    device = device_of(module)
     own: Mapping[str, Tensor] = task.named(task.own_row().to(device)[None])
     rows = spread(count_rows(task.data), KEY_ROWS)
     threads = torch.get_num_threads()

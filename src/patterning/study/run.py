@@ -70,6 +70,7 @@ def run_study(
     `workers`: processes of this machine; `executor`: where else jobs are computed, `pt.Ray(…)` say.
     Raises `PatterningError` when the folder holds another configuration, or when no reading gives a direction.
     """
+    check_device(config, build(config).subject)  # before anything is written
     run, _ = conduct(
         config, folder, read, lambda own, place, where, told: stages(own, build(own), place, where, told),
         chosen(executor, workers), progress,
@@ -86,8 +87,6 @@ def stages(
     """Every stage, and what comes of it as plain values."""
     study = placed(study, run.path)
     subject, seeds = study.subject, config.seed_ranges
-    if str(find_device(config.device)) != "cpu" and subject.device != config.device:
-        raise PatterningError(f"{subject.name} computes on the CPU alone, and device is {config.device}: leave it out")
     if unknown := [name for name in config.directions if name not in study.readings]:
         raise PatterningError(f"unknown directions {', '.join(unknown)}: there are {', '.join(study.readings)}")
     with Workers(run, where, progress) as pool:
@@ -118,6 +117,12 @@ def stages(
         **more,
     }
     return results | {"findings": share_findings(results) if subject.outcomes[0].yes_or_no else evidence.sentences()}
+
+
+def check_device(config: StudySettings, subject: Subject) -> None:
+    """Raise `PatterningError` where the configuration's device cannot be used, or not by this subject."""
+    if find_device(config.device).type != "cpu" and subject.device != config.device:
+        raise PatterningError(f"{subject.name} computes on the CPU alone, and device is {config.device}: leave it out")
 
 
 def placed(study: Study, folder: Path) -> Study:
