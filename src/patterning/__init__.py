@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from patterning.face.language_task import classifier_task, language_task
     from patterning.face.measure import measure
     from patterning.face.response import Response, load
+    from patterning.face.stored import invert_store
     from patterning.intervention.data_weights import Weights
     from patterning.intervention.direction import Direction
     from patterning.models.components import Component
@@ -39,6 +40,7 @@ _PLACES = {
     "measures": ("face.measures", ""),
     "Response": ("face.response", "Response"),
     "load": ("face.response", "load"),
+    "invert_store": ("face.stored", "invert_store"),
     "Weights": ("intervention.data_weights", "Weights"),
     "Direction": ("intervention.direction", "Direction"),
     "Component": ("models.components", "Component"),
@@ -56,8 +58,8 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Response", "Task", "Weights", "classifier_task", "components", "fit", "language_task", "load", "measure",
-    "measures", "preference_task", "verify",
+    "Response", "Task", "Weights", "classifier_task", "components", "fit", "invert_store", "language_task", "load",
+    "measure", "measures", "preference_task", "verify",
 ]  # fmt: skip
 
 

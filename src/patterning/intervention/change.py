@@ -3,6 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import stdtrit
+
+from patterning.core.arrays import Floats
+
 
 @dataclass(frozen=True)
 class Change:
@@ -19,3 +24,14 @@ class Change:
     def __str__(self) -> str:
         known = math.isfinite(self.low + self.high)
         return f"{self.value:+.3g} " + (f"[{self.low:+.3g}, {self.high:+.3g}]" if known else "(error unknown)")
+
+
+def changes_of_chains(table: Floats) -> list[Change]:
+    """Means over chains, with 95 % intervals by Student's t, of `table` (chains, k).
+
+    A first look has no chains: its halves are the same, and the error is not known.
+    """
+    mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
+    error = np.where((table == table[0]).all(0) & (mean != 0), np.nan, error)
+    width = float(stdtrit(max(len(table) - 1, 1), 0.975)) * error
+    return [Change(float(m), float(m - w), float(m + w)) for m, w in zip(mean, width, strict=True)]
