@@ -79,7 +79,18 @@ class Workers:
             for unit in units:
                 _ = unit.key
         results = {unit.key: arrays for unit in units if (arrays := self.run.load(unit)) is not None}
-        pending = list({unit.key: unit for unit in units if unit.key not in results}.values())
+        self._compute_pending(units, set(results), stage)
+        return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
+
+    def complete(self, units: Sequence[Work], stage: str) -> None:
+        """As `compute`, of results that are too many to be held: each is on the disk afterwards (`self.run.load`)."""
+        self._take_folder()
+        with one_thread():
+            done = {unit.key for unit in units if self.run.load(unit) is not None}
+        self._compute_pending(units, done, stage)
+
+    def _compute_pending(self, units: Sequence[Work], done: set[str], stage: str) -> None:
+        pending = list({unit.key: unit for unit in units if unit.key not in done}.values())
         self.progress.start(stage, len(units), len(units) - len(pending))
         try:
             left = pending if self.count == 1 else self._compute_there(pending)
@@ -90,7 +101,6 @@ class Workers:
             raise
         finally:
             self.progress.finish()
-        return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
 
     def _end_processes(self) -> None:
         crew, self._crew = self._crew, []

@@ -5,10 +5,10 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
-from patterning.response.first_look import first_look
+from patterning.response.first_look import first_look, sharded_look
 from patterning.response.memory import Need, Plan, check_memory, size
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
@@ -66,6 +66,7 @@ def measure(
     seed: int = 0,
     workers: int = 1,
     out: str | Path | None = None,
+    shards: int | None = None,
     progress: bool = True,
 ) -> Response:
     """χ of every (component, observable) for every probed sample, with errors.
@@ -87,6 +88,10 @@ def measure(
     "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
 
     `workers`: processes of one thread each. `out`: a folder in which finished components are found again after a kill.
+    `shards`: sampling and reading are two jobs. Chains leave their draws in `out`, and probed rows are read from them
+    in so many parts, by any worker, with memory that depends neither on the probes nor on the draws. With the same
+    `out`, other observables or probes are read from the draws that are there, and cost no sampling. For the estimators
+    covariance and first-order; χ of `observables` has the same bits as without shards.
     `progress`: print what it will take, and how far it is.
 
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
@@ -98,6 +103,7 @@ def measure(
     rows = row_numbers("probes", probes, len(task.base_weights))
     estimator = _estimator(estimator, sampler)
     _check_stopping(reliability, budget, workers)
+    _check_shards(shards, estimator)
     if functions and phi is not None:
         raise PatterningError("phi says whose loss the component loss is: it does nothing beside observables")
     if phi is None:
@@ -109,21 +115,23 @@ def measure(
         chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
     )
     parts = [find_component(task.module, what) for what in names]
-    need = check_memory(task, parts, Plan(estimator, config, len(rows), len(functions), workers))
+    at_once = math.ceil(len(rows) / (shards or 1))
+    need = check_memory(task, parts, Plan(estimator, config, at_once, len(functions), workers))
     try_observables(functions, anchor, task.data)
     say = Say(progress)
     untrained = _untrained(task, anchor)
     say(untrained)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     if estimator == "first-order":
-        with one_thread():
-            response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
+        with one_thread(), nullcontext() if shards is None else _pool(out, workers, progress) as pool:
+            response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows, shards, pool)
     else:
         say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
         with _pool(out, workers, progress) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
+                shards=shards,
             )  # fmt: skip
     tree = to_tree(response)
     tree["susceptibility"].attrs.update(calibration=found.text, verdict=found.verdict, untrained=untrained)
@@ -193,6 +201,17 @@ def _check_stopping(reliability: float | None, budget: int, workers: int) -> Non
         raise PatterningError(f"reliability is {reliability}: it must be between 0 and 1, or None for the whole budget")
 
 
+def _check_shards(shards: int | None, estimator: str) -> None:
+    if shards is None:
+        return
+    check_whole("shards", shards, 1)
+    if estimator not in ("covariance", "first-order"):
+        raise PatterningError(
+            f"shards are read from stored draws, and estimator {estimator!r} goes back through every step of a chain: "
+            "give estimator='covariance' or 'first-order'"
+        )
+
+
 def _sampler(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
     seed: int, say: "Say",
@@ -211,7 +230,8 @@ def _sampler(
 
 def _first_looks(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
-    functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor,
+    functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor, shards: int | None,
+    pool: Workers | None,
 ) -> ComponentResponse:  # fmt: skip
     found: dict[str, SampledResponse] = {}
     refused: dict[str, str] = {}
@@ -220,10 +240,14 @@ def _first_looks(
         free = Restricted(task, anchor, component)
         try_gradient(free)
         try:
-            found[component.name] = first_look(
-                free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions,
-                phi=phi, component_loss=not functions,
-            )  # fmt: skip
+            settings: dict[str, Any] = {
+                "localization": kernel.localization, "n_beta": kernel.n_beta, "observables": functions, "phi": phi,
+                "component_loss": not functions,
+            }  # fmt: skip
+            if shards is None or pool is None:
+                found[component.name] = first_look(free, Probe(free, rows), **settings)
+            else:
+                found[component.name] = sharded_look(free, rows, shards, pool, **settings)
         except PatterningError as error:
             refused[component.name] = str(error)
         del free

@@ -163,33 +163,52 @@ def sample_draws(
     if not np.isfinite(at_anchor).all():
         raise PatterningError(f"the loss of sample {int(np.argmin(np.isfinite(at_anchor)))} is NaN or infinite at w*")
 
-    moments = Moments.empty(chains.chains, batches, at_anchor, phi_anchor)
-    phi_trace = np.empty((chains.draws, chains.chains, len(observables)))
-    some = np.unique(np.linspace(0, n - 1, min(watched, n)).astype(int))
-    loss_trace = np.empty((chains.draws, chains.chains, len(some)))
-    undefined: dict[int, str] = {}
-
-    def on_draw(draw: int, flat: Tensor) -> None:
-        phi, losses = read(flat)
-        for c in np.flatnonzero(~(np.isfinite(phi).all(1) & np.isfinite(losses).all(1))).tolist():
-            undefined.setdefault(
-                c, f"chain {first_chain + c}: an observable or a sample's loss is NaN or infinite at draw {draw}"
-            )
-            phi[c], losses[c] = phi_anchor, at_anchor  # keeps the sums defined; the chain is left out below
-        phi_trace[draw], loss_trace[draw] = phi, losses[:, some]
-        moments.add(draw * batches // chains.draws, phi, losses)
-
-    trace = run_chains(task, origin, kernel, chains, on_draw, loss_band=loss_band, first_chain=first_chain)
-    excluded = dict(sorted((undefined | trace.diverged).items()))
+    some = watched_samples(n, watched)
+    tally = Tally(chains, batches, at_anchor, phi_anchor, some, first_chain)
+    trace = run_chains(
+        task, origin, kernel, chains, lambda draw, flat: tally.add(draw, *read(flat)), loss_band=loss_band,
+        first_chain=first_chain,
+    )  # fmt: skip
+    excluded = dict(sorted((tally.undefined | trace.diverged).items()))
     kept = [c for c in range(chains.chains) if c not in excluded]
     return Draws(
-        moments=moments.select(kept),
-        phi_trace=phi_trace[:, kept],
-        loss_trace=loss_trace[:, kept],
+        moments=tally.moments.select(kept),
+        phi_trace=tally.phi_trace[:, kept],
+        loss_trace=tally.loss_trace[:, kept],
         watched=some,
         step_losses=trace.losses[:, kept].cpu().numpy(),
         excluded={first_chain + c: why for c, why in excluded.items()},
     )
+
+
+def watched_samples(count: int, most: int = 8) -> NDArray[np.int64]:
+    """Which of `count` samples are diagnosed: at most so many, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
+class Tally:
+    """What is kept of draws as they go by: sums, traces of φ and of the samples `watched`, and undefined chains."""
+
+    def __init__(
+        self, chains: ChainConfig, batches: int, at_anchor: Floats, phi_anchor: Floats, watched: NDArray[np.int64],
+        first_chain: int,
+    ) -> None:  # fmt: skip
+        self.chains, self.batches, self.watched, self.first_chain = chains, batches, watched, first_chain
+        self.moments = Moments.empty(chains.chains, batches, at_anchor, phi_anchor)
+        self.phi_trace = np.empty((chains.draws, chains.chains, len(phi_anchor)))
+        self.loss_trace = np.empty((chains.draws, chains.chains, len(watched)))
+        self.undefined: dict[int, str] = {}
+
+    def add(self, draw: int, phi: Floats, losses: Floats) -> None:
+        """One draw of every chain: `phi` (c, k), `losses` (c, n)."""
+        for c in np.flatnonzero(~(np.isfinite(phi).all(1) & np.isfinite(losses).all(1))).tolist():
+            self.undefined.setdefault(
+                c, f"chain {self.first_chain + c}: an observable or a sample's loss is NaN or infinite at draw {draw}"
+            )
+            # keeps the sums defined; the chain is left out in the end
+            phi[c], losses[c] = self.moments.phi_anchor, self.moments.at_anchor
+        self.phi_trace[draw], self.loss_trace[draw] = phi, losses[:, self.watched]
+        self.moments.add(draw * self.batches // self.chains.draws, phi, losses)
 
 
 def sample_response(
