@@ -213,7 +213,7 @@ def constrained_weights(
     if row is None:
         return nearest_weights(directions, target, q, moving, within=within, **settings)
     _, first, place = np.unique(row, return_index=True, return_inverse=True)
-    mass = np.bincount(place, q)
+    mass = np.bincount(place, q).astype(np.float64)
     means = np.stack([np.bincount(place, q * b) for b in directions]) / np.where(mass > 0, mass, 1.0)
     if within is not None:
         labels = np.asarray(within)[first]

@@ -164,8 +164,9 @@ class _Corpus:
             q = self.given.base_weights[rows.numpy()].reshape(shape)
             own = self.given.free[rows.numpy()].reshape(shape) & (q > 0)
             rho = np.where(own, self.given.rho[rows.numpy()].reshape(shape), rho)
-        if not np.isfinite(losses.reshape(shape)[q > 0]).all():
-            bad = int(rows[~np.isfinite(np.where(q > 0, losses.reshape(shape), 0.0)).reshape(len(rows), -1).all(1)][0])
+        undefined = ~np.isfinite(np.where(q > 0, losses.reshape(shape), 0.0)).reshape(len(rows), -1).all(axis=1)
+        if undefined.any():
+            bad = int(rows[int(np.argmax(undefined))])
             raise PatterningError(f"the loss of row {bad} is NaN or infinite at w*: leave it out, or mask it")
         return np.where(q > 0, rho, 1.0), q
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dgeqrf
+from scipy.linalg import lapack
 
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError
@@ -41,7 +41,7 @@ class Factor:
             stacked[:, :size] = self.triangle.T
             stacked[0, size:] = root
             np.multiply(np.where(root > 0, part, 0.0), root, out=stacked[1:, size:])
-            self.triangle = np.triu(dgeqrf(stacked.T, overwrite_a=True)[0][:size])
+            self.triangle = np.triu(lapack.dgeqrf(stacked.T, overwrite_a=True)[0][:size])
         self.samples += len(q)
 
     @property

@@ -172,8 +172,7 @@ class _Component:
             rest = parts[: len(parts) - len(losses)]
             phi, start = [part["phi"] for part in rest], [part["phi_anchor"] for part in rest]
             if losses:
-                at_anchor = sum(part["phi_anchor"] for part in losses)
-                mean = sum(part["phi"] for part in losses) - at_anchor
+                mean = np.sum([part["phi"] - part["phi_anchor"] for part in losses], axis=0)
                 phi, start = [mean[..., None], *phi], [np.zeros(1), *start]
             current.phi, current.phi_anchor = np.concatenate(phi, axis=-1), np.concatenate(start)
         return current.phi, current.phi_anchor
