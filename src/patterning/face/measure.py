@@ -88,10 +88,11 @@ def measure(
     "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
 
     `workers`: processes of one thread each. `out`: a folder in which finished components are found again after a kill.
-    `shards`: sampling and reading are two jobs. Chains leave their draws in `out`, and probed rows are read from them
-    in so many parts, by any worker, with memory that depends neither on the probes nor on the draws. With the same
-    `out`, other observables or probes are read from the draws that are there, and cost no sampling. For the estimators
-    covariance and first-order; χ of `observables` has the same bits as without shards.
+    `shards`: sampling and reading are two jobs. Chains leave their draws on the disk (in `out`, 4 bytes for each free
+    parameter, chain and draw), and probed rows are read from them in so many parts, by any worker, with memory that
+    depends neither on the probes nor on the draws. With the same `out`, other observables or probes are read from the
+    draws that are there, and cost no sampling. For the estimators covariance and first-order; χ of `observables` has
+    the same bits as without shards.
     `progress`: print what it will take, and how far it is.
 
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of

@@ -41,7 +41,8 @@ class Factor:
             stacked[:, :size] = self.triangle.T
             stacked[0, size:] = root
             np.multiply(np.where(root > 0, part, 0.0), root, out=stacked[1:, size:])
-            self.triangle = np.triu(lapack.dgeqrf(stacked.T, overwrite_a=True)[0][:size])
+            reduced = lapack.dgeqrf(stacked.T, overwrite_a=True)[0]  # pyright: ignore[reportAttributeAccessIssue]
+            self.triangle = np.triu(reduced[:size])
         self.samples += len(q)
 
     @property
