@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from patterning.face.load import from_devinterp, load
     from patterning.face.measure import measure
     from patterning.face.response import Response
+    from patterning.face.stored import invert_store
     from patterning.intervention.data_weights import Weights
     from patterning.intervention.direction import Direction
     from patterning.models.components import Component
@@ -43,6 +44,7 @@ _PLACES = {
     "Response": ("face.response", "Response"),
     "load": ("face.load", "load"),
     "from_devinterp": ("face.load", "from_devinterp"),
+    "invert_store": ("face.stored", "invert_store"),
     "Weights": ("intervention.data_weights", "Weights"),
     "Direction": ("intervention.direction", "Direction"),
     "Component": ("models.components", "Component"),
@@ -60,8 +62,8 @@ _PLACES = {
 
 __all__ = [
     "SGLD", "Component", "Direction", "Evidence", "Measure", "PatterningError", "PatterningWarning", "RMSPropSGLD",
-    "Ray", "Response", "Task", "Weights", "classifier_task", "components", "fit", "from_devinterp", "language_task",
-    "load", "measure", "measures", "preference_task", "verify",
+    "Ray", "Response", "Task", "Weights", "classifier_task", "components", "fit", "from_devinterp", "invert_store",
+    "language_task", "load", "measure", "measures", "preference_task", "verify",
 ]  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def invert(
     out: Annotated[Path, typer.Option(help="Where the weights go, as parquet.")],
     hold: Annotated[list[str] | None, typer.Option(help="A row of χ to hold. Repeatable.")] = None,
     strength: Annotated[float, typer.Option(help="How strongly to weight: ρ = 1 + strength · s.")] = 0.25,
-    policy: Annotated[str, typer.Option(help="clip, tilt, rank, rank-tilt or linear.")] = "clip",
+    policy: Annotated[str, typer.Option(help="clip, tilt, rank, rank-tilt, linear or constrained.")] = "clip",
     cap: Annotated[float | None, typer.Option(help="No weight above this.")] = None,
     min_ess: Annotated[float | None, typer.Option(help="Least effective sample size, a share.")] = None,
     per: Annotated[str, typer.Option(help="sample (a weight for each token, say) or row.")] = "sample",

@@ -73,7 +73,19 @@ class Workers:
                 _ = unit.key
         self.recall(units)
         results = {unit.key: arrays for unit in units if (arrays := self.run.load(unit)) is not None}
-        pending = list({unit.key: unit for unit in units if unit.key not in results}.values())
+        self._compute_pending(units, set(results), stage)
+        return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
+
+    def complete(self, units: Sequence[Work], stage: str) -> None:
+        """As `compute`, of results that are too many to be held: each is on the disk afterwards (`self.run.load`)."""
+        self._take_folder()
+        with one_thread():
+            done = {unit.key for unit in units if self.run.load(unit) is not None}
+        self.recall(units)
+        self._compute_pending(units, done, stage)
+
+    def _compute_pending(self, units: Sequence[Work], done: set[str], stage: str) -> None:
+        pending = list({unit.key: unit for unit in units if unit.key not in done}.values())
         self.progress.start(stage, len(units), len(units) - len(pending))
         try:
             left = self._begin().compute(self.run, pending, self.progress) if pending else []
@@ -88,7 +100,6 @@ class Workers:
 
             remember(self.run, self._to_keep)
             self._to_keep = None
-        return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
 
     def recall(self, units: Sequence[Work]) -> None:
         """Say why what the folder holds does not fit, where it holds none of `units`; once, with the first of them."""

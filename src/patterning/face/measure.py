@@ -4,11 +4,11 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_gradient
 from patterning.response.components import ComponentResponse, component_response, row_numbers
 from patterning.response.estimate import estimate_cost
-from patterning.response.first_look import first_look
+from patterning.response.first_look import first_look, sharded_look
 from patterning.response.memory import Need, Plan, check_memory, largest_need, size
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
@@ -78,6 +78,7 @@ def measure(
     executor: Executor | None = None,
     device: DeviceLike | None = None,
     out: str | Path | None = None,
+    shards: int | None = None,
     progress: bool = True,
 ) -> Response:
     """χ of every (component, observable) for every probed sample, with errors.
@@ -101,7 +102,13 @@ def measure(
     `device`: "cuda" moves the task to a GPU for this (docs/gpu.md); None: it is computed where the task's module is.
     `workers`: processes of one thread each; `executor`: other machines instead, such as `pt.Ray("head:6379")`. `out`: a
     folder in which finished components are found again after a kill, and in which χ is stored at the end, as chi.zarr,
-    for `patterning report`. `progress`: print what it will take, and how far it is.
+    for `patterning report`.
+    `shards`: sampling and reading are two jobs. Chains leave their draws on the disk (in `out`, 4 bytes for each free
+    parameter, chain and draw), and probed rows are read from them in so many parts, by any worker, with memory that
+    depends neither on the probes nor on the draws. With the same `out`, other observables or probes are read from the
+    draws that are there, and cost no sampling. For the estimators covariance and first-order; χ of `observables` has
+    the same bits as without shards.
+    `progress`: print what it will take, and how far it is.
 
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
     every component left the neighbourhood of w*.
@@ -115,6 +122,7 @@ def measure(
     out = None if out is None else Path(out).absolute()  # an observable may change the working folder
     _check_stopping(reliability, budget, workers)
     where = chosen(executor, workers)
+    _check_shards(shards, estimator)
     if functions and phi is not None:
         raise PatterningError("phi says whose loss the component loss is: it does nothing beside observables")
     if phi is None:
@@ -127,25 +135,28 @@ def measure(
     )
     parts = [find_component(task.module, what) for what in names]
     give_back(task.num_parameters)  # what is free then, can be had
-    plan = Plan(estimator, config, len(rows), len(functions), workers)
+    at_once = math.ceil(len(rows) / (shards or 1))
+    plan = Plan(estimator, config, at_once, len(functions), workers)
     need = check_memory(task, parts, plan) if executor is None else largest_need(task, parts, plan)
     try_observables(functions, anchor, task.data)
     say = Say(progress)
     untrained = _untrained(task, anchor)
     say(untrained)
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
+    settings = {**vars(config), "sampler": found.kernel, "components": [one.name for one in parts], "probes": rows,
+                "phi": phi, "estimator": estimator}  # fmt: skip
+    depends_on = partial(_parts, task, anchor, functions, settings)
     if estimator == "first-order":
         say(f"a first look, without sampling; about {size(need.total)} of memory")
-        with one_thread():
-            response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows)
+        with one_thread(), nullcontext() if shards is None else _pool(out, where, progress, depends_on) as pool:
+            response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows, shards, pool)
     else:
         say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
-        settings = {**vars(config), "sampler": found.kernel, "components": [one.name for one in parts], "probes": rows,
-                    "phi": phi, "estimator": estimator}  # fmt: skip
-        with _pool(out, where, progress, partial(_parts, task, anchor, functions, settings)) as pool:
+        with _pool(out, where, progress, depends_on) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
+                shards=shards,
             )  # fmt: skip
     tree = to_tree(response)
     tree["susceptibility"].attrs.update(
@@ -234,6 +245,17 @@ def _check_stopping(reliability: float | None, budget: int, workers: int) -> Non
         )
 
 
+def _check_shards(shards: int | None, estimator: str) -> None:
+    if shards is None:
+        return
+    check_whole("shards", shards, 1)
+    if estimator not in ("covariance", "first-order"):
+        raise PatterningError(
+            f"shards are read from stored draws, and estimator {estimator!r} goes back through every step of a chain: "
+            "give estimator='covariance' or 'first-order'"
+        )
+
+
 def _sampler(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
     seed: int, say: "Say",
@@ -254,7 +276,8 @@ def _sampler(
 
 def _first_looks(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
-    functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor,
+    functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor, shards: int | None,
+    pool: Workers | None,
 ) -> ComponentResponse:  # fmt: skip
     found: dict[str, SampledResponse] = {}
     refused: dict[str, str] = {}
@@ -263,10 +286,14 @@ def _first_looks(
         free = Restricted(task, anchor, component)
         try_gradient(free)
         try:
-            found[component.name] = first_look(
-                free, Probe(free, rows), localization=kernel.localization, n_beta=kernel.n_beta, observables=functions,
-                phi=phi, component_loss=not functions,
-            )  # fmt: skip
+            settings: dict[str, Any] = {
+                "localization": kernel.localization, "n_beta": kernel.n_beta, "observables": functions, "phi": phi,
+                "component_loss": not functions,
+            }  # fmt: skip
+            if shards is None or pool is None:
+                found[component.name] = first_look(free, Probe(free, rows), **settings)
+            else:
+                found[component.name] = sharded_look(free, rows, shards, pool, **settings)
         except PatterningError as error:
             refused[component.name] = str(error)
         del free

@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy.special import stdtrit
+
+from patterning.core.arrays import Floats
+
 
 @dataclass(frozen=True)
 class Change:
@@ -39,3 +44,14 @@ def what_rows_keep(facts: Mapping[str, Any]) -> str:
             told.append(f"{100 * row / token:.0f} % of the change of {name} ({row:+.3g} instead of {token:+.3g})")
     each = "for each unit of strength, by linear response"
     return f"averaging over the tokens of a row leaves {', '.join(told)}, {each}" if told else ""
+
+
+def changes_of_chains(table: Floats) -> list[Change]:
+    """Means over chains, with 95 % intervals by Student's t, of `table` (chains, k).
+
+    A first look has no chains: its halves are the same, and the error is not known.
+    """
+    mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
+    error = np.where((table == table[0]).all(0) & (mean != 0), np.nan, error)
+    width = float(stdtrit(max(len(table) - 1, 1), 0.975)) * error
+    return [Change(float(m), float(m - w), float(m + w)) for m, w in zip(mean, width, strict=True)]

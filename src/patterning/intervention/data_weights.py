@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Facts, Plain
@@ -257,20 +256,21 @@ class Weights:
         `at`: the checkpoint that χ was measured at, a module or a row (None: the task's module). `facts["held_out_r2"]`
         says how well probed rows are predicted that were left out; where that is nothing, `PatterningError`.
         """
-        from patterning.intervention.extend import extend
+        from patterning.intervention.extend import extended
 
-        self.check(task)
         self._refuse_swaps("exchanges are not predicted")
-        if isinstance(at, Tensor):
-            anchor = check_anchor(task, at)
-        else:
-            anchor = task.own_row() if at is None else task.flatten(at)
-        known = (self.free & (self.base_weights > 0)).ravel()
-        if known.sum() == (self.base_weights > 0).sum():
-            return self
-        found = extend(self.rho.ravel(), self.base_weights.ravel(), known, task, anchor, force=force)
-        facts = {**self.facts, "held_out_r2": found.held_out_r2, "probed_rows": found.probed}
-        return replace(self, rho=found.rho.reshape(self.rho.shape), free=self.base_weights > 0, facts=facts)
+        return extended(self, task, at, force=force)
+
+    def extend_to(self, out: str | Path, task: "Task", data: Any = None, at: Any = None, **settings: Any) -> Any:
+        """`extend` of rows that do not fit in memory, to a parquet file, with memory that does not grow with rows.
+
+        `data`: other rows than the task's, in the same form (a corpus: a parquet file, a data set). Killed, it goes on
+        where it was. `settings` and what it returns: `intervention.extend_file.extend_to`.
+        """
+        from patterning.intervention.extend_file import extend_to
+
+        self._refuse_swaps("exchanges are not predicted")
+        return extend_to(self, Path(out), task, data, at, **settings)
 
     def summary(self) -> WeightSummary:
         """How hard the weights pull on the free samples: effective sample size, extremes, share at zero."""

@@ -10,21 +10,22 @@ observables move is set by the strength of the weights alone; what is to be expe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from patterning.core.arrays import Bools, Floats, as_mask
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Facts, Plain
 from patterning.core.samples import Data, Samples
-from patterning.intervention.change import Change
+from patterning.intervention.change import Change, changes_of_chains
+from patterning.intervention.constrained import Certificate, constrained_weights
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.solve import solve
-from patterning.intervention.strength import is_number, strong_enough
+from patterning.intervention.strength import check_limits, is_number, strong_enough
 from patterning.intervention.weights import PairPolicy, standardise, swaps
+from patterning.intervention.wishes import in_words, unconfirmed, wished
 
 MIN_RELIABILITY = 0.3
 """A row of χ with a split-half reliability under this is not inverted."""
@@ -56,7 +57,8 @@ class Direction:
     `wanted`: the change that was asked for, by row (0: held). `predicted`: what every row is expected to do for each
     unit of strength, from chains that did not take part in choosing s (cross-fitted); `folds` are the halves of the
     chains it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
-    of the rows of χ; what lies under the floor was cut.
+    of the rows of χ; what lies under the floor was cut. `kept` (rank, n): the other directions of χ, orthonormal under
+    q over the free samples; 0 elsewhere.
     `name`, `what` and `facts`: of a reading of a study, in words and plain values.
     `opposite`: the direction of the opposite wish, where that is not -s (something else is held). `component_losses`:
     the rows in `wanted` whose observable is the component's own loss, which bear the component's name.
@@ -78,6 +80,7 @@ class Direction:
     facts: Facts = field(default_factory=dict)
     opposite: "Direction | None" = None
     component_losses: tuple[str, ...] = ()
+    kept: Floats | None = None
 
     def reversed(self) -> "Direction":
         """The opposite wish: -s, or `opposite`."""
@@ -91,7 +94,7 @@ class Direction:
 
     def __str__(self) -> str:
         """In words."""
-        asked = ", ".join(_in_words(name, value) for name, value in self.wanted.items())
+        asked = ", ".join(in_words(name, value) for name, value in self.wanted.items())
         if self.refused:
             return f"{asked}: refused, {self.refused}"
         expected = "; ".join(f"{name} {change}" for name, change in self.predicted.items())
@@ -100,7 +103,7 @@ class Direction:
     def weights(
         self,
         strength: float,
-        policy: PairPolicy = "clip",
+        policy: PairPolicy | Literal["constrained"] = "clip",
         *,
         free: Any = None,
         within: Any = None,
@@ -115,8 +118,10 @@ class Direction:
         probed, stay at ρ = 1. `within` (n,): groups that each keep their total weight, labels say. `cap`: no ρ above
         this. `min_ess`: the strength is lowered until the effective sample size of the free samples is at least this
         share. `per="row"`: one weight a row, from the mean of s over its tokens. `policy="swap"`, for preference pairs:
-        |ρ|, and `swapped` where the labels are to be exchanged. Raises `PatterningError` for a refused direction,
-        unless `force`.
+        |ρ|, and `swapped` where the labels are to be exchanged. `policy="constrained"`: of all weights that keep
+        ρ >= 0, `cap`, `min_ess`, `free` and `within`, and move the asked rows as 1 + strength · s would (held ones not
+        at all), those nearest to 1 (`intervention.constrained`); `facts["certificate"]` proves it. Raises
+        `PatterningError` for a refused direction, unless `force`, and where no constrained weights reach the strength.
         """
         if self.refused and not force:
             raise PatterningError(f"this direction was refused ({self.refused}); force=True takes it all the same")
@@ -126,11 +131,15 @@ class Direction:
         moving = as_mask("free", free, len(s))
         if not (q[moving] > 0).any():
             raise PatterningError("no free sample has a base weight: nothing can move")
-        if per == "row":
-            s = _row_means(s, np.where(moving, q, 0.0), row)
-        used, rho = strong_enough(s, q, moving, strength, policy, cap, min_ess, within)
-        facts = {
-            "what": "; ".join(_in_words(name, value) for name, value in self.wanted.items()),
+        certificate = None
+        if policy == "constrained":
+            moving, rho, certificate = self._nearest(strength, moving, within, cap, min_ess, per)
+            used = strength
+        else:
+            s = _row_means(s, np.where(moving, q, 0.0), row) if per == "row" else s
+            used, rho = strong_enough(s, q, moving, strength, policy, cap, min_ess, within)
+        facts: dict[str, Plain] = {
+            "what": "; ".join(in_words(name, value) for name, value in self.wanted.items()),
             "target": dict(self.wanted),
             "component_losses": list(self.component_losses),
             "policy": policy,
@@ -138,6 +147,8 @@ class Direction:
             "strength": used,
             "asked_strength": strength,
         }
+        if certificate is not None:
+            facts["certificate"] = vars(certificate)
         weights = self._spread(rho, moving, facts, per)
         if policy == "swap":
             weights = self._with_swaps(weights, swaps(s, q, alpha=used, free=moving, within=within))
@@ -148,6 +159,22 @@ class Direction:
             by_token = self.predicted if free is None else self._along(moving, "sample")
             facts["by_token_per_strength"] = {name: by_token[name].value for name, sign in self.wanted.items() if sign}
         return replace(weights, facts=facts)
+
+    def _nearest(
+        self, strength: float, moving: Bools, within: Any, cap: float | None, min_ess: float | None, per: str
+    ) -> tuple[Bools, Floats, Certificate]:
+        """What may move, ρ, and the proof that it is nearest to 1. What the direction was not made for stays."""
+        check_limits(strength, cap, min_ess)
+        kept = self.s[None] if self.kept is None else self.kept
+        moving = moving & (kept != 0).any(0)
+        if not moving.any():
+            raise PatterningError("the direction is the same for every free sample: it cannot change any weight")
+        rho, certificate = constrained_weights(
+            kept, self.s, self.samples.weight, moving, self.samples.row if per == "row" else None, within,
+            what="; ".join(in_words(name, value) for name, value in self.wanted.items()),
+            strength=strength, cap=cap, min_ess=min_ess,
+        )  # fmt: skip
+        return moving, rho, certificate
 
     def _with_swaps(self, weights: Weights, swapped: Bools) -> Weights:
         if self.data is None or self.data.per_row > 1:
@@ -214,7 +241,7 @@ def find_direction(
     Raises `PatterningError` for names that are no rows and for a target of nothing; a direction that cannot be trusted
     is returned with `refused`.
     """
-    target = _target(rows.names, wanted, hold)
+    target = wished(rows.names, wanted, hold)
     names = list(target)
     picks = [rows.names.index(name) for name in names]
     change, q = np.array(list(target.values())), samples.weight
@@ -232,12 +259,14 @@ def find_direction(
         return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
     folds = _folds(rows, picks, q, change, n_beta, mask)
     predicted = _changes(rows.names, folds, q, lambda s: s)
-    if refused is None and (wrong := _unconfirmed(target, predicted)):
+    if refused is None and (wrong := unconfirmed(target, predicted)):
         refused = f"chains that did not choose it do not confirm it: {wrong}; more chains or a larger budget may"
-    theta = np.linalg.lstsq(_centred(rows.chi[picks], q, mask).T * np.sqrt(q)[:, None], s * np.sqrt(q))[0]
+    own = solution.inverse
+    theta = own.theta / own.root_mean_square
+    kept = np.where(mask, own.basis @ (np.where(mask, rows.chi[picks], 0.0) - own.mean[:, None]), 0.0)
     return Direction(
         s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
-        tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank, folds,
+        tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank, folds, kept=kept,
     )  # fmt: skip
 
 
@@ -247,24 +276,6 @@ def _too_noisy(reliability: Mapping[str, float], least: float) -> str | None:
     if low and all(np.isnan(value) for value in reliability.values()):
         return f"the reliability of χ is not known ({', '.join(reliability)})"
     return f"χ is too noisy: split-half reliability {', '.join(low)} (at least {least})" if low else None
-
-
-def _target(names: Sequence[str], wanted: Mapping[str, float], hold: Sequence[str]) -> dict[str, float]:
-    if not isinstance(wanted, Mapping):
-        raise PatterningError(f"wanted is {wanted!r}: give a change for each row, {{{names[0]!r}: -1}}")
-    hold = [hold] if isinstance(hold, str) else list(hold)
-    for name in (*wanted, *hold):
-        if name not in names:
-            raise PatterningError(f"χ has no row {name!r}: it has {', '.join(names)}")
-    if both := set(wanted) & set(hold):
-        raise PatterningError(f"{', '.join(sorted(both))}: asked for and held at the same time")
-    for name, value in wanted.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise PatterningError(f"the wanted change of {name!r} is {value!r}: it must be a number, +1 or -1 say")
-    target = {name: float(value) for name, value in wanted.items()} | dict.fromkeys(hold, 0.0)
-    if not all(np.isfinite(value) for value in target.values()) or not any(target.values()):
-        raise PatterningError("the wanted change must be finite and not 0 for some row")
-    return target
 
 
 def _folds(rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: float, mask: Bools) -> tuple[Fold, ...]:
@@ -287,37 +298,11 @@ def _folds(rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: 
 def _changes(
     names: Sequence[str], folds: Sequence[Fold], q: Floats, carried: Callable[[Floats], Floats]
 ) -> dict[str, Change]:
-    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on.
-
-    A first look has no chains: its halves are the same, and the error is not known.
-    """
+    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on."""
     values = [(chain * q) @ carried(fold.s) for fold in folds for chain in fold.response]
-    table = np.stack(values)  # (chains, k)
-    mean, error = table.mean(0), table.std(0, ddof=1) / np.sqrt(len(table))
-    error = np.where((table == table[0]).all(0) & (mean != 0), np.nan, error)
-    width = float(stdtrit(max(len(table) - 1, 1), 0.975)) * error
-    return {name: Change(float(m), float(m - w), float(m + w)) for name, m, w in zip(names, mean, width, strict=True)}
-
-
-def _unconfirmed(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:
-    """Rows whose interval does not lie on the side that was asked for, in words."""
-    return ", ".join(
-        f"{name} is expected at {predicted[name]} for each unit of strength, which "
-        f"{'includes 0' if predicted[name].low <= 0 <= predicted[name].high else 'is the other way'}"
-        for name, value in target.items()
-        if value and not min(end * value for end in predicted[name].ends()) > 0
-    )
-
-
-def _centred(chi: Floats, q: Floats, mask: Bools) -> Floats:
-    own = np.where(mask, q, 0.0)
-    return np.where(mask, chi - (chi * own).sum(1, keepdims=True) / own.sum(), 0.0)
+    return dict(zip(names, changes_of_chains(np.stack(values)), strict=True))
 
 
 def _row_means(s: Floats, q: Floats, row: NDArray[np.int64]) -> Floats:
     mass = np.bincount(row, q)
     return (np.bincount(row, q * s) / np.where(mass > 0, mass, 1.0))[row]
-
-
-def _in_words(name: str, value: float) -> str:
-    return f"{name} held" if value == 0 else f"{'higher' if value > 0 else 'lower'} {name} ({value:+g})"

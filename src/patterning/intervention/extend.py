@@ -7,21 +7,24 @@ taken from the weighted samples themselves,
 .. math:: v = \sum_{j\ \mathrm{probed}} q_j\, t_j\, \nabla \ell_j(w^*)
 
 with t_j the Gaussian rank score of ρ_j. The slope v·∇ℓ_j and the loss ℓ_j of every sample are then fitted to t by least
-squares (kernel regression with the model's own tangent kernel, one step of it), and unprobed rows are given the weight
-that has their place among the probed ones: the histogram of the weights is kept. How well this works is measured on
-probed rows that v and the fit have not seen.
+squares on the probed samples (kernel regression with the model's own tangent kernel, one step of it), and other rows
+are given the weight that has their place among the probed ones: the histogram of the weights is kept. How well this
+works is measured on probed rows that v and the fit have not seen. All that is fitted is a `Rule`: it takes a row's loss
+and slope, and needs no other row, so that a corpus can go by in parts (`intervention.extend_file`).
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError, PatterningWarning
-from patterning.core.flat import evaluate
 from patterning.core.task import Task
 from patterning.intervention.weights import gaussian_scores
 
@@ -30,30 +33,68 @@ LEAST_R2 = 0.05
 """A prediction that explains less of unseen rows than this is refused."""
 POOR_R2 = 0.3
 BATCH = 64
+"""Rows that are evaluated in one call."""
+
+Losses = Callable[[Tensor, Tensor], Tensor]
+"""Losses (1, b·t) of rows (b,) at parameters (1, P)."""
 
 
 @dataclass(frozen=True)
-class Extended:
-    """ρ of every sample, `rho` (n·t,); `held_out_r2` of the prediction on probed rows left out; `probed` rows."""
+class Rule:
+    """How a sample's weight follows from its loss and slope.
 
+    `direction` v (P,), of length 1; `coefficients` of slope, loss and 1; `predicted` and `rho`, both sorted: what is
+    predicted of the known samples, and their weights. `held_out_r2`: share of the variance of scores that is explained
+    on probed rows left out; `probed` rows.
+    """
+
+    direction: Tensor
+    coefficients: Floats
+    predicted: Floats
     rho: Floats
     held_out_r2: float
     probed: int
 
+    def weights(self, losses: Floats, slopes: Floats) -> Floats:
+        """ρ of samples: the weight of the known sample that has the same rank among predictions."""
+        predicted = _table(losses, slopes) @ self.coefficients
+        place = np.searchsorted(self.predicted, predicted, side="left").clip(max=len(self.rho) - 1)
+        return self.rho[place]
 
-def extend(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *, force: bool = False) -> Extended:
-    """ρ (n·t,) for samples with base weight `q` that are not `known`, from those that are, around `anchor` w* (P,).
 
-    Known samples keep their ρ. Raises `PatterningError` for fewer than 8 rows of known samples, and where the
-    prediction is worth nothing (unless `force`).
+def extended(weights: Any, task: Task, at: Any, *, force: bool) -> Any:
+    """`Weights.extend`: the weights with ρ of all rows of the task."""
+    anchor, known = ready(weights, task, at)
+    if known.sum() == (weights.base_weights > 0).sum():
+        return weights
+    rho, q = weights.rho.ravel(), weights.base_weights.ravel()
+    rule = fit_rule(rho, q, known, task, anchor, force=force)
+    losses, slopes = losses_and_slopes(task.sample_losses, anchor, rule.direction, torch.arange(len(weights)))
+    whole = np.where(q > 0, np.where(known, rho, rule.weights(losses, slopes)), 1.0)
+    facts = {**weights.facts, "held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
+    return replace(weights, rho=whole.reshape(weights.rho.shape), free=weights.base_weights > 0, facts=facts)
+
+
+def ready(weights: Any, task: Task, at: Any) -> tuple[Tensor, Bools]:
+    """The checkpoint (P,) and which samples have weights of their own (n·t,), after checks."""
+    weights.check(task)
+    anchor = check_anchor(task, at) if isinstance(at, Tensor) else task.own_row() if at is None else task.flatten(at)
+    return anchor, (weights.free & (weights.base_weights > 0)).ravel()
+
+
+def fit_rule(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *, force: bool = False) -> Rule:
+    """The rule that predicts ρ (n·t,) of samples with base weight `q` from those that are `known`, at w* (P,).
+
+    Raises `PatterningError` for fewer than 8 rows of known samples, and where the prediction is worth nothing (unless
+    `force`). Known rows alone are evaluated.
     """
     per_row = len(q) // len(task.base_weights)
     rows = np.flatnonzero(known.reshape(-1, per_row).any(axis=1))
     if len(rows) < 2 * FOLDS:
         raise PatterningError(f"{len(rows)} rows have weights of their own: {2 * FOLDS} are needed to predict others")
-    scores = gaussian_scores(rho, q, known)
-    losses = _losses(task, anchor, per_row)
-    r2 = _held_out(task, anchor, scores, losses, q, known, rows, per_row)
+    cells = (rows[:, None] * per_row + np.arange(per_row)).ravel()
+    seen = _Known(task, anchor, torch.from_numpy(rows), gaussian_scores(rho, q, known)[cells], q[cells], known[cells])
+    r2 = seen.held_out(np.repeat(np.arange(len(rows)) % FOLDS, per_row))
     if r2 < LEAST_R2 and not force:
         raise PatterningError(
             f"the weights of unprobed rows cannot be predicted: on probed rows left out, {100 * r2:.0f} % of the "
@@ -65,99 +106,84 @@ def extend(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *, 
             f"weights of unprobed rows are predicted with a held-out R² of {r2:.2f}: they act more weakly than those "
             "of probed rows",
             PatterningWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    features = _features(task, anchor, scores, losses, q, known, per_row)
-    predicted = features @ _fit(features[known], scores[known], q[known])
-    whole = np.where(known, rho, _by_rank(predicted, predicted[known], rho[known]))
-    return Extended(np.where(q > 0, whole, 1.0), r2, len(rows))
+    direction, coefficients, predicted = seen.fit(seen.known, seen.known)
+    return Rule(direction, coefficients, np.sort(predicted), np.sort(rho[known]), r2, len(rows))
 
 
-def _losses(task: Task, anchor: Tensor, per_row: int) -> Floats:
-    """ℓ_j(w*) of every sample, masked ones 0."""
-    n = len(task.base_weights)
-    if per_row == 1:
-        return evaluate(task.losses, anchor[None], n)[0].double().cpu().numpy()
-    parts = torch.arange(n).split(BATCH)
-    with torch.no_grad():
-        return np.concatenate(
-            [task.sample_losses(anchor[None], part[None])[0].double().cpu().numpy() for part in parts]
-        )
+@dataclass(frozen=True)
+class _Known:
+    """The probed `rows` with scores t, base weights and which samples are known, (m·t,) each."""
+
+    task: Task
+    anchor: Tensor
+    rows: Tensor
+    scores: Floats
+    q: Floats
+    known: Bools
+
+    def fit(self, seen: Bools, asked: Bools) -> tuple[Tensor, Floats, Floats]:
+        """v and the coefficients from samples `seen`, and what they predict of those `asked`."""
+        direction = self._direction(np.where(seen, self.q * self.scores, 0.0))
+        losses, slopes = losses_and_slopes(self.task.sample_losses, self.anchor, direction, self.rows)
+        table = _table(losses, slopes)
+        size = np.maximum(np.sqrt((self.q[seen, None] * table[seen] ** 2).sum(0)), 1e-300)  # columns of one size
+        root = np.sqrt(self.q[seen])
+        solved = np.linalg.lstsq(table[seen] / size * root[:, None], self.scores[seen] * root)[0]
+        return direction, solved / size, table[asked] @ (solved / size)
+
+    def held_out(self, fold: np.ndarray) -> float:
+        """Share of the variance of scores explained on rows that neither v nor the fit has seen."""
+        error = total = 0.0
+        for number in range(FOLDS):
+            seen, left = self.known & (fold != number), self.known & (fold == number)
+            predicted = self.fit(seen, left)[2]
+            mean = float((self.q * self.scores)[seen].sum() / self.q[seen].sum())
+            error += float((self.q[left] * (self.scores[left] - predicted) ** 2).sum())
+            total += float((self.q[left] * (self.scores[left] - mean) ** 2).sum())
+        return 1 - error / max(total, 1e-300)
+
+    def _direction(self, weight: Floats) -> Tensor:
+        """Σ weight_j ∇ℓ_j (P,), scaled to length 1, in batches of rows that have weight."""
+        table = torch.from_numpy(weight.reshape(len(self.rows), -1)).to(self.anchor)
+        total = torch.zeros_like(self.anchor)
+        for part in table.abs().sum(1).nonzero()[:, 0].cpu().split(BATCH):
+            flat = self.anchor[None].clone().requires_grad_()
+            losses = self.task.sample_losses(flat, self.rows[part][None])[0].reshape(len(part), -1)
+            total += torch.autograd.grad((losses * table[part]).sum(), flat)[0][0]
+        norm = float(total.norm())
+        if not np.isfinite(norm) or norm == 0:
+            raise PatterningError("the weighted samples have no gradient at this checkpoint: nothing can be predicted")
+        return total / norm
 
 
-def _features(
-    task: Task, anchor: Tensor, scores: Floats, losses: Floats, q: Floats, known: Bools, per_row: int
-) -> Floats:
-    """(samples, 3): the slope along v in units of its own spread, the loss, and 1."""
-    weight = np.where(known, q * scores, 0.0)
-    slope = _slopes(task, anchor, _direction(task, anchor, weight, per_row), per_row)
-    spread = max(float(np.sqrt((q * slope**2).sum())), 1e-300)
-    return np.stack([slope / spread, losses - (q * losses).sum(), np.ones_like(losses)], axis=1)
+def losses_and_slopes(losses: Losses, anchor: Tensor, direction: Tensor, rows: Tensor) -> tuple[Floats, Floats]:
+    """ℓ_j(w*) and v·∇ℓ_j of every sample in `rows` (m,), (m·t,) each: by forward derivatives, in batches of rows.
+
+    Where a loss has none, by central differences over 1e-3 of the parameters' size.
+    """
+    parts = [_along(losses, anchor, direction, part) for part in rows.split(BATCH)]
+    values, slopes = (
+        np.concatenate([p.detach().double().cpu().numpy() for p in of]) for of in zip(*parts, strict=True)
+    )
+    return values, slopes
 
 
-def _direction(task: Task, anchor: Tensor, weight: Floats, per_row: int) -> Tensor:
-    """Σ weight_j ∇ℓ_j (P,), in batches of rows, over rows that have weight."""
-    table = torch.from_numpy(weight.reshape(-1, per_row)).to(anchor)
-    rows = table.abs().sum(1).nonzero()[:, 0].cpu()
-    total = torch.zeros_like(anchor)
-    for part in rows.split(BATCH):
-        flat = anchor[None].clone().requires_grad_()
-        losses = task.sample_losses(flat, part[None])[0].reshape(len(part), per_row)
-        total += torch.autograd.grad((losses * table[part]).sum(), flat)[0][0]
-    norm = float(total.norm())
-    if not np.isfinite(norm) or norm == 0:
-        raise PatterningError("the weighted samples have no gradient at this checkpoint: nothing can be predicted")
-    return total / norm
+def _along(losses: Losses, anchor: Tensor, direction: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+            found = torch.func.jvp(lambda flat: losses(flat, part[None]), (anchor[None],), (direction[None],))
+            return found[0][0], found[1][0]
+    except (RuntimeError, NotImplementedError):
+        size = float(anchor.double().square().mean().sqrt()) or 1.0
+        step = 1e-3 * size * np.sqrt(anchor.numel())
+        with torch.no_grad():
+            ahead, behind = (losses((anchor + sign * step * direction)[None], part[None])[0] for sign in (1, -1))
+            return losses(anchor[None], part[None])[0], (ahead - behind) / (2 * step)
 
 
-def _slopes(task: Task, anchor: Tensor, direction: Tensor, per_row: int) -> Floats:
-    """v·∇ℓ_j of every sample: forward derivatives, or differences where a loss has none."""
-    size = float(anchor.double().square().mean().sqrt()) or 1.0
-    step = 1e-3 * size * np.sqrt(anchor.numel())
-    parts = torch.arange(len(task.base_weights)).split(BATCH)
-
-    def at(flat: Tensor, part: Tensor) -> Tensor:
-        return task.sample_losses(flat, part[None])
-
-    def along(part: Tensor) -> Tensor:
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-                return torch.func.jvp(lambda flat: at(flat, part), (anchor[None],), (direction[None],))[1]
-        except (RuntimeError, NotImplementedError):
-            with torch.no_grad():
-                ahead, behind = (at((anchor + sign * step * direction)[None], part) for sign in (1, -1))
-                return (ahead - behind) / (2 * step)
-
-    return np.concatenate([along(part)[0].detach().double().cpu().numpy() for part in parts]).reshape(-1)[
-        : len(task.base_weights) * per_row
-    ]
-
-
-def _fit(features: Floats, scores: Floats, q: Floats) -> Floats:
-    root = np.sqrt(q)[:, None]
-    return np.asarray(np.linalg.lstsq(features * root, scores * root[:, 0])[0], dtype=np.float64)
-
-
-def _held_out(
-    task: Task, anchor: Tensor, scores: Floats, losses: Floats, q: Floats, known: Bools, rows: np.ndarray, per_row: int
-) -> float:
-    """Share of the variance of scores explained on rows that neither v nor the fit has seen."""
-    fold_of = np.full(len(q) // per_row, -1)
-    fold_of[rows] = np.arange(len(rows)) % FOLDS
-    fold = np.repeat(fold_of, per_row)
-    error = total = 0.0
-    for k in range(FOLDS):
-        seen, left = known & (fold != k), known & (fold == k)
-        features = _features(task, anchor, scores, losses, q, seen, per_row)
-        predicted = features[left] @ _fit(features[seen], scores[seen], q[seen])
-        mean = float((q * scores)[seen].sum() / q[seen].sum())
-        error += float((q[left] * (scores[left] - predicted) ** 2).sum())
-        total += float((q[left] * (scores[left] - mean) ** 2).sum())
-    return 1 - error / max(total, 1e-300)
-
-
-def _by_rank(predicted: Floats, of_known: Floats, rho: Floats) -> Floats:
-    """The weight of the known sample that has the same rank among predictions."""
-    place = np.searchsorted(np.sort(of_known), predicted, side="left").clip(max=len(rho) - 1)
-    return np.sort(rho)[place]
+def _table(losses: Floats, slopes: Floats) -> Floats:
+    """What a score is a linear function of, (samples, 3)."""
+    return np.stack([slopes, losses, np.ones_like(losses)], axis=1)

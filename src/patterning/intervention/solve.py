@@ -2,7 +2,8 @@ r"""The fundamental equation: the smallest change of the data weights that makes
 
 .. math:: s = \tfrac{1}{n\beta}\,\chi^\dagger d\mu, \qquad \chi^\dagger d\mu = \chi^T (\chi Q \chi^T)^{-1} d\mu
 
-solved in float64 by SVD, with the directions that the Monte Carlo error could have made cut away.
+(Wang & Murfet, arXiv 2601.13548), solved in float64 from the triangular factor of χ (`intervention.factor`), with the
+directions that the Monte Carlo error could have made cut away. For χ that does not fit in memory: `chunked`.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from patterning.core.arrays import as_floats, as_mask
 from patterning.core.errors import PatterningError
+from patterning.intervention.factor import Factor, Inverse, invert_factor
 from patterning.response.base_weights import as_base_weights
 
 Floats = NDArray[np.float64]
@@ -22,7 +24,7 @@ class Solution:
     """`s` (n,), with Σ q s = 0 and zero on frozen samples; `wanted` and `predicted` dμ (k,) in the units of φ.
 
     `singular_values` (k,) of the row-standardised matrix, `noise_floor` in the same units, `rank` kept, `condition`
-    the ratio of the largest to the smallest kept singular value.
+    the ratio of the largest to the smallest kept singular value. `inverse`: the same in the coordinates of the rows.
     """
 
     s: Floats
@@ -32,6 +34,7 @@ class Solution:
     noise_floor: float
     rank: int
     condition: float
+    inverse: Inverse
 
 
 def solve(
@@ -58,48 +61,49 @@ def solve(
         raise PatterningError(f"the noise has shape {np.shape(noise)} for χ of {chi.shape}")
     if not (base_weights[keep] > 0).any():
         raise PatterningError("no free sample has a base weight: nothing can move")
-    if not np.isfinite(target).all():
-        raise PatterningError("the target holds NaN or infinite entries")
-    if target.shape != (k,):
-        raise PatterningError(f"the target has shape {target.shape}, but there are {k} observables")
-    if not np.isfinite(chi[:, keep]).all():
-        raise PatterningError("χ holds NaN or infinite entries: a chain diverged or an observable is undefined")
-    if noise is not None and not np.isfinite(noise[:, keep]).all():
-        raise PatterningError("the noise of χ holds NaN or infinite entries: a chain diverged")
-    chi = np.where(keep, chi, 0.0)  # what is not known of frozen samples must not spread
-    if isinstance(n_beta, bool | str) or not (np.isfinite(n_beta) and n_beta > 0):
-        raise PatterningError(f"n_beta is {n_beta}: the response is proportional to it, so it must be positive")
+    check_wish(target, k, n_beta)
     q = np.where(keep, base_weights, 0.0)
-    root = np.sqrt(q)
-
-    def weighted(matrix: Floats) -> Floats:
-        centred = np.where(keep, matrix - (matrix * q).sum(1, keepdims=True) / q.sum(), 0.0)
-        return centred * root
-
-    # Rows are compared in units of their own size: observables may be accuracies, nats or nβ-scaled nats.
-    scale = np.linalg.norm(weighted(chi), axis=1)
-    if (scale == 0).any():
-        raise PatterningError("an observable does not respond to any free sample: its row of χ is zero")
-    rows = weighted(chi) / scale[:, None]
-    u, singular, v = np.linalg.svd(rows, full_matrices=False)
-    floor = 0.0
+    factor = factor_of(chi, q, keep, "χ holds NaN or infinite entries: a chain diverged or an observable is undefined")
+    error = None
     if noise is not None:
-        floor = float(np.linalg.svd(weighted(np.where(keep, noise, 0.0)) / scale[:, None], compute_uv=False)[0])
-    kept = singular > max(floor, singular[0] * n * np.finfo(np.float64).eps)
-    if not kept.any():
-        raise PatterningError(
-            f"no direction of χ is above its noise (largest singular value {singular[0]:.3g}, noise {floor:.3g}): "
-            "sample longer"
-        )
-    coefficients = (u.T @ (target / scale))[kept] / singular[kept]
-    tilted = (coefficients @ v[kept]) / n_beta  # √q s
-    s = np.divide(tilted, root, out=np.zeros(n), where=root > 0)
+        error = factor_of(noise, q, keep, "the noise of χ holds NaN or infinite entries: a chain diverged")
+    inverse = invert_factor(factor, target, n_beta, 1.0, error)
+    s, predicted = np.empty(n), np.zeros(k)
+    for place, own in inverse.blocks(chi, keep & (base_weights > 0)):
+        s[place] = own
+        predicted += np.where(keep[place], chi[:, place], 0.0) @ (q[place] * own)
     return Solution(
         s=s,
         wanted=target,
-        predicted=n_beta * (chi * q) @ s,
-        singular_values=singular,
-        noise_floor=floor,
-        rank=int(kept.sum()),
-        condition=float(singular[kept][0] / singular[kept][-1]),
+        predicted=n_beta * predicted,
+        singular_values=inverse.singular_values,
+        noise_floor=inverse.noise_floor,
+        rank=inverse.rank,
+        condition=inverse.condition,
+        inverse=inverse,
     )
+
+
+def check_wish(target: Floats, rows: int, n_beta: float) -> None:
+    """Raise `PatterningError` for a target that is not one finite number a row, and for nβ that is not positive."""
+    if not np.isfinite(target).all():
+        raise PatterningError("the target holds NaN or infinite entries")
+    if target.shape != (rows,):
+        raise PatterningError(f"the target has shape {target.shape}, but there are {rows} observables")
+    if isinstance(n_beta, bool | str) or not (np.isfinite(n_beta) and n_beta > 0):
+        raise PatterningError(f"n_beta is {n_beta}: the response is proportional to it, so it must be positive")
+
+
+def factor_of(values: Floats, q: Floats, keep: NDArray[np.bool_], undefined: str) -> Factor:
+    """The factor of `values` (k, n) where `keep`; raises `PatterningError` with `undefined` where one is not finite."""
+    factor = Factor(len(values))
+    add_checked(factor, values, q, keep, undefined)
+    return factor
+
+
+def add_checked(factor: Factor, values: Floats, q: Floats, keep: NDArray[np.bool_], undefined: str) -> None:
+    """Add samples to a factor; what is not known of frozen samples does not matter."""
+    whole = bool(keep.all())
+    if not np.isfinite(values if whole else values[:, keep]).all():
+        raise PatterningError(undefined)
+    factor.add(values, q)

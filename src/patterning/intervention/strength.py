@@ -21,12 +21,7 @@ def strong_enough(
     within: NDArray[np.integer] | None = None,
 ) -> tuple[float, Floats]:
     """ρ at the largest strength up to `strength` that leaves the effective sample size, with its cap."""
-    if not is_number(strength) or not np.isfinite(strength) or strength <= 0:
-        raise PatterningError(f"strength is {strength!r}: it must be a number > 0; for the other way ask for it")
-    if min_ess is not None and not (is_number(min_ess) and 0 < min_ess < 1):
-        raise PatterningError(f"min_ess is {min_ess!r}: it is a share of the data, between 0 and 1")
-    if cap is not None and not (is_number(cap) and cap > 1):
-        raise PatterningError(f"cap is {cap!r}: it must be above 1, the mean of ρ")
+    check_limits(strength, cap, min_ess)
 
     def at(alpha: float) -> Floats:
         rho = make_weights(s, q, policy=policy, alpha=alpha, free=moving, within=within)
@@ -42,6 +37,16 @@ def strong_enough(
             (middle, high) if summarise(at(middle), q, moving).effective_sample_size >= min_ess else (low, middle)
         )
     return low, at(low)
+
+
+def check_limits(strength: Any, cap: Any, min_ess: Any) -> None:
+    """Raise `PatterningError` for a strength that is no number > 0, and for a cap or share that nothing can keep."""
+    if not is_number(strength) or not np.isfinite(strength) or strength <= 0:
+        raise PatterningError(f"strength is {strength!r}: it must be a number > 0; for the other way ask for it")
+    if min_ess is not None and not (is_number(min_ess) and 0 < min_ess < 1):
+        raise PatterningError(f"min_ess is {min_ess!r}: it is a share of the data, between 0 and 1")
+    if cap is not None and not (is_number(cap) and cap > 1):
+        raise PatterningError(f"cap is {cap!r}: it must be above 1, the mean of ρ")
 
 
 def is_number(value: Any) -> bool:

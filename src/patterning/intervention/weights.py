@@ -6,6 +6,8 @@ exponential of those scores (a plain tilt of heavy tails leaves all weight on a 
 with unit root mean square over the free samples, so α means the same for every direction. `linear`: 1 + α s with s
 scaled to max |s| = 1, which keeps every weight above 0 for α < 1: first-order predictions hold for it as they are.
 `swap`, for preference pairs: |1 + α s|, and where 1 + α s is negative the labels of the pair are exchanged (`swaps`).
+`constrained` needs χ besides s, and is in `intervention.constrained`: the weights nearest to 1 that keep the change
+which 1 + α s makes to first order, under a cap, an effective sample size, and what else is not to move.
 """
 
 from dataclasses import dataclass

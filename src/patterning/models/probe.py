@@ -1,5 +1,6 @@
 """Losses of fixed rows while one component moves: what the component cannot reach is computed once and kept."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -19,12 +20,15 @@ class Probe:
     Called with `flat` (r, P_C) it returns the losses of all n `samples` in `rows`, (r, n); masked ones are left out.
     What is kept: the outputs of submodules that are `out_of_reach` of the component. `at_anchor` (n,): the losses at
     w*. Raises `PatterningError` where one of these is NaN or infinite.
+
+    `of`: how many rows the whole has of which `rows` are a shard (`shard_rows`): they are evaluated as they are there,
+    so that their losses have the same bits.
     """
 
-    def __init__(self, restricted: Restricted, rows: Tensor, replicas: int = 1) -> None:
+    def __init__(self, restricted: Restricted, rows: Tensor, replicas: int = 1, of: int | None = None) -> None:
         self.restricted = restricted
         # Below the component nothing is computed, so replicas share no work: batched, they only fill the device.
-        self.one_by_one = restricted.fills_core(len(rows))
+        self.one_by_one = restricted.fills_core(of or len(rows))
         self.samples = restricted.task.samples(rows.cpu())
         self.chunks = rows.to(restricted.anchor.device).split(restricted.cut(1 if self.one_by_one else replicas))
         self._columns = self._split_columns()
@@ -101,3 +105,10 @@ class Probe:
             with fused_tangents(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
                 found = torch.func.jvp(self, (flat,), (tangent,))
         return found[0], found[1]
+
+
+def shard_rows(restricted: Restricted, rows: Tensor, replicas: int, shards: int) -> list[Tensor]:
+    """At most `shards` parts of `rows`, in order, that end where a `Probe` of all rows ends a call of the model."""
+    size = restricted.cut(1 if restricted.fills_core(len(rows)) else replicas)
+    chunks = math.ceil(len(rows) / size)
+    return list(rows.split(size * math.ceil(chunks / shards)))

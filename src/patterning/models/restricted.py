@@ -38,14 +38,15 @@ class Restricted:
     """`task` around `anchor` w* (P,) with the coordinates of `component` free: parameter rows are (r, P_C).
 
     Parameters outside of the component are shared by all replicas and carry no gradient, so that the layers below it
-    are computed once for a shared minibatch, and never for a `Probe`. `anchor` (P_C,) is w* in the free coordinates.
+    are computed once for a shared minibatch, and never for a `Probe`. `anchor` (P_C,) is w* in the free coordinates,
+    `whole_anchor` (P,) in all.
     `module` is what is run: a copy of the task's at w*, or for a head of our `LanguageModel` the same function with
     that head apart.
     """
 
     def __init__(self, task: Task, anchor: Tensor, component: ComponentLike) -> None:
         anchor = check_anchor(task, anchor)
-        self.task = task
+        self.task, self.whole_anchor = task, anchor
         self.component = find_component(task.module, component)
         whole = {name: part[0] for name, part in task.named(anchor[None]).items()}
         self._picks = {

@@ -44,6 +44,7 @@ from patterning.response.one_component import (
 )
 from patterning.response.packing import refusal, unpack
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
+from patterning.response.sharded import ShardedPlan, sharded_response
 
 Floats = NDArray[np.float64]
 
@@ -130,6 +131,7 @@ def component_response(
     loss_band: float | None = None,
     component_loss: bool = True,
     pool: Workers | None = None,
+    shards: int | None = None,
 ) -> ComponentResponse:
     """χ (components × samples) around `anchor` w* (P,), for the samples in rows `probes` of the task (default: all).
 
@@ -144,8 +146,10 @@ def component_response(
     many chains, where they were to be antithetic). A chain whose loss passes `loss_band` (default: the loss of a model
     that knows nothing, `posterior.band`) is excluded by name; a component of which fewer than 2 chains are left has no
     χ: it is in `refused`. With a `pool`, every component is a unit of work: resumed, and run by other processes when
-    there are several. All settings are checked, and every gradient is tried, before anything is sampled. Raises
-    `PatterningError` for settings that cannot serve, and when every component was refused.
+    there are several. With `shards` as well, chains leave their draws in the pool's folder, and each component is read
+    from them in so many parts of the probed rows (covariance alone; `response.shards`). All settings are checked, and
+    every gradient is tried, before anything is sampled. Raises `PatterningError` for settings that cannot serve, and
+    when every component was refused.
     """
     chosen = _components(task, components)
     _check_settings(kernel, chains, estimator, observables, reliability, rounds)
@@ -179,7 +183,15 @@ def component_response(
         )
         for component in chosen
     ]
-    found, refused = _results(work, [component.name for component in chosen], estimator, pool, ready)
+    if shards is not None:
+        if pool is None or estimator != "covariance":
+            raise PatterningError("shards are read by a pool, from draws of the covariance estimator")
+        check_whole("shards", shards, 1)
+        plan = ShardedPlan(task, anchor, kernel, chains, settings, key, shards)
+        found, refused = sharded_response(plan, chosen, pool)
+        _some(found, refused)
+    else:
+        found, refused = _results(work, [component.name for component in chosen], estimator, pool, ready)
     samples = task.samples(rows)
     return ComponentResponse(
         by_component=found,
@@ -268,6 +280,11 @@ def _results(
                 refused[name] = why
             else:
                 found[name] = unpack(arrays)
+    _some(found, refused)
+    return found, refused
+
+
+def _some(found: Mapping[str, SampledResponse], refused: Mapping[str, str]) -> None:
+    """Raise `PatterningError` where there is nothing but refusals."""
     if not found:
         raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
-    return found, refused

@@ -127,14 +127,14 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
     try:
         sampled = _sample(work, free, probe, band.loss)
         work.task.check_still_the_same()
-        response = _judged(sampled, probe, band)
-    except _LostError as error:
+        response = judged(sampled, probe.at_anchor, band)
+    except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
     note = "; ".join(filter(None, [work.component.note, response.note]))
-    return replace(response, note=note, kernel=work.kernel, phi=_phi_of(work.settings))
+    return replace(response, note=note, kernel=work.kernel, phi=whose_phi(work.settings))
 
 
-def _phi_of(settings: Settings) -> str:
+def whose_phi(settings: Settings) -> str:
     """Whose loss φ is: rows that are the probed ones in another order are the probes."""
     if isinstance(settings.phi, str):
         return settings.phi
@@ -142,7 +142,7 @@ def _phi_of(settings: Settings) -> str:
     return "probes" if same else "rows"
 
 
-class _LostError(PatterningError):
+class LostError(PatterningError):
     """Chains left the neighbourhood of w*."""
 
 
@@ -188,8 +188,8 @@ def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tup
         try:
             response = summarise_pathwise(joined, q, kernel.n_beta, probe.at_anchor.double().cpu().numpy())
         except PatterningError as error:
-            raise _LostError(str(error)) from None
-        if (note := _stop(response, settings, number + 1)) is not None:
+            raise LostError(str(error)) from None
+        if (note := stop_note(response, settings, number + 1)) is not None:
             return replace(response, note=f"{response.note}; {note}"), ""
     raise AssertionError("the last round stops")
 
@@ -232,8 +232,8 @@ def _by_covariance(work: Work, free: Restricted, probe: Probe, band: float, left
         try:
             response = summarise(join_draws(draws), tuple(phis), q, kernel.n_beta)
         except PatterningError as error:
-            raise _LostError(left + str(error)) from None
-        if (note := _stop(response, settings, number + 1)) is not None:
+            raise LostError(left + str(error)) from None
+        if (note := stop_note(response, settings, number + 1)) is not None:
             return replace(response, note=left + note)
     raise AssertionError("the last round stops")
 
@@ -260,13 +260,13 @@ def _observables(work: Work, free: Restricted, probe: Probe) -> dict[str, Observ
     return phis
 
 
-def _judged(response: SampledResponse, probe: Probe, band: Band) -> SampledResponse:
-    """The response with its warnings; raises where it is none."""
+def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResponse:
+    """The response with its warnings, from the probed losses at w* (n,); raises where it is none."""
     chi = response.susceptibility
     if not (np.isfinite(chi.chi).all() and np.isfinite(chi.standard_error).all()):
-        raise _LostError("χ holds NaN or infinite entries")
-    at_anchor = probe.at_anchor.double().cpu().numpy()
-    least, kind = resolution(at_anchor, chi.base_weights, probe.at_anchor.dtype), probe.at_anchor.dtype
+        raise LostError("χ holds NaN or infinite entries")
+    at_anchor, kind = losses.double().cpu().numpy(), losses.dtype
+    least = resolution(at_anchor, chi.base_weights, kind)
     warnings = [why for why in (band.note, below_resolution(response.rise, least, kind)) if why]
     room = band.loss - float(at_anchor @ chi.base_weights)
     if math.isfinite(room) and room > 0 and response.rise > FAR * room:
@@ -282,7 +282,7 @@ def _judged(response: SampledResponse, probe: Probe, band: Band) -> SampledRespo
     return replace(response, warnings=(*response.warnings, *warnings))
 
 
-def _stop(response: SampledResponse, settings: Settings, rounds: int) -> str | None:
+def stop_note(response: SampledResponse, settings: Settings, rounds: int) -> str | None:
     """Why sampling stops after so many rounds, or None when it goes on."""
     values = response.susceptibility.reliability()
     wanted = {name: values[name] for name in settings.observables} or values  # the rows that were asked for

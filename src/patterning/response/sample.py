@@ -164,7 +164,7 @@ def sample_draws(
         bad = int((~at_anchor.isfinite()).nonzero()[0])
         raise PatterningError(f"the loss of sample {bad} is NaN or infinite at w*")
 
-    some = np.unique(np.linspace(0, n - 1, min(watched, n)).astype(int))
+    some = watched_samples(n, watched)
     on_device = torch.from_numpy(some).to(at_anchor.device)
     tally = Tally(chains.chains, chains.draws, batches, at_anchor, phi_anchor, on_device)
     trace = run_chains(
@@ -186,6 +186,11 @@ def sample_draws(
         step_losses=trace.losses[:, kept].cpu().numpy(),
         excluded={first_chain + c: why for c, why in excluded.items()},
     )
+
+
+def watched_samples(count: int, most: int = 8) -> NDArray[np.int64]:
+    """Which of `count` samples are diagnosed: at most so many, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 
 def sample_response(

@@ -121,7 +121,8 @@ def susceptibility(
 
     def centre(covariance: Floats) -> Floats:
         # Cov(φ, ℓ_j - L) = Cov(φ, ℓ_j) - Σ_i q_i Cov(φ, ℓ_i): the sums of φL are sums of φℓ.
-        return covariance - (covariance @ q)[..., None]
+        # Row by row, as a matrix product rounds a row by how many there are: χ must not depend on other observables.
+        return covariance - np.einsum("...n,n->...", covariance, q)[..., None]
 
     parts = -centre(covariances)  # (c, b, k, n)
     weight = moments.count / moments.count.sum()
