@@ -18,8 +18,10 @@ from patterning.core.modules import displaced
 from patterning.face.calling import evaluating
 from patterning.face.token_batch import IGNORED
 
-CLOSE, ROUGH = 1e-3, 2e-2
-"""Relative difference up to which two losses are the same: of logits in float32, and in 16 bits, with 2 to 3 digits."""
+CLOSE, ROUGH = 1e-4, 2e-2
+"""Relative difference up to which two losses of the same logits are the same: in float32, and in 16 bits (2 digits)."""
+FAR = 4.0
+"""How far parameters are displaced, in units of their own size: so far that logits differ widely."""
 
 Key = bool | str
 """What a reading is called."""
@@ -55,7 +57,11 @@ def compared(
             calls = [model(**inputs)]
             if _displaceable(model):
                 trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-                calls.append(functional_call(model, displaced(trained, 0), (), dict(inputs)))
+                moved = {
+                    name: p + FAR * (value - p)
+                    for (name, value), p in zip(displaced(trained, 0).items(), trained.values(), strict=True)
+                }
+                calls.append(functional_call(model, moved, (), dict(inputs)))
             found = [(_loss(outputs), {key: read(outputs) for key, read in readings.items()}) for outputs in calls]
             rough = logits_in(calls[0]).dtype in (torch.bfloat16, torch.float16)
     finally:
