@@ -231,17 +231,12 @@ def _compared(
     inputs: dict[str, Any] = {name: few[name] for name in (*arguments, "labels") if name in few}
     if "use_cache" in arguments:
         inputs["use_cache"] = False
-    labels = few["labels"]
     try:
-        return compared(model, inputs, {key: partial(_read, read, labels) for key, read in readings.items()})
+        return compared(model, inputs, readings)
     except PatterningError:
         raise
     except Exception:  # the trial of the task says what does not run
         return None
-
-
-def _read(read: Callable[[Any, Tensor], float], labels: Tensor, outputs: Any) -> float:
-    return read(outputs, labels)
 
 
 def _arguments(model: nn.Module, batch: dict[str, Tensor]) -> tuple[str, ...]:

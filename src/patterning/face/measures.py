@@ -48,7 +48,7 @@ def loss_on(data: object) -> ModelMeasure:
     return _Loss(_batch(data))
 
 
-def repeated_gap(blocks: Tensor) -> ModelMeasure:
+def repeated_gap(blocks: object) -> ModelMeasure:
     """Loss on the first copy minus loss on the second, nats, on random blocks repeated twice (n, 2L).
 
     `blocks` are those of `repeated_random(vocabulary, context, count, seed)`. A model without induction has about 0.
@@ -61,7 +61,7 @@ def previous_token(head: str, data: object) -> ModelMeasure:
     return _Attention(_batch(data), *_place(head), None)
 
 
-def prefix_matching(head: str, blocks: Tensor) -> ModelMeasure:
+def prefix_matching(head: str, blocks: object) -> ModelMeasure:
     """Mean attention of a head from a token of the second copy to the one after its first occurrence, 0 to 1.
 
     The induction score of Olsson et al. (2022), on random blocks repeated twice (n, 2L), of `repeated_random`.

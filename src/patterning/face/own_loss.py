@@ -1,7 +1,8 @@
 """A model's own loss, `model(..., labels=labels).loss`, beside the loss that is taken for it.
 
 They are compared at the model's parameters and at displaced ones. At the start of training all losses are near the log
-of the number of classes, and a mean that weighs classes, say, could not be told from one that does not.
+of the number of classes, and a mean that weighs classes, say, could not be told from one that does not. For the same
+reason the second comparison is made with labels of all classes: those of a few rows may all be of one weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +19,12 @@ from patterning.core.modules import displaced
 from patterning.face.calling import evaluating
 from patterning.face.token_batch import IGNORED
 
-CLOSE, ROUGH = 1e-3, 2e-2
-"""Relative difference up to which two losses are the same: of logits in float32, and in 16 bits, with 2 to 3 digits."""
+CLOSE, ROUGH = 1e-4, 2e-2
+"""Relative difference up to which two losses of the same logits are the same: in float32, and in 16 bits (2 digits)."""
+STRIDE = 7919
+"""A prime: steps of this size through a number of classes come by all of them."""
+FAR = 4.0
+"""How far parameters are displaced, in units of their own size: so far that logits differ widely."""
 
 Key = bool | str
 """What a reading is called."""
@@ -42,22 +47,30 @@ class Compared:
 
 
 def compared(
-    model: nn.Module, inputs: Mapping[str, Any], readings: Mapping[Key, Callable[[Any], float]]
+    model: nn.Module, inputs: Mapping[str, Any], readings: Mapping[Key, Callable[[Any, Tensor], float]]
 ) -> Compared | None:
-    """The model's own loss of `inputs`, labels among them, beside `readings` (outputs → mean loss) of the same call.
+    """The model's own loss of `inputs`, labels among them, beside `readings` ((outputs, labels) → mean loss).
 
     Without dropout, and the model is left as it was: no random number is drawn. None where it returns no loss.
     """
     config: Any = getattr(model, "config", None)
     before = getattr(config, "problem_type", None)  # classifiers of Hugging Face write down what they made of labels
+    found = list[tuple[float | None, dict[Key, float]]]()
+
+    def look(outputs: Any, labels: Tensor) -> None:
+        found.append((_loss(outputs), {key: read(outputs, labels) for key, read in readings.items()}))
+
     try:
         with evaluating(model), torch.no_grad():
-            calls = [model(**inputs)]
-            if _displaceable(model):
-                trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-                calls.append(functional_call(model, displaced(trained, 0), (), dict(inputs)))
-            found = [(_loss(outputs), {key: read(outputs) for key, read in readings.items()}) for outputs in calls]
-            rough = logits_in(calls[0]).dtype in (torch.bfloat16, torch.float16)
+            outputs = model(**inputs)
+            look(outputs, inputs["labels"])
+            logits = logits_in(outputs)
+            others = _of_all_classes(inputs["labels"], logits.shape[-1])
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            far = zip(displaced(trained, 0).items(), trained.values(), strict=True) if _displaceable(model) else ()
+            moved = {name: p + FAR * (value - p) for (name, value), p in far}
+            look(functional_call(model, moved, (), {**inputs, "labels": others}), others)
+            rough = logits.dtype in (torch.bfloat16, torch.float16)
     finally:
         if hasattr(config, "problem_type"):
             config.problem_type = before
@@ -104,6 +117,14 @@ def logits_in(outputs: Any) -> Tensor:
 def _loss(outputs: Any) -> float | None:
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     return float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+
+def _of_all_classes(labels: Tensor, classes: int) -> Tensor:
+    """Labels that go through the classes, where labels are classes that count; else as they are."""
+    if labels.is_floating_point():
+        return labels
+    other = (torch.arange(labels.numel(), device=labels.device) * STRIDE % classes).to(labels).view(labels.shape)
+    return torch.where(labels == IGNORED, labels, other)
 
 
 def _displaceable(model: nn.Module) -> bool:

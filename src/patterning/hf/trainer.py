@@ -269,7 +269,7 @@ def _shifts_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
     readings = (True, False) if labels.ndim > 1 else (False,)
     found = compared(
         getattr(model, "_orig_mod", model), inputs,
-        {shift: partial(mean_cross_entropy, labels=labels, shift=shift) for shift in readings},
+        {shift: partial(mean_cross_entropy, shift=shift) for shift in readings},
     )  # fmt: skip
     if found is None:
         raise PatterningError("the model returns no loss of its own to compare with: give losses=")
