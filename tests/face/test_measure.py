@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zoo.gaussian_task import KERNEL, OBSERVABLES, Known, known
+from zoo.gaussian_task import GAMMA, KERNEL, N_BETA, OBSERVABLES, STEP, Known, known
 
 import patterning as pt
+from patterning.posterior.diagnostics import MOST_R_HAT
 
 SHORT = {"draws": 8, "burn_in": 20, "steps_between_draws": 4, "budget": 1, "progress": False}
 REPEATS = 8
@@ -37,6 +38,23 @@ def test_pathwise_is_the_slope_of_the_chains_mean(problem: Known) -> None:
     # φ and every gradient are linear in w: the derivative hardly depends on the noise, and float32 is what is left
     np.testing.assert_allclose(response.chi, problem.slope, atol=2e-4 * np.abs(problem.slope).max())
     assert (response.half_width() < 1e-3 * np.abs(problem.slope).max()).all()
+
+
+def test_chains_that_have_not_settled_are_sure_of_another_number(problem: Known) -> None:
+    """Reliability and ± are about the chains that were run: R-hat of φ alone says that these are still on their way."""
+    short = {"sampler": pt.SGLD(N_BETA, GAMMA, STEP / 50), "burn_in": 0, "steps_between_draws": 2}
+    early = measured(problem, OBSERVABLES, estimator="pathwise", **short)
+    assert min(early.reliability.values()) > 0.99
+    assert min(early.r_hat.values()) > MOST_R_HAT
+    assert (np.abs(early.chi) + early.half_width() < 0.5 * np.abs(problem.slope)).mean() > 0.9
+    plan = early.invert({"first": 1})
+    assert "the chains have not settled: R-hat of φ first" in str(plan)
+    with pytest.raises(pt.PatterningError, match=r"R-hat of φ first .* force=True"):
+        plan.weights(0.1)
+    assert plan.weights(0.1, force=True).rho.std() > 0
+    settled = measured(problem, OBSERVABLES, estimator="pathwise", burn_in=50, draws=20, steps_between_draws=8)
+    assert max(settled.r_hat.values()) < MOST_R_HAT
+    assert settled.invert({"first": 1}).refused is None
 
 
 def test_first_order_is_the_product_of_gradients(problem: Known) -> None:

@@ -74,7 +74,7 @@ class Response:
 
     @property
     def r_hat(self) -> dict[str, float]:
-        """Split R-hat of each observable over the draws; NaN for a first look."""
+        """Split R-hat of each observable φ (not of χ) over the draws: have the chains settled? NaN for a first look."""
         return dict(zip(self.names, self._pick("r_hat").tolist(), strict=True))
 
     @property
@@ -207,8 +207,9 @@ class Response:
         held = [self.names[self.index(name)] for name in ([hold] if isinstance(hold, str) else hold)]
         halves = [self._pick_half(half) for half in (0, 1)]
         rows = Rows(
-            self.names, self.chi, self.by_chain(), (halves[0] - halves[1]) / 2, tuple(self.reliability.values())
-        )
+            self.names, self.chi, self.by_chain(), (halves[0] - halves[1]) / 2, tuple(self.reliability.values()),
+            tuple(self.r_hat.values()),
+        )  # fmt: skip
         samples = Samples(self.row, self.position, self.base_weights, np.arange(len(self.row)))
         return find_direction(
             rows, samples, self._data(), self.n_beta, names, held, free=free, min_reliability=min_reliability

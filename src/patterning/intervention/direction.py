@@ -22,23 +22,10 @@ from patterning.core.plain import Facts, Plain
 from patterning.core.samples import Data, Samples
 from patterning.intervention.change import Change
 from patterning.intervention.data_weights import Weights
+from patterning.intervention.rows_of_chi import MIN_RELIABILITY, Rows, untrusted
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import is_number, strong_enough
 from patterning.intervention.weights import PairPolicy, standardise, swaps
-
-MIN_RELIABILITY = 0.3
-"""A row of χ with a split-half reliability under this is not inverted."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of χ that a direction is made from: `chi` (k, n), by chain `chains` (c, k, n), `noise` (k, n)."""
-
-    names: tuple[str, ...]
-    chi: Floats
-    chains: Floats
-    noise: Floats
-    reliability: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -215,9 +202,7 @@ def find_direction(
     mask = as_mask("free", free, len(q))
     if not (is_number(min_reliability) and min_reliability < 1):
         raise PatterningError(f"min_reliability is {min_reliability!r}: it must be a number below 1")
-    asked = [i for i, value in zip(picks, change, strict=True) if value]
-    low = [f"{rows.names[i]} {rows.reliability[i]:.2f}" for i in asked if not rows.reliability[i] >= min_reliability]
-    refused = f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})" if low else None
+    refused = untrusted(rows, [i for i, value in zip(picks, change, strict=True) if value], min_reliability)
     zero = {name: Change(0.0, 0.0, 0.0) for name in rows.names}
     try:
         solution = solve(rows.chi[picks], q, change, n_beta, noise=rows.noise[picks], free=mask)

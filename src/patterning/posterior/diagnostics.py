@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+MOST_R_HAT = 1.5
+"""Split R-hat of φ above which the chains of a χ are said to disagree, and χ is not inverted.
+
+Were φ to relax exponentially, chains of R-hat 1.5 would be some four of its relaxation times long (1.2: eleven; 2.4: one).
+"""
+
 
 @dataclass(frozen=True)
 class Diagnostics:

@@ -20,7 +20,7 @@ from patterning.models.components import ComponentLike
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import find_band, steepest
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
-from patterning.posterior.diagnostics import split_r_hat
+from patterning.posterior.diagnostics import MOST_R_HAT, split_r_hat
 from patterning.posterior.sgld import SGLD
 
 MOST_N_BETA = 300.0
@@ -170,7 +170,7 @@ def _verdict(run: PilotRun, wanted: float) -> tuple[str, str]:
     """The first thing that is wrong, and what to do."""
     if run.rise > 4 * wanted:
         return "steps too long", "even a strong localization does not hold the chain; lower n_beta or the step size"
-    if run.r_hat > 1.5:
+    if run.r_hat > MOST_R_HAT:
         return "chains disagree", "raise burn_in"
     if run.spike > 100:
         return "spikes", "single minibatches dominate: raise batch_size"

@@ -147,7 +147,7 @@ def attributes(response: "ComponentResponse") -> Document:
     }
 
 
-def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, str] | None = None) -> None:
+def save_response(response: "ComponentResponse", path: str | Path, more: Mapping[str, str] | None = None) -> None:
     """Write a Zarr folder, whole and with checksums: a folder of another name is filled and then renamed.
 
     `more` attributes go beside those of `attributes`. Raises `PatterningError` when `path` exists or cannot be written.
@@ -157,8 +157,9 @@ def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, 
     save_tree(tree, path)
 
 
-def save_tree(tree: "xarray.DataTree", path: Path) -> None:
+def save_tree(tree: "xarray.DataTree", path: str | Path) -> None:
     """Write labelled arrays as a Zarr folder, whole and with checksums; raises as `save_response` does."""
+    path = Path(path)
     if path.exists():
         raise PatterningError(f"{path} exists: name another folder")
     tree["susceptibility"].attrs["checksums"] = SUMS
@@ -175,7 +176,7 @@ def save_tree(tree: "xarray.DataTree", path: Path) -> None:
         raise cannot_write(path, error) from None
 
 
-def open_response(path: Path) -> "xarray.DataTree":
+def open_response(path: str | Path) -> "xarray.DataTree":
     """The labelled arrays that `save_response` wrote.
 
     Every file is checked against the checksum that was written with it (a folder of an older version has none).
@@ -183,6 +184,7 @@ def open_response(path: Path) -> "xarray.DataTree":
     """
     import xarray
 
+    path = Path(path)
     if (path / SUMS).exists():
         check(path, REMEDY)
     try:
