@@ -132,7 +132,10 @@ def blobs() -> pt.Task:
 def test_calibrate_says_what_it_chose_and_its_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     response = pt.measure(blobs(), sampler="calibrate", **{**SHORT, "progress": True})
     assert response.calibration.startswith("calibrated: nβ 15.4, γ ")  # 64 / ln 64
-    assert response.calibration in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert response.calibration in printed
+    assert re.search(r"calibrating full: 1 of at most 9 pilots, at most \d+ s left", printed)
+    assert "calibrating on 1 of 1 components" in printed
     verdict = re.search(r"verdict: ([a-z ]+)", response.calibration)[1].strip()
     assert verdict in {"steps too long", "chains disagree", "spikes", "too noisy", "too little signal", "healthy"}
     assert (response.calibration in response.warnings) == (verdict != "healthy")

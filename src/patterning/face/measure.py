@@ -204,7 +204,7 @@ def _sampler(
             f"sampler {sampler!r} is no sampler: give SGLD(n_beta, localization, step_size) or 'calibrate'"
         )
     with one_thread():
-        found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed)
+        found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed, tell=say)
     say(found.text)
     return found
 
