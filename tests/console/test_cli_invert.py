@@ -53,8 +53,9 @@ def measures():
 def broken():
     raise KeyError("nothing")
 """
-SETTINGS = ["--n-beta", "60", "--localization", "60", "--step-size", "1e-3", "--draws", "8", "--burn-in", "4",
-            "--batch-size", "20", "--rounds", "1", "--components", "full", "--workers", "1"]  # fmt: skip
+SETTINGS = ["--n-beta", "60", "--localization", "60", "--step-size", "1e-3", "--draws", "24", "--burn-in", "40",
+            "--batch-size", "20", "--steps-between-draws", "8", "--rounds", "1", "--components", "full",
+            "--workers", "1"]  # fmt: skip
 
 
 @pytest.fixture
