@@ -10,8 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^(?:```python|<!-- test)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
+SHOWN_AGAIN = ROOT / "docs" / "get-started.md"
+"""Holds the README's ten lines, which run there."""
 PAGES = [
-    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if BLOCK.search(page.read_text())
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if page != SHOWN_AGAIN and BLOCK.search(page.read_text())
 ]
 
 
@@ -23,3 +27,11 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
     if page.name == "README.md":
         assert "steers" in capsys.readouterr().out
+
+
+def test_code_is_on_the_page_itself() -> None:
+    """Whoever reads the Markdown on GitHub sees it: nothing is included when the site is built."""
+    first = BLOCK.search((ROOT / "README.md").read_text())
+    assert first is not None
+    assert [found.group(1) for found in BLOCK.finditer(SHOWN_AGAIN.read_text())] == [first.group(1)]
+    assert [page.name for page in (ROOT / "docs").rglob("*.md") if "--8<--" in page.read_text()] == []

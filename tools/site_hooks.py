@@ -1,4 +1,4 @@
-"""What the site has beside its Markdown files: executed notebooks, the README's ten lines, links to the repository."""
+"""What the site has beside its Markdown files: executed notebooks, links to the repository."""
 
 import re
 import sys
@@ -14,7 +14,6 @@ from notebooks import NOTEBOOKS, rendered
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:examples|src|tests)/[^)]*\)")
 """Links to the repository's files, which are not on the site."""
-TEN_LINES = "<!-- the README's ten lines -->"
 
 
 def on_config(config: Any) -> Any:
@@ -35,10 +34,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The README's first block of Python stands where a page asks for it; links to files outside are their text."""
-    if TEN_LINES in markdown:
-        block = re.search(r"^```python\n.*?^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
-        if block is None:
-            raise ValueError("README.md holds no block of Python")
-        markdown = markdown.replace(TEN_LINES, block.group())
+    """Links to files outside the site are their text."""
     return OUTSIDE.sub(r"\1", markdown)

@@ -98,8 +98,8 @@ def _seed(value: int) -> int:
 
 Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a Task.")]
 Components = Annotated[str, typer.Option(help="Names separated by commas; empty: all heads and MLPs, or full.")]
-NBeta = Annotated[float, typer.Option(help="nβ, the inverse temperature times n.")]
-Localization = Annotated[float, typer.Option(help="γ, the pull to w*.")]
+NBeta = Annotated[float, typer.Option(help="nβ: how strictly chains follow the loss.")]
+Localization = Annotated[float, typer.Option(help="γ: how strongly chains are pulled to w*, the trained model.")]
 StepSize = Annotated[float, typer.Option(help="ε, the step size of SGLD.")]
 Chains = Annotated[int, typer.Option(help="Chains in a round.")]
 Draws = Annotated[int, typer.Option(help="Draws of each chain.")]
@@ -134,7 +134,7 @@ def response(
     estimator: Annotated[str, typer.Option(help="auto, covariance or pathwise.")] = "auto",
     phi: Annotated[str, typer.Option(help="Whose loss φ is: probes, or data (all rows; pathwise only).")] = "probes",
     reliability: Annotated[float, typer.Option(help="Go on until this split-half reliability.")] = 0.9,
-    rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component (Python: budget=).")] = 4,
     antithetic: Annotated[
         bool, typer.Option(help="Beside each chain its mirror image (opposite noise), unless by covariance.")
     ] = True,
@@ -262,7 +262,7 @@ def verify(
 def doctor(
     task: Annotated[str | None, typer.Argument(help="FILE.py:NAME of a task to try.")] = None, json: Json = False
 ) -> None:
-    """What is installed, which devices there are, and whether a task's losses are the same alone and in company."""
+    """What is installed, which devices there are, and whether a task can be measured."""
     from patterning.console.doctor import examine, print_examination
 
     with _output.reserved(json):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from patterning.console.doctor import print_examination
 from patterning.intervention.data_weights import Weights
 
 FILE = """
@@ -51,8 +53,9 @@ def measures():
 def broken():
     raise KeyError("nothing")
 """
-SETTINGS = ["--n-beta", "60", "--localization", "60", "--step-size", "1e-3", "--draws", "8", "--burn-in", "4",
-            "--batch-size", "20", "--rounds", "1", "--components", "full", "--workers", "1"]  # fmt: skip
+SETTINGS = ["--n-beta", "60", "--localization", "60", "--step-size", "1e-3", "--draws", "24", "--burn-in", "40",
+            "--batch-size", "20", "--steps-between-draws", "8", "--rounds", "1", "--components", "full",
+            "--workers", "1"]  # fmt: skip
 
 
 @pytest.fixture
@@ -129,3 +132,14 @@ def test_doctor_tries_a_task(place: Path, in_process) -> None:
     done = in_process("doctor", f"{place / 'mine.py'}:broken")
     assert "the task does not work" in done.stdout
     assert "nothing" in done.stdout
+
+
+def test_remedies_keep_the_names_of_extras(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("transformer_lens", "devinterp")
+    found = {"patterning": "1", "python": "3", "platform": "x", "cpus": 1, "gpus": [], "packages": {}, "task": None}
+    print_examination({**found, "optional": dict.fromkeys(names)}, Console(width=120))
+    printed = capsys.readouterr().out
+    assert "pip install 'patterning[lens]'" in printed  # in brackets, which are no markup here
+    broken = {"works": False, "why": "losses have shape [3]: give [bold] one a row"}
+    print_examination({**found, "optional": {}, "task": broken}, Console(width=120))
+    assert broken["why"] in capsys.readouterr().out

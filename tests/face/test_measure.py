@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from zoo.gaussian_task import KERNEL, OBSERVABLES, Known, known
+from zoo.gaussian_task import GAMMA, KERNEL, N_BETA, OBSERVABLES, STEP, Known, known
 
 import patterning as pt
+from patterning.posterior.diagnostics import MOST_R_HAT
 
 SHORT = {"draws": 8, "burn_in": 20, "steps_between_draws": 4, "budget": 1, "progress": False}
 REPEATS = 8
@@ -39,6 +40,23 @@ def test_pathwise_is_the_slope_of_the_chains_mean(problem: Known) -> None:
     # φ and every gradient are linear in w: the derivative hardly depends on the noise, and float32 is what is left
     np.testing.assert_allclose(response.chi, problem.slope, atol=2e-4 * np.abs(problem.slope).max())
     assert (response.half_width() < 1e-3 * np.abs(problem.slope).max()).all()
+
+
+def test_chains_that_have_not_settled_are_sure_of_another_number(problem: Known) -> None:
+    """Reliability and ± are about the chains that were run: R-hat of φ alone says that these are still on their way."""
+    short = {"sampler": pt.SGLD(N_BETA, GAMMA, STEP / 50), "burn_in": 0, "steps_between_draws": 2}
+    early = measured(problem, OBSERVABLES, estimator="pathwise", **short)
+    assert min(early.reliability.values()) > 0.99
+    assert min(early.r_hat.values()) > MOST_R_HAT
+    assert (np.abs(early.chi) + early.half_width() < 0.5 * np.abs(problem.slope)).mean() > 0.9
+    plan = early.invert({"first": 1})
+    assert "the chains have not settled: R-hat of φ first" in str(plan)
+    with pytest.raises(pt.PatterningError, match=r"R-hat of φ first .* force=True"):
+        plan.weights(0.1)
+    assert plan.weights(0.1, force=True).rho.std() > 0
+    settled = measured(problem, OBSERVABLES, estimator="pathwise", burn_in=50, draws=20, steps_between_draws=8)
+    assert max(settled.r_hat.values()) < MOST_R_HAT
+    assert settled.invert({"first": 1}).refused is None
 
 
 def test_first_order_is_the_product_of_gradients(problem: Known) -> None:
@@ -116,7 +134,10 @@ def blobs() -> pt.Task:
 def test_calibrate_says_what_it_chose_and_its_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     response = pt.measure(blobs(), sampler="calibrate", **{**SHORT, "progress": True})
     assert response.calibration.startswith("calibrated: nβ 15.4, γ ")  # 64 / ln 64
-    assert response.calibration in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert response.calibration in printed
+    assert re.search(r"calibrating full: 1 of at most 9 pilots, at most \d+ s left", printed)
+    assert "calibrating on 1 of 1 components" in printed
     verdict = re.search(r"verdict: ([a-z ]+)", response.calibration)[1].strip()
     assert verdict in {"steps too long", "chains disagree", "spikes", "too noisy", "too little signal", "healthy"}
     assert (response.calibration in response.warnings) == (verdict != "healthy")

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from patterning.console.response import load_task
@@ -14,7 +15,7 @@ from patterning.core.workers import default_workers
 from patterning.models.components import list_components
 
 NEEDED = ("torch", "numpy", "scipy", "xarray", "zarr", "pydantic", "pyarrow", "safetensors", "cloudpickle")
-OPTIONAL = {"transformers": "hf", "datasets": "hub", "transformer_lens": "lens", "ray": "cluster", "devinterp": "peer"}
+OPTIONAL = {"transformers": "hf", "datasets": "hub", "transformer_lens": "lens", "devinterp": "peer"}
 
 
 def examine(task: str | None) -> Document:
@@ -63,24 +64,25 @@ def print_examination(results: Document, console: Console) -> None:
     table = Table("package", "version")
     for name, found in (*results["packages"].items(), *results["optional"].items()):
         remedy = f"not installed: pip install 'patterning[{OPTIONAL[name]}]'" if name in OPTIONAL else "missing"
-        table.add_row(name, found or remedy)
+        table.add_row(name, found or escape(remedy))  # [hf] is the name of an extra, and no markup
     console.print(table)
     task = results["task"]
     if task is None:
         return
     if not task["works"]:
-        console.print(f"the task does not work: {task['why']}", style="red", highlight=False)
+        console.print(f"the task does not work: {task['why']}", style="red", highlight=False, markup=False)
         return
     console.print(
         f"the task works: {task['rows']:,} rows of {task['samples_per_row']} samples, {task['parameters']:,} "
-        f"parameters; replicas run {task['replicas']}; losses are the same alone and in company"
+        f"parameters; chains run {task['replicas']}; a row's loss is the same alone and in a minibatch"
         + (", and masked samples are left out" if task["masked"] else ""),
         highlight=False,
+        markup=False,
     )
     named = ", ".join(task["components"][:12]) or "none by name: use parameter patterns or masks"
-    console.print(f"components: {named}{' …' if len(task['components']) > 12 else ''}", highlight=False)
+    console.print(f"components: {named}{' …' if len(task['components']) > 12 else ''}", highlight=False, markup=False)
     for note in task["notes"]:
-        console.print(f"note: {note}", style="yellow", highlight=False)
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 
 
 def _version(name: str) -> str | None:

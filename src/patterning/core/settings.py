@@ -35,10 +35,10 @@ def validate(kind: type[C], values: dict[str, Any], origin: str) -> C:
         raise PatterningError(f"{origin}: {place}: {first['msg'].lower()}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """The values in a YAML file; raises `PatterningError` when there is none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise PatterningError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):

@@ -279,8 +279,9 @@ def strict_json(value: object) -> object:
     return strict_json(_plain(value))
 
 
-def open_run(path: Path) -> RunFolder:
+def open_run(path: str | Path) -> RunFolder:
     """An existing run folder; raises `PatterningError` when `path` is not one."""
+    path = Path(path)
     if not path.is_dir():
         raise PatterningError(f"{path} is not a folder")
     if not (path / "config.yaml").is_file():

@@ -21,7 +21,7 @@ def find_experiment(name: object) -> Experiment:
     return experiment_from(str(name), module)
 
 
-def experiment_of(path: Path) -> tuple[Experiment, Document]:
+def experiment_of(path: str | Path) -> tuple[Experiment, Document]:
     """The experiment that a configuration file is of, and the file's values."""
     values = read_yaml(path)
     return find_experiment(values.get("experiment", "parentheses")), values

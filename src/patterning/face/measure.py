@@ -269,7 +269,7 @@ def _sampler(
     with one_thread():
         for what in components:
             try_gradient(Restricted(task, anchor, what))
-        found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed)
+        found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed, tell=say)
     say(found.text)
     return found
 

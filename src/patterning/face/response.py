@@ -82,7 +82,7 @@ class Response:
 
     @property
     def r_hat(self) -> dict[str, float]:
-        """Split R-hat of each observable over the draws; NaN for a first look."""
+        """Split R-hat of each observable φ (not of χ) over the draws: have the chains settled? NaN for a first look."""
         return dict(zip(self.names, self._pick("r_hat").tolist(), strict=True))
 
     @property
@@ -225,7 +225,10 @@ class Response:
             raise PatterningError("nβ of this χ is not known: give it, pt.from_devinterp(path, n_beta=...)")
         halves = [self._pick_half(half) for half in (0, 1)] if self.errors_known else [self.chi, self.chi]
         chains = self.by_chain() if self.errors_known else np.stack(halves)  # the same twice: no error can be told
-        rows = Rows(self.names, self.chi, chains, (halves[0] - halves[1]) / 2, tuple(self.reliability.values()))
+        rows = Rows(
+            self.names, self.chi, chains, (halves[0] - halves[1]) / 2, tuple(self.reliability.values()),
+            tuple(self.r_hat.values()),
+        )  # fmt: skip
         samples = Samples(self.row, self.position, self.base_weights, np.arange(len(self.row)))
         direction = find_direction(
             rows, samples, self._data(), self.n_beta, names, held, free=free, min_reliability=min_reliability

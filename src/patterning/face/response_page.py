@@ -160,9 +160,9 @@ def _numbers(table: list[Document], settings: Document) -> Section:
     rows = component_rows(table)
     return Section(
         "Components",
-        "Reliability: rank correlation of χ between halves of the chains, stepped up to all of them. R-hat and ESS are "
-        "of φ. The LLC is that of the probed samples. χ ≠ 0: the share of samples whose 95 % interval leaves out 0 "
-        "(5 % would by chance).",
+        "Reliability: rank correlation of χ between halves of the chains, stepped up to all of them. R-hat and ESS "
+        "(effective draws) are of φ: have the chains settled? The LLC is that of the probed samples. χ ≠ 0: the share "
+        "of samples whose 95 % interval leaves out 0 (5 % would by chance).",
         tables=[
             Table(headings(settings)[:-1], [Row(row.cells[:-1]) for row in rows]),
             Table(

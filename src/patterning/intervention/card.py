@@ -61,11 +61,12 @@ def save_card(
     return folder
 
 
-def push_card(folder: Path, repo_id: str, api: Any = None, *, private: bool = False) -> Any:
+def push_card(folder: str | Path, repo_id: str, api: Any = None, *, private: bool = False) -> Any:
     """Upload a folder that `save_card` wrote as a data set of the Hugging Face hub.
 
     `api`: a `huggingface_hub.HfApi` (default: one with the token of this machine).
     """
+    folder = Path(folder)
     if not ((folder / TABLE).is_file() and (folder / CARD).is_file()):
         raise PatterningError(f"{folder} holds no weights with a card: write it with weights.save_card first")
     if api is None:

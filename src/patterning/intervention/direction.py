@@ -22,24 +22,11 @@ from patterning.core.samples import Data, Samples
 from patterning.intervention.change import Change, changes_of_chains
 from patterning.intervention.constrained import Certificate, constrained_weights
 from patterning.intervention.data_weights import Weights
+from patterning.intervention.rows_of_chi import MIN_RELIABILITY, Rows, untrusted
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import check_limits, is_number, strong_enough
 from patterning.intervention.weights import PairPolicy, standardise, swaps
 from patterning.intervention.wishes import in_words, unconfirmed, wished
-
-MIN_RELIABILITY = 0.3
-"""A row of χ with a split-half reliability under this is not inverted."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of χ that a direction is made from: `chi` (k, n), by chain `chains` (c, k, n), `noise` (k, n)."""
-
-    names: tuple[str, ...]
-    chi: Floats
-    chains: Floats
-    noise: Floats
-    reliability: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -249,8 +236,7 @@ def find_direction(
     mask = as_mask("free", free, len(q))
     if not (is_number(min_reliability) and min_reliability < 1):
         raise PatterningError(f"min_reliability is {min_reliability!r}: it must be a number below 1")
-    asked = [i for i, value in zip(picks, change, strict=True) if value]
-    refused = _too_noisy({rows.names[i]: rows.reliability[i] for i in asked}, min_reliability)
+    refused = untrusted(rows, [i for i, value in zip(picks, change, strict=True) if value], min_reliability)
     zero = {name: Change(0.0, 0.0, 0.0) for name in rows.names}
     try:
         solution = solve(rows.chi[picks], q, change, n_beta, noise=rows.noise[picks], free=mask)
@@ -268,14 +254,6 @@ def find_direction(
         s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
         tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank, folds, kept=kept,
     )  # fmt: skip
-
-
-def _too_noisy(reliability: Mapping[str, float], least: float) -> str | None:
-    """Why rows of χ are not to be inverted, or None."""
-    low = [f"{name} {value:.2f}" for name, value in reliability.items() if not value >= least]
-    if low and all(np.isnan(value) for value in reliability.values()):
-        return f"the reliability of χ is not known ({', '.join(reliability)})"
-    return f"χ is too noisy: split-half reliability {', '.join(low)} (at least {least})" if low else None
 
 
 def _folds(rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: float, mask: Bools) -> tuple[Fold, ...]:

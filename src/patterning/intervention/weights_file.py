@@ -21,7 +21,7 @@ WITH_SWAPS = 2
 """Of a file in which some labels are exchanged, which earlier versions must not read as plain weights."""
 
 
-def write_weights(weights: Any, path: Path, more: dict[str, Any] | None = None) -> None:
+def write_weights(weights: Any, path: str | Path, more: dict[str, Any] | None = None) -> None:
     """Ids, ρ, q and what is free of `Weights`; `more`: further columns, (n,) each."""
     import pyarrow
     import pyarrow.parquet
@@ -40,6 +40,7 @@ def write_weights(weights: Any, path: Path, more: dict[str, Any] | None = None) 
     own = {name: columns[name] for name in _names(about["format"])}
     about["sha256"] = _digest(own, about)
     table = table.replace_schema_metadata({"patterning": json.dumps(about)})
+    path = Path(path)
     part = part_of(path)
     try:
         pyarrow.parquet.write_table(table, part)
@@ -49,7 +50,7 @@ def write_weights(weights: Any, path: Path, more: dict[str, Any] | None = None) 
         raise cannot_write(path, error) from None
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: str | Path) -> dict[str, Any]:
     """The fields of `Weights` in a file of `write_weights`; raises `PatterningError` for any other file."""
     import pyarrow
     import pyarrow.parquet

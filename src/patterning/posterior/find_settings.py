@@ -6,7 +6,8 @@ from γ and the largest curvature that a pilot meets. nβ is n / ln n (Watanabe,
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from patterning.models.components import ComponentLike
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import find_band, steepest
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
-from patterning.posterior.diagnostics import split_r_hat
+from patterning.posterior.diagnostics import MOST_R_HAT, split_r_hat
 from patterning.posterior.sgld import SGLD
 
 MOST_N_BETA = 300.0
@@ -30,6 +31,8 @@ PULL = 0.2
 """ε (γ + nβ h), with h the largest curvature: the stationary variance is then off by at most 5 %."""
 RANGE = (1.0, 1e7)
 """Where γ is looked for."""
+PILOTS = 9
+"""Most pilots of a component."""
 TRIED = 3
 """Most components that pilots are run on."""
 
@@ -67,13 +70,14 @@ def find_settings(
     steps: int = 80,
     batch_size: int = 32,
     seed: int = 0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """γ and ε at which the loss of the component that moves most rises by `wanted` of the way, by bisection in log γ.
 
     Pilots (2 chains of `steps` steps) are run on at most three of the components, evenly spread; the largest γ that any
     of them needs is taken, with the ε that is short enough for all. The verdict is the first that applies: steps too
-    long, chains disagree, spikes, too noisy, too little signal, healthy. Raises `PatterningError` where every γ makes
-    the chains leave the solution.
+    long, chains disagree, spikes, too noisy, too little signal, healthy. Raises `PatterningError`
+    where every γ makes the chains leave the solution. `tell` hears how far it is.
     """
     anchor = check_anchor(task, anchor)
     if not components:
@@ -88,7 +92,17 @@ def find_settings(
     picked = [components[i] for i in sorted({round(x) for x in np.linspace(0, len(components) - 1, TRIED)})]
     found = find_band(task, anchor, batch_size, beta)
     band = found.loss
-    chosen = [_search(Restricted(task, anchor, what), beta, wanted, band, steps, batch_size, seed) for what in picked]
+    chosen, begun = [], time.monotonic()
+    tell(f"calibrating on {len(picked)} of {len(components)} components, at most {PILOTS} short pilots each")
+    for number, what in enumerate(picked):
+        free, first = Restricted(task, anchor, what), number * PILOTS
+
+        def told(pilot: int, free: Restricted = free, first: int = first) -> None:
+            gone = time.monotonic() - begun
+            left = gone / (first + pilot) * (PILOTS * len(picked) - first - pilot)
+            tell(f"calibrating {free.component.name}: {pilot} of at most {PILOTS} pilots, at most {left:.0f} s left")
+
+        chosen.append(_search(free, beta, wanted, band, steps, batch_size, seed, told))
     tightest = max((runs[-1] for runs in chosen), key=lambda run: run.kernel.localization)
     epsilon = min(runs[-1].kernel.step_size for runs in chosen)
     kernel = replace(tightest.kernel, step_size=epsilon)
@@ -102,15 +116,23 @@ def find_settings(
 
 
 def _search(
-    free: Restricted, n_beta: float, wanted: float, band: float, steps: int, batch_size: int, seed: int
+    free: Restricted,
+    n_beta: float,
+    wanted: float,
+    band: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    told: Callable[[int], None],
 ) -> list[PilotRun]:
     """Pilots of one component; the last is the chosen one."""
     config = ChainConfig(2, max(4, steps // 8), steps // 2, 4, batch_size, seed, matched=True)
     low, high = (math.log(value) for value in RANGE)
     log_gamma, runs, best = math.log(1e3), list[PilotRun](), None
-    for _ in range(9):
+    for _ in range(PILOTS):
         run = _pilot(free, n_beta, math.exp(log_gamma), band, config)
         runs.append(run)
+        told(len(runs))
         if not run.diverged and (best is None or _miss(run, wanted) < _miss(best, wanted)):
             best = run
         if not run.diverged and 0.5 * wanted <= run.rise <= 2 * wanted:
@@ -170,7 +192,7 @@ def _verdict(run: PilotRun, wanted: float) -> tuple[str, str]:
     """The first thing that is wrong, and what to do."""
     if run.rise > 4 * wanted:
         return "steps too long", "even a strong localization does not hold the chain; lower n_beta or the step size"
-    if run.r_hat > 1.5:
+    if run.r_hat > MOST_R_HAT:
         return "chains disagree", "raise burn_in"
     if run.spike > 100:
         return "spikes", "single minibatches dominate: raise batch_size"

@@ -21,6 +21,7 @@ from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import Band, advise, find_band
 from patterning.posterior.chains import ChainConfig, Kernel
+from patterning.posterior.diagnostics import MOST_R_HAT
 from patterning.posterior.resolution import below_resolution, resolution
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
@@ -51,8 +52,6 @@ REFUSED_EXPANSION = 100.0
 """From here on pathwise χ is no result, even where it was asked for by name."""
 FAR = 0.5
 """Share of the way to the loss band from which a rise of the loss is called far from w*."""
-DISAGREEMENT = 1.5
-"""Split R-hat of φ from which chains are said to disagree."""
 
 
 @dataclass(frozen=True)
@@ -277,8 +276,11 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
     if response.expansion > MOST_EXPANSION:
         warnings.append(f"steps do not contract (adjoint expansion {response.expansion:.2g}): χ is noisy")
     for name, diagnostics in response.diagnostics.items():
-        if diagnostics.r_hat > DISAGREEMENT:
-            warnings.append(f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): raise burn_in and draws")
+        if diagnostics.r_hat > MOST_R_HAT:
+            warnings.append(
+                f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, and χ is that of "
+                "the way from w*; raise burn_in and draws, or γ"
+            )
     return replace(response, warnings=(*response.warnings, *warnings))
 
 

@@ -147,7 +147,7 @@ def attributes(response: "ComponentResponse") -> Document:
     }
 
 
-def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, str] | None = None) -> None:
+def save_response(response: "ComponentResponse", path: str | Path, more: Mapping[str, str] | None = None) -> None:
     """Write a Zarr folder, whole and with checksums: a folder of another name is filled and then renamed.
 
     `more` attributes go beside those of `attributes`. Raises `PatterningError` when `path` exists or cannot be written.
@@ -157,11 +157,12 @@ def save_response(response: "ComponentResponse", path: Path, more: Mapping[str, 
     save_tree(tree, path)
 
 
-def save_tree(tree: "xarray.DataTree", path: Path, *, kept: bool = False) -> None:
+def save_tree(tree: "xarray.DataTree", path: str | Path, *, kept: bool = False) -> None:
     """Write labelled arrays as a Zarr folder, whole and with checksums; raises as `save_response` does.
 
     `kept`: by the package itself (`measure(out=...)`), so that a later call, or the user's own `save`, may replace it.
     """
+    path = Path(path)
     if path.exists():
         if not is_kept(path):
             raise PatterningError(f"{path} exists: name another folder")
@@ -180,7 +181,7 @@ def save_tree(tree: "xarray.DataTree", path: Path, *, kept: bool = False) -> Non
         raise cannot_write(path, error) from None
 
 
-def is_kept(path: Path) -> bool:
+def is_kept(path: str | Path) -> bool:
     """Whether a stored χ is the package's own copy, which may be replaced."""
     try:
         return bool(open_response(path)["susceptibility"].attrs.get("kept", 0))
@@ -188,7 +189,7 @@ def is_kept(path: Path) -> bool:
         return False
 
 
-def open_response(path: Path) -> "xarray.DataTree":
+def open_response(path: str | Path) -> "xarray.DataTree":
     """The labelled arrays that `save_response` wrote.
 
     Every file is checked against the checksum that was written with it (a folder of an older version has none).
@@ -196,6 +197,7 @@ def open_response(path: Path) -> "xarray.DataTree":
     """
     import xarray
 
+    path = Path(path)
     if (path / SUMS).exists():
         check(path, REMEDY)
     try:

@@ -44,7 +44,7 @@ def _holds_something(folder: Path) -> bool:
 
 def conduct(
     config: C,
-    folder: Path,
+    folder: str | Path,
     read: Callable[[Path], C],
     stages: Callable[[C, RunFolder, Executor | int, Progress | None], Document],
     where: Executor | int,
@@ -54,6 +54,7 @@ def conduct(
 
     No other process may use the folder meanwhile.
     """
+    folder = Path(folder)
     check_folder(config, folder, read)  # before a lock is laid into a folder that is something else
     run = RunFolder(folder)
     with run.lock(), one_thread():

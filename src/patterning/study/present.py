@@ -84,7 +84,7 @@ def experiment_from(name: str, module: ModuleType) -> Experiment:
     def read(path: Path) -> StudySettings:
         return load(read_yaml(path), str(path))
 
-    def run(config: StudySettings, folder: Path, **options: Any) -> Document:
+    def run(config: StudySettings, folder: str | Path, **options: Any) -> Document:
         return run_study(config, module.study, folder, read=read, **options)
 
     def page(folder: RunFolder, results: Document) -> None:

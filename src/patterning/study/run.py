@@ -58,7 +58,7 @@ class Study:
 def run_study(
     config: StudySettings,
     build: Callable[[Any], Study],
-    folder: Path,
+    folder: str | Path,
     *,
     read: Callable[[Path], Any],
     workers: int = 1,

@@ -37,6 +37,10 @@ class Split:
     starts: NDArray[np.int64]
     domains: NDArray[np.uint8]
 
+    def __repr__(self) -> str:
+        """How much there is of it: the arrays themselves would fill a screen."""
+        return f"Split({len(self.domains):,} documents, {len(self.tokens):,} tokens)"
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -49,11 +53,18 @@ class Corpus:
     manifest: dict[str, Any]
     fingerprint: str
 
+    def __repr__(self) -> str:
+        """What it is in one line: vocabulary, domains, and how much there is of either split."""
+        return (
+            f"Corpus({self.tokenizer.get_vocab_size():,} tokens in the vocabulary; domains {', '.join(self.domains)}; "
+            f"train {self.train}, test {self.test})"
+        )
+
 
 def build_corpus(
     collected: Sequence[Collected],
     vocabulary: int,
-    out: Path,
+    out: str | Path,
     request: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -63,6 +74,7 @@ def build_corpus(
     `request` is what was asked for, kept in the manifest. Raises `PatterningError` when `out` exists, a split is empty
     or the text is too small for the vocabulary.
     """
+    out = Path(out)
     check_vocabulary(vocabulary)
     check_new(out)
     documents, duplicates = without_duplicates(item for source in collected for item in source.documents)
@@ -92,8 +104,9 @@ def build_corpus(
     return load_corpus(out)
 
 
-def load_corpus(folder: Path) -> Corpus:
+def load_corpus(folder: str | Path) -> Corpus:
     """Read a corpus folder; raises `PatterningError` when it is none, of another format, or changed since written."""
+    folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         tokenizer = read_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -113,8 +126,9 @@ def load_corpus(folder: Path) -> Corpus:
     return Corpus(splits["train"], splits["test"], tokenizer, domains, manifest, found)
 
 
-def check_new(out: Path) -> None:
+def check_new(out: str | Path) -> None:
     """Raise `PatterningError` when there is something at `out` already, or nothing can be written there."""
+    out = Path(out)
     if os.path.lexists(out):
         raise PatterningError(f"{out} exists: name a new folder, or delete it first")
     above = next(parent for parent in out.absolute().parents if parent.exists())

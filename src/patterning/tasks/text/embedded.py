@@ -28,12 +28,13 @@ def sample_documents() -> list[Collected]:
     return [Collected(found[origin["name"]], origin) for origin in origins]
 
 
-def sample_corpus(vocabulary: int, folder: Path, max_mb: float | None = None) -> Corpus:
+def sample_corpus(vocabulary: int, folder: str | Path, max_mb: float | None = None) -> Corpus:
     """A corpus of the embedded text in `folder`: read if it is there, otherwise built (about 8 s) and written whole.
 
     `max_mb` takes a part only, the same share of every source: a tiny text for tests. Raises `PatterningError` when
     `folder` holds something else.
     """
+    folder = Path(folder)
     request = {
         "sample": hashlib.sha256((FOLDER / "text.tar.xz").read_bytes()).hexdigest(),
         "vocabulary": vocabulary,

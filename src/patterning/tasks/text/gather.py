@@ -19,7 +19,7 @@ def gather(
     names: Sequence[str],
     datasets: Sequence[str],
     vocabulary: int,
-    out: Path,
+    out: str | Path,
     max_mb: float | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -50,7 +50,7 @@ def gather(
     return build_corpus(collected, vocabulary, out, {**request, "vocabulary": vocabulary}, progress)
 
 
-def print_corpus(corpus: Corpus, out: Path, console: "Console") -> None:
+def print_corpus(corpus: Corpus, out: str | Path, console: "Console") -> None:
     """What a corpus was built from, and what was left out, on a terminal."""
     from rich.table import Table
 

@@ -19,6 +19,10 @@ class Rows:
     domains: NDArray[np.uint8]
     documents: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        """How many rows of how many tokens."""
+        return f"Rows({len(self.tokens):,} rows of {self.tokens.shape[1]} tokens)"
+
 
 def mixed_rows(
     split: Split,

@@ -47,11 +47,12 @@ class TextSource:
         """Covers the text, not the folder that it lies in."""
         return digest(type(self), vars(replace(self, folder="")))
 
-    def found(self, place: Path) -> "TextSource":
+    def found(self, place: str | Path) -> "TextSource":
         """With the text at hand: the folder's, or the sample's, which is tokenized into `place` unless it is there.
 
         Raises `PatterningError` where the folder is no corpus, or of another vocabulary.
         """
+        place = Path(place)
         if not self.folder:
             corpus = sample_corpus(self.vocabulary, place, self.max_mb)
             return replace(self, folder=str(place.resolve()), corpus=corpus.fingerprint)

@@ -1,0 +1,42 @@
+"""The rows of χ that a direction is made from, and whether they can be relied on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patterning.core.arrays import Floats
+from patterning.posterior.diagnostics import MOST_R_HAT
+
+MIN_RELIABILITY = 0.3
+"""A row of χ with a split-half reliability under this is not inverted."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of χ that a direction is made from: `chi` (k, n), by chain `chains` (c, k, n), `noise` (k, n).
+
+    `r_hat` of the observables, where it is known; NaN is not known.
+    """
+
+    names: tuple[str, ...]
+    chi: Floats
+    chains: Floats
+    noise: Floats
+    reliability: tuple[float, ...]
+    r_hat: tuple[float, ...] = ()
+
+
+def untrusted(rows: Rows, asked: Sequence[int], min_reliability: float) -> str | None:
+    """Why χ of the rows that were asked for cannot be relied on, if so."""
+    low = [f"{rows.names[i]} {rows.reliability[i]:.2f}" for i in asked if not rows.reliability[i] >= min_reliability]
+    if low and all(math.isnan(rows.reliability[i]) for i in asked):
+        return f"the reliability of χ is not known ({', '.join(rows.names[i] for i in asked)})"
+    if low:
+        return f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})"
+    apart = [f"{rows.names[i]} {rows.r_hat[i]:.2f}" for i in asked if rows.r_hat and rows.r_hat[i] > MOST_R_HAT]
+    if apart:
+        return (
+            f"the chains have not settled: R-hat of φ {', '.join(apart)} (at most {MOST_R_HAT}), so that χ is that of "
+            "their way from w*, which ± and reliability do not show; raise burn_in and draws, or γ"
+        )
+    return None
