@@ -14,7 +14,7 @@ from patterning.core.store import cannot_write, part_of
 from patterning.face.rows import ChiRow, shown_rows
 from patterning.intervention.change import Change
 from patterning.intervention.chunked import Chunk, ChunkedSolution, invert_chunks
-from patterning.intervention.direction import MIN_RELIABILITY
+from patterning.intervention.rows_of_chi import MIN_RELIABILITY, untrusted
 from patterning.intervention.wishes import in_words, unconfirmed, wished
 from patterning.response.store import open_response
 
@@ -188,13 +188,15 @@ def invert_store(
     rows = {row.name: row for row in shown_rows(data)}
     target = wished(tuple(rows), wanted, [hold] if isinstance(hold, str) else hold)
     chosen = [rows[name] for name in target]
-    reliability = {row.name: float(data["reliability"].isel(component=row.c, observable=row.o)) for row in chosen}
+    asked = [row for row in chosen if target[row.name]]
+    reliability, r_hat = (
+        {row.name: float(data[what].isel(component=row.c, observable=row.o)) for row in asked}
+        for what in ("reliability", "r_hat")
+    )
     chunks = StoredChunks(data, chosen, free, samples)
     solution = invert_chunks(chunks, list(target.values()), float(data.attrs["n_beta"]))
     expected = dict(zip(target, solution.changes, strict=True)) if solution.changes else {}
-    low = [f"{name} {reliability[name]:.2f}" for name, value in target.items()
-           if value and not reliability[name] >= min_reliability]  # fmt: skip
-    refused = f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})" if low else None
+    refused = untrusted(reliability, r_hat, min_reliability)
     if refused is None and not expected:
         refused = "fewer than 2 chains are known of every row: no chain is left to confirm it"
     if refused is None and (wrong := unconfirmed(target, expected)):

@@ -236,7 +236,12 @@ def find_direction(
     mask = as_mask("free", free, len(q))
     if not (is_number(min_reliability) and min_reliability < 1):
         raise PatterningError(f"min_reliability is {min_reliability!r}: it must be a number below 1")
-    refused = untrusted(rows, [i for i, value in zip(picks, change, strict=True) if value], min_reliability)
+    asked = [i for i, value in zip(picks, change, strict=True) if value]
+    refused = untrusted(
+        {rows.names[i]: rows.reliability[i] for i in asked},
+        {rows.names[i]: rows.r_hat[i] for i in asked if rows.r_hat},
+        min_reliability,
+    )
     zero = {name: Change(0.0, 0.0, 0.0) for name in rows.names}
     try:
         solution = solve(rows.chi[picks], q, change, n_beta, noise=rows.noise[picks], free=mask)

@@ -1,7 +1,7 @@
 """The rows of χ that a direction is made from, and whether they can be relied on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from patterning.core.arrays import Floats
@@ -26,14 +26,14 @@ class Rows:
     r_hat: tuple[float, ...] = ()
 
 
-def untrusted(rows: Rows, asked: Sequence[int], min_reliability: float) -> str | None:
-    """Why χ of the rows that were asked for cannot be relied on, if so."""
-    low = [f"{rows.names[i]} {rows.reliability[i]:.2f}" for i in asked if not rows.reliability[i] >= min_reliability]
-    if low and all(math.isnan(rows.reliability[i]) for i in asked):
-        return f"the reliability of χ is not known ({', '.join(rows.names[i] for i in asked)})"
+def untrusted(reliability: Mapping[str, float], r_hat: Mapping[str, float], min_reliability: float) -> str | None:
+    """Why χ of the rows that were asked for cannot be relied on, if so. `r_hat`: of their φ, where it is known."""
+    low = [f"{name} {value:.2f}" for name, value in reliability.items() if not value >= min_reliability]
+    if low and all(math.isnan(value) for value in reliability.values()):
+        return f"the reliability of χ is not known ({', '.join(reliability)})"
     if low:
         return f"χ is too noisy: split-half reliability {', '.join(low)} (at least {min_reliability})"
-    apart = [f"{rows.names[i]} {rows.r_hat[i]:.2f}" for i in asked if rows.r_hat and rows.r_hat[i] > MOST_R_HAT]
+    apart = [f"{name} {value:.2f}" for name, value in r_hat.items() if value > MOST_R_HAT]
     if apart:
         return (
             f"the chains have not settled: R-hat of φ {', '.join(apart)} (at most {MOST_R_HAT}), so that χ is that of "
