@@ -120,6 +120,9 @@ def sentence_of(error: Exception) -> str | None:
     words = " ".join(str(error).split())
     if isinstance(error, PatterningError):
         return words
+    if type(error).__name__ == "NoArgsIsHelpError":  # a command without arguments: its help page is the answer
+        print(error.format_message())  # pyright: ignore[reportAttributeAccessIssue]
+        return ""
     describe = getattr(error, "format_message", None)
     if describe is not None:  # of typer (an unknown option, say): it has a sentence of its own
         return describe()
