@@ -231,7 +231,7 @@ def test_the_prediction_is_chi_times_the_weights_by_hand(exact: pt.Response) -> 
         direction.s @ (q * chi[0])
     )
     assert weights.facts["target"] == {"first": -1.0, "rest": 0.5}
-    assert weights.facts["what"] == "lower first (-1); higher rest (+1)"
+    assert weights.facts["what"] == "lower first (-1); higher rest (+0.5)"
     with pytest.raises(pt.PatterningError, match="χ has no row 'third'"):
         direction.needed("third", 1.0)
 

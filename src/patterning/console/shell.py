@@ -120,11 +120,8 @@ def sentence_of(error: Exception) -> str | None:
     words = " ".join(str(error).split())
     if isinstance(error, PatterningError):
         return words
-    describe = getattr(error, "format_message", None)
-    if describe is not None:  # of typer (an unknown option, say): it has a sentence of its own
-        return describe()
-    if type(error).__name__ == "Abort":
-        return "it asked for input, and there is none"
+    if (described := _of_typer(error)) is not None:
+        return described
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in words.lower() for sign in _MEMORY)
     ):
@@ -137,6 +134,17 @@ def sentence_of(error: Exception) -> str | None:
         place = f"{error.filename}" if error.filename is not None else "a file, or standard output,"
         return f"{place} cannot be read or written: {error.strerror or words}"
     return sentence
+
+
+def _of_typer(error: Exception) -> str | None:
+    """The sentence of an error of the parser (an unknown option, say); None for any other."""
+    if type(error).__name__ == "Abort":
+        return "it asked for input, and there is none"
+    describe = getattr(error, "format_message", None)
+    if describe is not None and type(error).__name__ == "NoArgsIsHelpError":
+        print(describe())  # a command without arguments: its help page is the answer
+        return ""
+    return None if describe is None else describe()
 
 
 class _Notes(logging.Handler):

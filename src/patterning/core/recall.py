@@ -24,6 +24,8 @@ MOST_ITEMS = 64
 """A container of more items is one part."""
 MOST_NAMED = 4
 """Parts that differ and are named; of more, the number is given."""
+OF_LAYERS = "attributes of"
+"""Begins the names of parts of a model's layers, which repeat what its configuration says."""
 PARTIAL = ("function", "arguments", "keywords")
 _log = logging.getLogger("patterning")
 
@@ -102,7 +104,7 @@ def _of_module(name: str, value: nn.Module) -> tuple[dict[str, Any], dict[str, A
     for key, part in value.named_modules():
         held = without_notes(part, {one: kept for one, kept in vars(part).items() if one not in plain})
         if key and held:
-            own[f"attributes of {name}.{key}"] = held
+            own[f"{OF_LAYERS} {name}.{key}"] = held
     held = without_notes(value, {one: kept for one, kept in vars(value).items() if one not in plain})
     return own, {f"{name}.{one}": kept for one, kept in held.items()}
 
@@ -112,8 +114,9 @@ def _plain(value: object) -> bool:
 
 
 def difference(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The parts that differ, in the order of `now`; then those that are gone."""
-    return [*(part for part in now if stored.get(part) != now[part]), *(part for part in stored if part not in now)]
+    """The parts that differ, in the order of `now`; then those that are gone. Parts of layers come last."""
+    parts = [*(part for part in now if stored.get(part) != now[part]), *(part for part in stored if part not in now)]
+    return sorted(parts, key=lambda part: part.startswith(OF_LAYERS))
 
 
 def say_what_differs(run: RunFolder, units: Sequence[Work], parts: Mapping[str, str]) -> None:
