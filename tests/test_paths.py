@@ -15,7 +15,9 @@ from patterning.response.store import open_response
 from patterning.tasks.text import load_corpus, mixed_rows, sample_corpus
 
 ROOMS = ("tasks", "response", "intervention", "verification", "face", "hf", "edits")
-INSIDE = ("archives.py", "fetch.py", "sources.py", "local.py")
+INSIDE = (
+    "archives.py", "fetch.py", "sources.py", "local.py", "devinterp_store.py", "extend_file.py", "stored.py",
+)  # fmt: skip
 """Files of functions that get what another function of theirs has made."""
 
 

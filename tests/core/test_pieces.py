@@ -68,7 +68,7 @@ def test_large_memory_is_named_by_its_bytes_and_hashed_once(monkeypatch: pytest.
     pieces = Pieces()
     first, again = dump(one, pieces), dump([one, 5], pieces)
     assert len(hashed) == 1
-    assert max(len(first), len(again)) < 5000
+    assert max(len(first), len(again)) < LARGE / 10
     pieces.used.clear()
     dump([same, other], pieces)
     assert (len(pieces.by_name), len(pieces.used), len(hashed)) == (2, 2, 3)

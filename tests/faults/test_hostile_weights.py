@@ -213,7 +213,7 @@ def test_a_row_without_a_number_is_refused_in_words() -> None:
     samples = Samples(np.arange(2), np.zeros(2, int), np.full(2, 0.5), np.arange(2))
     assert "NaN" in str(find_direction(rows, samples, None, 1.0, {"a": 1}, ()).refused)
     rows = Rows(("a",), np.eye(2)[:1], np.ones((4, 1, 2)), np.zeros((1, 2)), (float("nan"),))
-    assert "reliability a nan" in str(find_direction(rows, samples, None, 1.0, {"a": 1}, ()).refused)
+    assert "reliability of χ is not known (a)" in str(find_direction(rows, samples, None, 1.0, {"a": 1}, ()).refused)
 
 
 # Weights and their files

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 import patterning as pt
 from patterning.core.calls import WithLoss
-from patterning.face.language_task import logits_of
+from patterning.face.calling import logits_of
 from patterning.models.architectures import layout_of
 from patterning.models.components import find_component
 from patterning.models.restricted import Restricted

@@ -254,8 +254,8 @@ def test_what_a_measure_cannot_take_is_refused() -> None:
     ("more", "says"),
     [
         ({"observables": [len]}, "observables is list"),
-        ({"reliability": "high"}, "reliability is high"),
-        ({"sampler": None}, "sampler is None"),
+        ({"reliability": "high"}, "reliability is 'high'"),
+        ({"sampler": None}, "sampler None is no sampler"),
     ],
 )
 def test_settings_of_another_type_are_refused(more: dict, says: str) -> None:

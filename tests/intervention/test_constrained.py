@@ -163,7 +163,7 @@ def test_asked_rows_move_as_far_and_held_ones_stay_though_bounds_bind(response: 
     proof = rho.facts["certificate"]
     assert abs(proof["gap"]) < 1e-9 * proof["objective"]  # type: ignore[index, call-overload]
     with pytest.raises(
-        pt.PatterningError, match=r"less first; rest held: strength 9 cannot .*the largest strength is 0.8[01]"
+        pt.PatterningError, match=r"lower first .-1.; rest held: strength 9 cannot .*the largest strength is 0.8[01]"
     ):
         plan.weights(9.0, "constrained", cap=2.0)
 

@@ -82,6 +82,8 @@ def as_array(name: str, values: Any) -> np.ndarray:
         return np.asarray((own.float() if own.is_floating_point() and own.itemsize < 4 else own).numpy())
     try:
         return np.asarray(without_mask("an array", values))
+    except PatterningError:
+        raise
     except ValueError:
         raise PatterningError(
             f"{name} is a list of lists of different lengths: all rows must be of one length"

@@ -296,11 +296,7 @@ class Task:
         batch = take_rows(self.data, rows) if batch is None else batch
         if exact:
             named, batch = in_float64(called, named, batch)
-        with (
-            keep_attributes(called, self.trial.changing),
-            no_inference_path(),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
+        with keep_attributes(called, self.trial.changing), no_inference_path(), sdpa_kernel(SDPBackend.MATH):
             with differentiable(self.trial.differentiates):
                 answer = WithLoss(called, self.loss_fn).at(named, batch)
             losses, mask = losses_and_mask(answer, len(rows), self.trial.samples_per_row)

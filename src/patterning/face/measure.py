@@ -1,10 +1,8 @@
 """`measure`: from a task to χ in one call."""
 
 import math
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,20 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
-from patterning.core.code import code_version
 from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.give_back import LARGE_MODEL, give_back
-from patterning.core.identity import digest_of
 from patterning.core.modules import spread
-from patterning.core.progress import Progress
-from patterning.core.recall import parts_of
-from patterning.core.store import RunFolder, remove_tree
 from patterning.core.task import Task
 from patterning.core.workers import Workers, one_thread
+from patterning.face.keeping import keep, parts_of_chi, pool_for
 from patterning.face.response import Response
+from patterning.face.say import Say, duration
 from patterning.intervention.strength import is_number
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.models.probe import Probe
@@ -43,10 +38,10 @@ from patterning.response.memory import Need, Plan, check_memory, largest_need, s
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
-from patterning.response.store import is_kept, save_tree, to_tree
+from patterning.response.store import to_tree
 
 if TYPE_CHECKING:
-    import xarray
+    pass
 
 LOOKED_AT, FEW_LOOKED_AT = 256, 16
 """Rows that are looked at to tell whether the model was trained: fewer of a large one."""
@@ -145,14 +140,14 @@ def measure(
     found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
     settings = {**vars(config), "sampler": found.kernel, "components": [one.name for one in parts], "probes": rows,
                 "phi": phi, "estimator": estimator}  # fmt: skip
-    depends_on = partial(_parts, task, anchor, functions, settings)
+    depends_on = partial(parts_of_chi, task, anchor, functions, settings)
     if estimator == "first-order":
         say(f"a first look, without sampling; about {size(need.total)} of memory")
-        with one_thread(), nullcontext() if shards is None else _pool(out, where, progress, depends_on) as pool:
+        with one_thread(), nullcontext() if shards is None else pool_for(out, where, progress, depends_on) as pool:
             response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows, shards, pool)
     else:
         say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
-        with _pool(out, where, progress, depends_on) as pool:
+        with pool_for(out, where, progress, depends_on) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
                 phi=phi, reliability=reliability, rounds=budget, component_loss=not functions, pool=pool,
@@ -163,17 +158,8 @@ def measure(
         calibration=found.text, verdict=found.verdict, untrained=untrained, memory_estimate=need.total
     )
     if out is not None:
-        _keep(tree, Path(out))
+        keep(tree, out)
     return Response(tree, given)
-
-
-def _keep(tree: "xarray.DataTree", out: Path) -> None:
-    """χ as `out`/chi.zarr, for `patterning report`, in place of that of an earlier call; that of a command stays."""
-    place = out / "chi.zarr"
-    with RunFolder(out).lock():
-        if not place.exists() or is_kept(place):
-            remove_tree(place)
-            save_tree(tree, place, kept=True)
 
 
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
@@ -258,7 +244,7 @@ def _check_shards(shards: int | None, estimator: str) -> None:
 
 def _sampler(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
-    seed: int, say: "Say",
+    seed: int, say: Say,
 ) -> Found:  # fmt: skip
     if hasattr(sampler, "localization") and not isinstance(sampler, str):
         return Found(sampler, "", ())
@@ -309,18 +295,6 @@ def _first_looks(
     )  # fmt: skip
 
 
-class Say:
-    """Prints a line for a person on standard error, or nothing."""
-
-    def __init__(self, loud: bool) -> None:
-        self._loud = loud
-
-    def __call__(self, line: str) -> None:
-        """Print it."""
-        if self._loud and line:
-            print(line, file=sys.stderr, flush=True)
-
-
 def _expectation(
     task: Task, anchor: Tensor, components: Sequence[ComponentLike], config: ChainConfig, rows: Tensor,
     estimator: Estimator | str, observables: int, budget: int, need: Need,
@@ -328,41 +302,8 @@ def _expectation(
     """What it will take, from one timed step and reading of each component."""
     costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator)
     seconds = sum(cost.seconds for cost in costs) * (observables if estimator != "covariance" else 1)
-    again = f", up to {budget} rounds, {_duration(budget * seconds)}" if budget > 1 else ""
+    again = f", up to {budget} rounds, {duration(budget * seconds)}" if budget > 1 else ""
     return (
-        f"{len(costs)} component{'s' if len(costs) > 1 else ''}, {len(rows)} rows probed: about {_duration(seconds)} a "
+        f"{len(costs)} component{'s' if len(costs) > 1 else ''}, {len(rows)} rows probed: about {duration(seconds)} a "
         f"round on one worker{again}; about {size(need.total)} of memory"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return "a second"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _parts(
-    task: Task, anchor: Tensor, functions: Mapping[str, OfModule], settings: Mapping[str, object]
-) -> dict[str, str]:
-    """What χ depends on, part by part: to say what changed where nothing of an earlier call serves."""
-    found = parts_of("the model", task.module) | parts_of("the loss", task.loss_fn)
-    for name, function in functions.items():
-        found |= parts_of(f"the observable {name!r}", function.function)
-    found |= {f"the setting {name}": digest_of(value)[0] for name, value in settings.items()}
-    found |= {"the data": task.data_fingerprint, "the checkpoint": digest_of(anchor)[0]}
-    return found | {"this package's code, or torch's version": code_version("response.one_component")}
-
-
-@contextmanager
-def _pool(
-    out: str | Path | None, where: Executor | int, progress: bool, parts: Callable[[], Mapping[str, str]]
-) -> Iterator[Workers]:
-    from patterning.core.terminal import make_console, make_progress
-
-    shown = make_progress(make_console(stderr=True)) if progress else Progress()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "run" if out is None else Path(out)
-        with Workers(RunFolder(place), where, shown, parts if out else None) as pool:
-            yield pool

@@ -1,6 +1,4 @@
-r"""`Weights`: relative weights ρ on the rows of a data set, or on the tokens of its rows, that anybody can train under.
-
-The training loss under weights is normalised, so that ρ says only how samples compare with each other:
+r"""`Weights`: relative weights ρ on the rows of a data set, or on the tokens of its rows; only ratios of ρ matter:
 
 .. math:: L_\rho = \sum_j q_j \rho_j \ell_j \Big/ \sum_j q_j \rho_j
 

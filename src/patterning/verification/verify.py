@@ -8,18 +8,16 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patterning.core.code import code_version
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
-from patterning.core.identity import digest, digest_of
-from patterning.core.recall import parts_of
+from patterning.core.identity import digest
 from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.workers import Progress, Workers
 from patterning.intervention.data_weights import Weights
@@ -27,6 +25,7 @@ from patterning.verification.arms import UNWEIGHTED, permuted_name
 from patterning.verification.assemble import ArmRuns, Range, assemble
 from patterning.verification.evidence import Evidence
 from patterning.verification.jobs import Measure, Train, TrainJob, run_job
+from patterning.verification.plan import Planned, parts_of_plan, plan_arms
 from patterning.verification.recheck import CHANGED, NOT_REPEATED, note_on_repeat
 from patterning.verification.stored import store_claim
 from patterning.verification.suspicion import STATE, refuse_equal_outcomes, refuse_equal_states
@@ -76,7 +75,7 @@ def verify(
     seeds = _checked_seeds(seeds)
     parsed = _checked_measures(measures)
     _check(train, arms, extra or {}, parsed, wanted or {})
-    plan = _plan(arms, controls, extra or {}, seeds)
+    plan = plan_arms(arms, controls, extra or {}, seeds)
     signs = _signs(arms, parsed, wanted or {})
     code = digest(train, {name: (m.function, m.low, m.high) for name, m in parsed.items()})
     units = {
@@ -91,7 +90,7 @@ def verify(
         for name, planned in plan.items()
     }
     every = [unit for own in units.values() for unit in own]
-    parts = partial(_parts, train, parsed, plan, seeds)
+    parts = partial(parts_of_plan, train, parsed, plan, seeds)
     with _folder(out) as folder, Workers(RunFolder(folder), where, progress, parts if out else None) as pool:
         pool.recall(every)
         _first_look(pool, units, next(iter(arms)), seeds)
@@ -104,21 +103,6 @@ def verify(
         if out is not None:
             store_claim(evidence, folder)
     return evidence
-
-
-def _parts(
-    train: Train, measures: Mapping[str, Measure], plan: "Mapping[str, _Planned]", seeds: Sequence[int]
-) -> dict[str, str]:
-    """What the runs depend on, part by part: to say what changed where none of an earlier call serves."""
-    found = parts_of("train", train)
-    for name, measure in measures.items():
-        found |= parts_of(f"the measure {name!r}", measure.function)
-        found[f"the range of the measure {name!r}"] = digest_of(measure.low, measure.high)[0]
-    for name, planned in plan.items():
-        first = planned.weights[0]
-        found[f"the weights of the arm {name!r}"] = digest_of(first.rho, first.ids, first.base_weights)[0]
-    found["the seeds"] = digest_of(list(seeds))[0]
-    return found | {"this package's code, or torch's version": code_version(run_job.__module__)}
 
 
 def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds: Sequence[int]) -> None:
@@ -136,31 +120,6 @@ def _once_more(pool: Workers, first: Unit, measures: Mapping[str, Measure], *, r
     second = Unit(f"{first.name}-again", run_job, {"job": replace(job, again=True)})
     found, again = pool.compute([first, second], "the first run once more")
     return note_on_repeat(found, again, measures, job.seed, UNWEIGHTED)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """An arm to be: its kind, and its weights for each seed."""
-
-    kind: str
-    weights: list[Weights]
-
-
-def _plan(
-    arms: Mapping[str, Weights], controls: Sequence[str], extra: Mapping[str, Weights], seeds: Sequence[int]
-) -> dict[str, _Planned]:
-    """Every arm by name; the unweighted one first."""
-    controls = [controls] if isinstance(controls, str) else list(controls)
-    if unknown := set(controls) - {"permuted"}:
-        raise PatterningError(f"unknown controls {', '.join(sorted(unknown))}: there is 'permuted'; others go in extra")
-    first = next(iter(arms.values()))
-    plain = replace(first, rho=np.ones_like(first.rho), facts={"what": UNWEIGHTED}, swapped=None)
-    plan = {UNWEIGHTED: _Planned("base", [plain] * len(seeds))}
-    plan |= {name: _Planned("arm", [weights] * len(seeds)) for name, weights in arms.items()}
-    if "permuted" in controls:
-        for name, weights in arms.items():
-            plan[permuted_name(name)] = _Planned("control", [weights.permuted(seed) for seed in seeds])
-    return plan | {name: _Planned("extra", [weights] * len(seeds)) for name, weights in extra.items()}
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
@@ -295,7 +254,7 @@ def _evidence(
     seeds: list[int],
     outcomes: Mapping[str, Sequence[Arrays]],
     signs: Mapping[str, Mapping[str, float]],
-    plan: Mapping[str, _Planned],
+    plan: Mapping[str, Planned],
 ) -> Evidence:
     values = {
         arm: {name: np.array([float(run[name]) for run in runs]) for name in measures} for arm, runs in outcomes.items()
