@@ -5,6 +5,7 @@
 #   make docs   the site into build/site, notebooks executed, warnings as errors
 #   make dist   wheel and source archive into dist, checked and installed into an empty environment
 #   make pages  every kind of page in headless Chromium, where there is one
+#   make device   tests on a pretended GPU, half a minute
 #   make cluster  tests on a Ray cluster of two machines, simulated on this one
 #   make bench  χ side by side with devinterp (installs it beside; an hour on an idle core)
 VENV := .venv
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint docs dist pages cluster figures bench clean
+.PHONY: demo test lint docs dist pages device cluster figures bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/patterning run superposition
@@ -38,6 +39,9 @@ dist: $(VENV)/.dist
 
 pages: $(VENV)/.pages
 	$(PYTHON) -m pytest tests/pages -m pages
+
+device: $(STAMP)
+	$(PYTHON) -m pytest tests/device -m ''
 
 cluster: $(VENV)/.cluster
 	$(PYTHON) -m pytest tests/cluster -m 'cluster and not slow'

@@ -13,6 +13,7 @@ import pytest
 
 CHECKS = Path(__file__).with_name("checks.py")
 Answers = dict[str, Any]
+pytestmark = pytest.mark.slow  # half a minute; `make device` and the gate run it
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def every(name: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", ["gpt2", "own", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen2", "neox"))])
+@pytest.mark.parametrize("name", ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("own", "qwen2", "neox"))])
 def test_every_measure_is_an_observable_of_every_estimator(name: str) -> None:
     if name == "own":
         from patterning.models.language import next_token_losses

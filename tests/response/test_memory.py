@@ -108,7 +108,7 @@ print(need.total / 1e3 / (kilobytes("VmHWM") - before))
     ("estimator", "component"),
     [
         ("first-order", "full"),
-        ("first-order", "l1h1"),
+        pytest.param("first-order", "l1h1", marks=pytest.mark.slow),
         pytest.param("pathwise", "full", marks=pytest.mark.slow),
         pytest.param("covariance", "full", marks=pytest.mark.slow),
         pytest.param("pathwise", "l1h1", marks=pytest.mark.slow),
