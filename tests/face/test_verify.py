@@ -374,7 +374,7 @@ def test_other_wishes_cost_no_run_and_another_train_says_what_differs(
     assert caplog.messages == []
     monkeypatch.setitem(FACTORS, "scale", 2.0)
     pt.verify(scaled, {"up": along(0.8)}, {"y": reads}, range(6), out=tmp_path / "run")
-    assert len(list(units.iterdir())) == 36
+    assert len(list(units.iterdir())) == 38
     (said,) = caplog.messages
     assert "nothing of the finished work" in said
     assert "(19 pieces) fits this call" in said

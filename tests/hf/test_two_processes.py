@@ -46,5 +46,5 @@ def test_a_train_that_holds_a_hugging_face_model_is_found_again_in_another_proce
     assert trained == [10, 0, 10]  # nine runs, the first of them twice; the third has another model
     assert runs[0][0].splitlines()[0] == runs[1][0].splitlines()[0]  # so that χ finds its task again as well
     assert "fits this call" not in runs[1][1]
-    assert "9 pieces) fits this call, which begins anew; what differs from the last call: " in runs[2][1]
+    assert "10 pieces) fits this call, which begins anew; what differs from the last call: " in runs[2][1]
     assert "train → net.config.layer_norm_epsilon" in runs[2][1]

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import xarray
 
 
-def keep(tree: "xarray.DataTree", out: Path) -> None:
+def keep(tree: "xarray.DataTree", out: str | Path) -> None:
     """χ as `out`/chi.zarr, for `patterning report`, in place of that of an earlier call; that of a command stays."""
-    place = out / "chi.zarr"
-    with RunFolder(out).lock():
+    place = Path(out) / "chi.zarr"
+    with RunFolder(Path(out)).lock():
         if not place.exists() or is_kept(place):
             remove_tree(place)
             save_tree(tree, place, kept=True)
