@@ -21,6 +21,8 @@ from patterning.core.store import part_of, write_whole
 
 PROBED_WITHIN = 60.0
 """Seconds for machines to say what they have."""
+MOST_MEMORY = 10**14
+"""Bytes that a job asks of Ray at most: Ray counts in 1/10,000 of a byte, in 64 bits."""
 _log = logging.getLogger("patterning")
 
 
@@ -90,7 +92,7 @@ class RayCluster:
         """Run a job; the ticket is Ray's reference of its result."""
         options: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "name": name}
         if needs.memory:
-            options["memory"] = needs.memory
+            options["memory"] = min(needs.memory, MOST_MEMORY)
         return self.job.options(**options).remote(
             self.origin, number, frame, self.wanted, self.folder, self.board, list(pieces),
             *(self.pieces[piece] for piece in pieces),
