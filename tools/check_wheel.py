@@ -40,7 +40,10 @@ def train(weights, seed):
 
 if __name__ == "__main__":
     task = pt.Task(Linear(5, 2), loss, (x[:200], y[:200]))
-    chi = pt.measure(task, {"ones": on_ones}, sampler=pt.SGLD(100, 300, 3e-4), at=train(None, 9), draws=20, steps_between_draws=10, budget=1)
+    sampler = pt.SGLD(100, 300, 3e-4)
+    chi = pt.measure(
+        task, {"ones": on_ones}, sampler=sampler, at=train(None, 9), draws=20, steps_between_draws=10, budget=1
+    )
     rho = chi.invert({"ones": -1}).weights(0.25)
     check = pt.verify(train, {"fewer": rho}, {"ones": on_ones}, seeds=range(6))
     check.show()
