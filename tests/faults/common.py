@@ -1,11 +1,15 @@
 """Small tasks that the tests of this folder share."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning.core.errors import PatterningError
 from patterning.core.task import Task
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
@@ -54,3 +58,40 @@ def linear_task(seed: int = 0) -> Task:
 
 def chi(task: Task, names=("full",), kernel=KERNEL, chains=CHAINS, **options) -> ComponentResponse:
     return component_response(task, task.flatten(task.module), names, kernel, chains, **options)
+
+
+ROWS = torch.arange(16)
+
+
+class Net(nn.Module):
+    """Two layers, with a place between them for what a test wants to go wrong."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, width), nn.Linear(width, 3)
+        seeded(self)
+        self.prepare()
+
+    def prepare(self) -> None:
+        pass
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.a(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.hidden(x))
+
+
+def refused(message: str, make: Callable[[], Any]) -> None:
+    with pytest.raises(PatterningError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+def at_w_star(task: Task, replicas: int = 3) -> Tensor:
+    """Losses of the first rows by replica, run together and one after the other, which must agree."""
+    flat, index = task.own_row().expand(replicas, -1), ROWS.expand(replicas, -1)
+    with torch.no_grad():
+        together, in_turn = (task.run(task.named(flat), task.data, index, one_by_one=turn) for turn in (False, True))
+    torch.testing.assert_close(together, in_turn)
+    return together

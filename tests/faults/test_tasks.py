@@ -5,20 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from patterning.core.errors import PatterningError
-from patterning.core.supervised import ModuleTask
 from patterning.core.task import Task
 from patterning.intervention.solve import solve
-from patterning.models.components import find_component, list_components
+from patterning.models.components import find_component
 from patterning.posterior.chains import ChainConfig
-from patterning.posterior.sgld import SGLD
-from patterning.response.components import component_response
 from tests.faults.common import (
     CE,
-    CHAINS,
-    KERNEL,
     PAIRED,
     TOKENS,
     X,
@@ -27,7 +21,6 @@ from tests.faults.common import (
     classify,
     ignoring,
     language_model,
-    linear_task,
     masked,
     seeded,
 )
@@ -248,108 +241,6 @@ def test_attention_masks_that_steer_the_forward_pass(full: bool) -> None:
     torch.testing.assert_close(task.losses(task.own_row()[None], torch.arange(64)[None])[0], expected)
 
 
-class NoCast(nn.Linear):
-    """A module that refuses any conversion, as one loaded from a quantised file does."""
-
-    def float(self):
-        raise ValueError("`.float()` is not supported for quantised models")
-
-
-def test_a_float32_module_is_not_cast() -> None:
-    assert Task(NoCast(6, 3), classify, (X, Y)).num_parameters == 21
-    with pytest.raises(PatterningError, match="cannot be copied or converted to float32"):
-        Task(NoCast(6, 3).to(torch.float64), classify, (X, Y))
-
-
-class NoForward(torch.autograd.Function):
-    """Doubles; without a forward derivative."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return 2 * grad
-
-
-class Checkpointed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.c = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(checkpoint(lambda y: torch.tanh(self.a(y)), x, use_reentrant=False))
-
-
-def absolute(model, batch) -> Tensor:
-    return (model(batch[0])[:, 0] - batch[1]).abs()
-
-
-@pytest.mark.parametrize(
-    ("module", "loss", "data"),
-    [
-        (nn.Linear(6, 3), lambda model, batch: CE(NoForward.apply(model(batch[0])), batch[1]), (X, Y)),
-        (nn.Linear(6, 1), absolute, (X, torch.randn(128, generator=torch.Generator().manual_seed(1)))),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)), classify, (X, Y)),
-        (nn.Sequential(nn.EmbeddingBag(9, 6), nn.Linear(6, 3)), classify, (TOKENS, Y[:64])),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_auto_falls_back_where_derivatives_are_missing(module, loss, data) -> None:
-    """χ comes out, by pathwise where it can serve, else by covariance with a note that says why."""
-    task, kernel = Task(seeded(module), loss, data), SGLD(3000, 100, 5e-5)
-    found = chi(task, kernel=kernel, chains=PAIRED, estimator="auto").by_component["full"]
-    assert np.isfinite(found.susceptibility.chi).all()
-    if found.estimator == "covariance":
-        assert "not pathwise" in found.note
-        with pytest.raises(PatterningError, match="pathwise estimator cannot serve"):
-            chi(task, kernel=kernel, chains=PAIRED, estimator="pathwise")
-    if loss is absolute or "NoForward" in loss.__code__.co_names:
-        assert found.estimator == "covariance"
-
-
-class WrongBackward(torch.autograd.Function):
-    """Doubles, and says that it triples."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(NoForward.forward)
-    setup_context = staticmethod(NoForward.setup_context)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return 3 * grad
-
-
-def test_gradients_that_are_not_those_of_the_loss_are_refused() -> None:
-    with pytest.raises(PatterningError, match="not that of its values"):
-        Task(seeded(Checkpointed()), classify, (X, Y))
-    net = seeded(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)))
-    with pytest.raises(PatterningError, match=r"depends on parameter 0\.weight, but its gradient does not reach it"):
-        Task(net, lambda model, b: CE(model[1](model[0](b[0]).detach()), b[1]), (X, Y))
-    with pytest.raises(PatterningError, match="not that of its values"):
-        Task(nn.Linear(6, 3), lambda model, b: CE(WrongBackward.apply(model(b[0])), b[1]), (X, Y))
-
-
-def test_losses_without_a_gradient_are_refused() -> None:
-    net = seeded(nn.Linear(6, 3))
-    for loss in (
-        lambda model, batch: CE(model(batch[0]).detach(), batch[1]),
-        lambda model, batch: CE(batch[0][:, :3], batch[1]),
-        lambda model, batch: CE(model(batch[0]).argmax(1)[:, None].float().expand(-1, 3), batch[1]),
-    ):
-        with pytest.raises(PatterningError, match="does not depend on the module's parameters"):
-            Task(net, loss, (X, Y))
-    with pytest.raises(PatterningError, match="must call the one that it is given"):
-        Task(net, lambda _model, batch: CE(net(batch[0]), batch[1]), (X, Y))
-
-
 def test_a_component_that_nothing_uses_is_refused_before_sampling() -> None:
     net = seeded(nn.ModuleDict({"used": nn.Linear(6, 3), "spare": nn.Linear(6, 3)}))
     task = Task(net, lambda model, batch: CE(model["used"](batch[0]), batch[1]), (X, Y))
@@ -395,97 +286,3 @@ def test_init_follows_the_modules_own_rule_or_a_factory() -> None:
 
     task = Task(nn.Linear(50, 50), loss, x, make=make)
     assert torch.equal(task.init([7])[0], task.flatten(make(7)))
-
-
-@pytest.mark.parametrize(
-    ("data", "rows"),
-    [
-        ((X.numpy(), Y.numpy()), 128),
-        ((X.double().numpy(), Y.numpy().astype(np.int32)), 128),
-        ((X.tolist(), Y.tolist()), 128),
-        ((X.double(), Y), 128),
-        ((X, Y, None), 128),
-    ],
-)
-def test_data_of_any_kind_of_number(data, rows: int) -> None:
-    task = Task(seeded(nn.Linear(6, 3)), lambda model, b: CE(model(b[0]), b[1].long()), data)
-    assert len(task.base_weights) == rows
-    np.testing.assert_allclose(chi(task).chi(), chi(linear_task()).chi(), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: Task(nn.Linear(6, 3), classify, (["a"] * 128, Y)), "must be tensors, arrays or lists of numbers"),
-        (lambda: Task(nn.Linear(6, 3), classify, None), "data must be tensors"),
-        (lambda: Task(nn.Linear(6, 3), classify, [[1.0, 2.0], [3.0]]), "pad rows of unequal length"),
-        (lambda: chi(linear_task(), probes=[0.5]), "probes must be row numbers"),
-        (lambda: chi(linear_task(), probes=[3, 128]), "from 0 to 127"),
-        (lambda: chi(linear_task(), probes=[3, 3]), "some rows twice"),
-        (
-            lambda: component_response(linear_task(), torch.zeros(5), ["full"], KERNEL, CHAINS),
-            "must be a row of 21 floating point numbers",
-        ),
-        (
-            lambda: component_response(linear_task(), nn.Linear(6, 3), ["full"], KERNEL, CHAINS),  # type: ignore[arg-type]
-            "must be a row of 21 floating point numbers",
-        ),
-        (
-            lambda: component_response(linear_task(), torch.full((21,), torch.nan), ["full"], KERNEL, CHAINS),
-            "holds 21 NaN",
-        ),
-        (lambda: chi(linear_task(), ["weights"]), "use full, a parameter name"),
-        (lambda: chi(linear_task(), observables={"component loss": lambda f: f[:, 0]}), "rename yours"),
-    ],
-)
-def test_what_cannot_be_used_is_said_in_one_sentence(call, message: str) -> None:
-    with pytest.raises(PatterningError, match=message) as raised:
-        call()
-    assert "\n" not in str(raised.value)
-
-
-def test_row_numbers_in_a_list_one_name_as_a_string_and_names_in_capitals() -> None:
-    response = chi(linear_task(), "full", probes=[3, 5])
-    assert response.rows.tolist() == [3, 5]
-    from patterning.models.language import LanguageConfig, LanguageModel
-
-    model = LanguageModel(LanguageConfig(layers=1, heads=2, width=8, context=8, vocabulary=9))
-    assert find_component(model, "L0H1").name == "l0h1"
-    with pytest.raises(PatterningError, match=", ".join(list_components(model)[:2])):
-        find_component(model, "head 1")
-
-
-def test_supervised_tasks_take_arrays_and_recurrent_modules_run_one_by_one() -> None:
-    task = ModuleTask(nn.Linear(6, 3), CE, X.numpy(), Y.numpy())
-    assert task.losses_on(X.numpy()[:4], Y[:4])(task.own_row()[None], torch.arange(4)[None]).shape == (1, 4)
-
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell, self.out = nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.cell(x[:, None])[0][:, -1])
-
-    recurrent = ModuleTask(seeded(Recurrent()), CE, X, Y)
-    assert "one after the other" in " ".join(recurrent.notes)
-    found = chi(recurrent, chains=PAIRED, estimator="auto").by_component["full"]
-    assert np.isfinite(found.susceptibility.chi).all()
-
-
-@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
-def test_phi_of_held_out_rows(estimator: str) -> None:
-    """Rows of base weight 0 are not trained or sampled on, and φ can be their loss."""
-    weights = torch.ones(128)
-    weights[96:] = 0
-    task = Task(seeded(nn.Linear(6, 3)), classify, (X, Y), weights)
-    kernel, long = SGLD(30, 100, 2e-3), ChainConfig(8, 60, 20, 4, 96, matched=True)
-
-    def held_out(flat: Tensor) -> Tensor:
-        return task.losses(flat, torch.arange(96, 128).expand(len(flat), -1)).mean(1)
-
-    probes = torch.arange(96)
-    own = chi(task, kernel=kernel, chains=long, probes=probes, phi=torch.arange(96, 128), estimator=estimator)
-    by_hand = chi(task, kernel=kernel, chains=long, probes=probes, observables={"held": held_out}, estimator=estimator)
-    np.testing.assert_allclose(own.chi(), by_hand.chi("held"), rtol=1e-3, atol=1e-8)
-    assert abs(np.corrcoef(own.chi()[0], by_hand.chi()[0])[0, 1]) < 0.9  # φ of the probes is another one

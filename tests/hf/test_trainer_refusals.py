@@ -46,19 +46,32 @@ def trainer(kind: Any = WeightedTrainer, model: Any = None, **more: Any) -> Any:
 
 def test_a_trainer_whose_own_loss_weights_do_not_reach_is_refused(tmp_path: Path) -> None:
     before = gpt2()
-    with pytest.raises(pt.PatterningError, match="compute_loss of its own, in front"):
-        trainer(InFront, args=settings(tmp_path))
-    behind = trainer(Behind, args=settings(tmp_path))
-    with pytest.raises(pt.PatterningError, match="to which weights do not come"):
-        behind.train()
+    behind, in_front = (trainer(kind, args=settings(tmp_path)) for kind in (Behind, InFront))
+    for one in (behind, in_front):
+        with pytest.raises(pt.PatterningError, match="to which weights do not come"):
+            one.train()
     late = trainer(args=settings(tmp_path))
     late.compute_loss = lambda model, inputs, *_, **__: model(**inputs).loss
     with pytest.raises(pt.PatterningError, match="to which weights do not come"):
         late.train()
-    for one in (behind, late):  # not a single step was made
+    for one in (behind, in_front, late):  # not a single step was made
         for p, q in zip(one.model.parameters(), before.parameters(), strict=True):
             assert torch.equal(p, q)
     trainer(Behind, args=settings(tmp_path, max_steps=1), resample=True).train()  # drawn, whatever the loss
+
+
+def test_a_loss_that_is_only_looked_at_on_its_way_stays_weighted(tmp_path: Path) -> None:
+    seen = list[float]()
+
+    class Logs(WeightedTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *rest, **more)
+            seen.append(float((loss[0] if isinstance(loss, tuple) else loss).detach()))
+            return loss
+
+    plain, logged = (trained(trainer(kind, args=settings(tmp_path)))[0] for kind in (WeightedTrainer, Logs))
+    assert torch.equal(plain, logged)
+    assert seen
 
 
 def test_a_stream_is_not_drawn_by_weights(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from patterning.core.workers import default_workers
 from patterning.models.components import list_components
 
 NEEDED = ("torch", "numpy", "scipy", "xarray", "zarr", "pydantic", "pyarrow", "safetensors", "cloudpickle")
-OPTIONAL = {"transformers": "hf", "datasets": "hub", "transformer_lens": "lens", "devinterp": "peer"}
+OPTIONAL = {"transformers": "hf", "datasets": "hub", "transformer_lens": "lens", "devinterp": "peer", "ray": "cluster"}
 
 
 def examine(task: str | None) -> Document:

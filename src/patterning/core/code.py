@@ -18,7 +18,7 @@ NO_NUMBERS = (
     "cli", "console", "report", "core.progress", "core.locks", "core.checksums", "core.user_code", "core.store",
     "core.workers", "core.worker", "core.processes", "core.executors", "core.dispatch", "core.cluster",
     "core.ray_cluster", "core.ray_connect", "core.ray_job", "core.threads", "core.shipping", "core.pieces",
-    "core.recall", "core.errors", "core.terminal", "core.settings", "study.run", "study.present", "study.conduct",
+    "core.dependencies", "core.errors", "core.terminal", "core.settings", "study.run", "study.present", "study.conduct",
     "study.outcomes", "study.arms", "study.strength", "study.settings",
 )  # fmt: skip
 """Modules and folders that no number depends on."""

@@ -28,7 +28,7 @@ Arrays = dict[str, NDArray[Any]]
 LONGEST_NAME = 80
 """Letters of a unit's name that its file is called by: file systems end at 255 for the whole."""
 IDENTITY = "identity.json"
-"""What the last call on the folder depended on, part by part (`core.recall`)."""
+"""What the last call on the folder depended on, part by part (`core.dependencies`)."""
 RESULTS = ("config.yaml", "results.json", "report.html", "figure.svg", "chi.zarr", IDENTITY)
 """What a run folder may hold besides its units."""
 _log = logging.getLogger("patterning")

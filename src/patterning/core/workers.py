@@ -35,7 +35,7 @@ class Workers:
         """`executor`: a number means that many processes of this machine, at most; they start with the first unit.
 
         `parts`: what the units depend on, by name. With these, a folder that holds finished units of which none fits
-        says which part differs (`core.recall`).
+        says which part differs (`core.dependencies`).
         """
         self._parts = parts
         self._to_keep: Mapping[str, str] | None = None
@@ -71,7 +71,7 @@ class Workers:
         with one_thread():  # a key may be made of sums as well
             for unit in units:
                 _ = unit.key
-        self.recall(units)
+        self.explain_misses(units)
         results = {unit.key: arrays for unit in units if (arrays := self.run.load(unit)) is not None}
         self._compute_pending(units, set(results), stage)
         return [results[unit.key] if unit.key in results else self.run.compute(unit) for unit in units]
@@ -81,7 +81,7 @@ class Workers:
         self._take_folder()
         with one_thread():
             done = {unit.key for unit in units if self.run.load(unit) is not None}
-        self.recall(units)
+        self.explain_misses(units)
         self._compute_pending(units, done, stage)
 
     def _compute_pending(self, units: Sequence[Work], done: set[str], stage: str) -> None:
@@ -96,16 +96,16 @@ class Workers:
         finally:
             self.progress.finish()
         if self._to_keep is not None:
-            from patterning.core.recall import remember
+            from patterning.core.dependencies import remember
 
             remember(self.run, self._to_keep)
             self._to_keep = None
 
-    def recall(self, units: Sequence[Work]) -> None:
+    def explain_misses(self, units: Sequence[Work]) -> None:
         """Say why what the folder holds does not fit, where it holds none of `units`; once, with the first of them."""
         if self._parts is None:
             return
-        from patterning.core.recall import say_what_differs
+        from patterning.core.dependencies import say_what_differs
 
         self._to_keep, self._parts = self._parts(), None
         say_what_differs(self.run, units, self._to_keep)

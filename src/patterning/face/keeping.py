@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from patterning.core.code import code_version
+from patterning.core.dependencies import parts_of
 from patterning.core.executors import Executor
 from patterning.core.functions import OfModule
 from patterning.core.identity import digest_of
 from patterning.core.progress import Progress
-from patterning.core.recall import parts_of
 from patterning.core.store import RunFolder, remove_tree
 from patterning.core.task import Task
 from patterning.core.workers import Workers

@@ -15,7 +15,7 @@ from patterning.face.rows import ChiRow, shown_rows
 from patterning.intervention.change import Change
 from patterning.intervention.chunked import Chunk, ChunkedSolution, invert_chunks
 from patterning.intervention.rows_of_chi import MIN_RELIABILITY, untrusted
-from patterning.intervention.wishes import in_words, unconfirmed, wished
+from patterning.intervention.wishes import plan_in_words, unconfirmed, wished
 from patterning.response.store import open_response
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ class StoredDirection:
 
     def __str__(self) -> str:
         """In words."""
-        asked = ", ".join(in_words(name, value) for name, value in self.wanted.items())
-        if self.refused:
-            return f"{asked}: refused, {self.refused}"
-        expected = "; ".join(f"{name} {change}" for name, change in self.predicted.items())
-        return f"{asked}. Expected for each unit of strength, by linear response: {expected}"
+        return plan_in_words(self.wanted, self.predicted, self.refused)
 
     def write(
         self, path: str | Path, strength: float, policy: Literal["clip", "tilt"] = "clip", *, force: bool = False

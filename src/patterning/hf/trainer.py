@@ -23,7 +23,7 @@ from patterning.face.own_loss import compared, cross_entropies, mean_cross_entro
 from patterning.hf.collate import RowCollator
 from patterning.intervention.data_weights import Weights
 from patterning.intervention.loading import WeightedRows
-from patterning.intervention.row_ids import ROW_ID
+from patterning.intervention.row_ids import ROW_ID, refuse_no_samples
 
 try:
     from transformers import Trainer  # pyright: ignore[reportMissingImports]
@@ -77,11 +77,6 @@ class WeightedMixin(_Trainer):
         self._step_rows: Any = None
         self._weighted = self._training = self._drawn = False
         """Whether the last loss was weighted, a training step goes on, and rows are drawn by their weights."""
-        if not resample and type(self).compute_loss is not WeightedMixin.compute_loss:
-            raise PatterningError(
-                f"{type(self).__name__} has a compute_loss of its own, in front of that which weighs losses: put it "
-                "into losses=, one loss a row or a token, or give resample=True, which leaves losses as they are"
-            )
         super().__init__(*args, **kwargs)
         self._check_settings()
         self.data_collator = RowCollator(self.data_collator, row_column)
@@ -166,8 +161,8 @@ class WeightedMixin(_Trainer):
         if not self.resample and not self._weighted:
             raise PatterningError(
                 f"{type(self).__name__} computes a loss of its own, to which weights do not come (its compute_loss "
-                "does not call compute_loss_func): train by plain Trainer with losses=, one loss a row, or give "
-                "resample=True, which leaves losses as they are"
+                "calls neither compute_loss_func nor super().compute_loss): train by plain Trainer with losses=, one "
+                "loss a row, or give resample=True, which leaves losses as they are"
             )
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -227,13 +222,7 @@ class WeightedMixin(_Trainer):
         known, width = rho.shape[1], losses.shape[1]
         if known < width and bool(mask[:, known:].any()):
             raise PatterningError(f"rows hold up to {width} samples, and the weights {known} a row")
-        both = min(known, width)
-        samples = torch.from_numpy(self.weights.base_weights[self.weights.places(self._rows), :both] > 0)
-        if bool((mask[:, :both].bool() & ~samples.to(mask.device)).any()):
-            raise PatterningError(
-                "a token that counts here is no sample to the weights (its base weight is 0): rows are padded, cut or "
-                "labelled otherwise than where the weights were made"
-            )
+        refuse_no_samples(self.weights.base_weights[self.weights.places(self._rows)], mask.bool())
         return F.pad(rho, (0, max(0, width - known)), value=1.0)[:, :width]
 
 

@@ -25,7 +25,7 @@ from patterning.intervention.card import TABLE, push_card, save_card
 from patterning.intervention.change import what_rows_keep
 from patterning.intervention.loading import WeightedRows, attached
 from patterning.intervention.permute import dealt, dealt_order, labels_of_cells
-from patterning.intervention.row_ids import ROW_ID, check_order, with_ids
+from patterning.intervention.row_ids import ROW_ID, check_order, places_of, refuse_no_samples, with_ids
 from patterning.intervention.weights import WeightSummary, summarise
 from patterning.intervention.weights_file import read_weights, write_weights
 
@@ -147,17 +147,7 @@ class Weights:
     @shaped
     def places(self, rows: Any) -> SampleNumbers:
         """Where rows with these ids lie, (b,) int64."""
-        wanted = np.asarray(rows.cpu().numpy() if isinstance(rows, Tensor) else rows).ravel()
-        if np.array_equal(self.ids, np.arange(len(self.ids))):
-            if wanted.dtype.kind not in "iu" or (wanted < 0).any() or (wanted >= len(self.ids)).any():
-                raise PatterningError(f"rows must be numbers from 0 to {len(self.ids) - 1}")
-            return wanted.astype(np.int64)
-        order = np.argsort(self.ids)
-        place = np.searchsorted(self.ids[order], wanted).clip(max=len(order) - 1)
-        found = order[place]
-        if (missing := self.ids[found] != wanted).any():
-            raise PatterningError(f"these weights know no row {wanted[missing][0].item()!r}")
-        return found.astype(np.int64)
+        return places_of(self.ids, rows.cpu().numpy() if isinstance(rows, Tensor) else rows)
 
     def by_row(self) -> "Weights":
         """One weight a row: the mean of its tokens' under q. Rows without tokens have 1."""
@@ -210,6 +200,9 @@ class Weights:
             rho = rho[:, None]
         if losses.ndim < rho.ndim or losses.shape[0] != rho.shape[0] or rho.shape[-1] not in (1, losses.shape[-1]):
             raise PatterningError(f"losses {tuple(losses.shape)} and weights {tuple(rho.shape)} do not fit")
+        if self.per_token:
+            counted = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask > 0
+            refuse_no_samples(self.base_weights[self.places(rows)], counted)
         weighted = rho * losses
         if mask is None:
             return weighted.mean()

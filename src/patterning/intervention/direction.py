@@ -26,7 +26,7 @@ from patterning.intervention.rows_of_chi import MIN_RELIABILITY, Rows, untrusted
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import check_limits, is_number, strong_enough
 from patterning.intervention.weights import PairPolicy, standardise, swaps
-from patterning.intervention.wishes import in_words, unconfirmed, wished
+from patterning.intervention.wishes import in_words, plan_in_words, unconfirmed, wished
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,7 @@ class Direction:
 
     def __str__(self) -> str:
         """In words."""
-        asked = ", ".join(in_words(name, value) for name, value in self.wanted.items())
-        if self.refused:
-            return f"{asked}: refused, {self.refused}"
-        expected = "; ".join(f"{name} {change}" for name, change in self.predicted.items())
-        return f"{asked}. Expected for each unit of strength, by linear response: {expected}"
+        return plan_in_words(self.wanted, self.predicted, self.refused)
 
     def weights(
         self,

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
 from patterning.core.shapes import SampleNumbers
 
@@ -123,3 +125,28 @@ def _names_in(dataset: Any) -> list[tuple[str, list[Any]]]:
     if (frame or hasattr(dataset, "add_column")) and ROW_ID in list(columns):
         found.append((f"its column {ROW_ID}", np.asarray(list(dataset[ROW_ID])).tolist()))
     return found
+
+
+def places_of(ids: NDArray[Any], rows: Any) -> NDArray[np.int64]:
+    """Where rows with these ids lie among `ids`, (b,); raises `PatterningError` for an id that is none of them."""
+    wanted = np.asarray(rows).ravel()
+    if np.array_equal(ids, np.arange(len(ids))):
+        if wanted.dtype.kind not in "iu" or (wanted < 0).any() or (wanted >= len(ids)).any():
+            raise PatterningError(f"rows must be numbers from 0 to {len(ids) - 1}")
+        return wanted.astype(np.int64)
+    order = np.argsort(ids)
+    found = order[np.searchsorted(ids[order], wanted).clip(max=len(order) - 1)]
+    if (missing := ids[found] != wanted).any():
+        raise PatterningError(f"these weights know no row {wanted[missing][0].item()!r}")
+    return found.astype(np.int64)
+
+
+def refuse_no_samples(base_weights: Floats, counted: Tensor) -> None:
+    """Raise `PatterningError` where a token that `counted` (b, t) has is no sample: base weight 0 in (b, T)."""
+    width = min(base_weights.shape[1], counted.shape[1])
+    none = torch.from_numpy(base_weights[:, :width] <= 0).to(counted.device)
+    if bool((counted[:, :width] & none).any()):
+        raise PatterningError(
+            "a token that counts here is no sample to the weights (its base weight is 0): rows are padded, cut or "
+            "labelled otherwise than where the weights were made, or the mask of padding is missing"
+        )

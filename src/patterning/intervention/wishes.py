@@ -40,3 +40,12 @@ def unconfirmed(target: Mapping[str, float], predicted: Mapping[str, Change]) ->
 def in_words(name: str, value: float) -> str:
     """What is asked of a row."""
     return f"{name} held" if value == 0 else f"{'higher' if value > 0 else 'lower'} {name} ({value:+g})"
+
+
+def plan_in_words(wanted: Mapping[str, float], predicted: Mapping[str, Change], refused: str | None) -> str:
+    """What a direction asks for, and what is expected of it, or why it was refused."""
+    asked = ", ".join(in_words(name, value) for name, value in wanted.items())
+    if refused:
+        return f"{asked}: refused, {refused}"
+    expected = "; ".join(f"{name} {change}" for name, change in predicted.items())
+    return f"{asked}. Expected for each unit of strength, by linear response: {expected}"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from patterning.core.code import code_version
+from patterning.core.dependencies import parts_of
 from patterning.core.errors import PatterningError
 from patterning.core.identity import digest_of
-from patterning.core.recall import parts_of
 from patterning.intervention.data_weights import Weights
 from patterning.verification.arms import UNWEIGHTED, permuted_name
 from patterning.verification.jobs import Measure, Train, run_job

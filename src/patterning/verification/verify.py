@@ -92,7 +92,7 @@ def verify(
     every = [unit for own in units.values() for unit in own]
     parts = partial(parts_of_plan, train, parsed, plan, seeds)
     with _folder(out) as folder, Workers(RunFolder(folder), where, progress, parts if out else None) as pool:
-        pool.recall(every)
+        pool.explain_misses(every)
         _first_look(pool, units, next(iter(arms)), seeds)
         notes = _once_more(pool, units[UNWEIGHTED][0], parsed, recheck=recheck)
         results = iter(pool.compute(every, "retraining every arm"))
