@@ -24,9 +24,9 @@ from patterning.response.estimate import estimate_cost  # noqa: E402
 from patterning.tasks.text.embedded import sample_documents  # noqa: E402
 
 ROWS, TOKENS, STEPS, HEAD = 512, 64, 300, "l1h1"
-KERNEL = pt.SGLD(n_beta=30, localization=300, step_size=1e-3)
-CHAINS = ChainConfig(4, 20, 40, 4, 32, matched=True, antithetic=True)
-"""What `pt.measure` takes where nothing is stated."""
+KERNEL = pt.SGLD(n_beta=30, localization=1000, step_size=3e-4)
+CHAINS = ChainConfig(2, 4, 24, 4, 32, matched=True, antithetic=True)
+"""A step goes εγ/2 = 0.15 of the way back to w*: after 24 steps 2 % of where a chain began is left."""
 
 
 def trained() -> tuple[torch.nn.Module, torch.Tensor, float]:
@@ -39,7 +39,7 @@ def trained() -> tuple[torch.nn.Module, torch.Tensor, float]:
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=2000, n_positions=TOKENS, n_embd=128, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0
+            vocab_size=256, n_positions=TOKENS, n_embd=64, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0
         )
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -79,11 +79,19 @@ def main(budget: int) -> None:
     first = timed(lambda: pt.measure(whole, components=[HEAD], sampler=KERNEL, estimator="first-order", progress=False))
     print(f"first look: {first.cpu:.1f} CPU s, {first.wall:.1f} s wall", flush=True)
     anchor, head = whole.own_row(), find_component(whole.module, HEAD)
-    (cost,) = estimate_cost(whole, anchor, [head], CHAINS, estimator="pathwise", clock=time.process_time)
+    (cost,) = estimate_cost(whole, anchor, [head], CHAINS, estimator="pathwise", kernel=KERNEL, clock=time.process_time)
     print(f"expected of a round: {cost.seconds:.0f} CPU s", flush=True)
     chi = timed(
         lambda: pt.measure(
-            whole, components=[HEAD], sampler=KERNEL, estimator="pathwise", reliability=0.9, budget=budget
+            whole,
+            components=[HEAD],
+            sampler=KERNEL,
+            estimator="pathwise",
+            reliability=0.9,
+            budget=budget,
+            chains=CHAINS.chains,
+            draws=CHAINS.draws,
+            burn_in=CHAINS.burn_in,
         )
     )
     assert isinstance(chi.value, pt.Response)

@@ -98,9 +98,9 @@ def _seed(value: int) -> int:
 
 Task = Annotated[str, typer.Argument(help="FILE.py:NAME, a function without arguments that returns a Task.")]
 Components = Annotated[str, typer.Option(help="Names separated by commas; empty: all heads and MLPs, or full.")]
-NBeta = Annotated[float, typer.Option(help="nβ: how strictly chains follow the loss.")]
-Localization = Annotated[float, typer.Option(help="γ: how strongly chains are pulled to w*, the trained model.")]
-StepSize = Annotated[float, typer.Option(help="ε, the step size of SGLD.")]
+NBETA = typer.Option(help="nβ: how strictly chains follow the loss.")
+LOCALIZATION = typer.Option(help="γ: how strongly chains are pulled to w*, the trained model.")
+STEP_SIZE = typer.Option(help="ε, the step size of SGLD.")
 Chains = Annotated[int, typer.Option(help="Chains in a round.")]
 Draws = Annotated[int, typer.Option(help="Draws of each chain.")]
 BurnIn = Annotated[int, typer.Option(min=0, help="Steps before the first draw.")]
@@ -117,10 +117,13 @@ Device = Annotated[str | None, typer.Option(help="cuda computes on a GPU (docs/g
 @app.command(name="response", hidden=True)
 def response(
     task: Task,
-    n_beta: NBeta,
-    localization: Localization,
-    step_size: StepSize,
     out: Out,
+    sampler: Annotated[
+        str, typer.Option(help="sgld, with the three numbers that follow; or calibrate, which finds them.")
+    ] = "sgld",
+    n_beta: Annotated[float | None, NBETA] = None,
+    localization: Annotated[float | None, LOCALIZATION] = None,
+    step_size: Annotated[float | None, STEP_SIZE] = None,
     components: Components = "",
     observables: Annotated[
         str | None, typer.Option(help="FILE.py:NAME, a dict of names and functions of the module; none: losses.")
@@ -131,8 +134,12 @@ def response(
     steps_between_draws: Between = 4,
     batch_size: BatchSize = 32,
     probes: Probes = 0,
-    estimator: Annotated[str, typer.Option(help="auto, covariance or pathwise.")] = "auto",
-    phi: Annotated[str, typer.Option(help="Whose loss φ is: probes, or data (all rows; pathwise only).")] = "probes",
+    estimator: Annotated[
+        str, typer.Option(help="auto, pathwise, covariance, or first-order: a look without sampling.")
+    ] = "auto",
+    phi: Annotated[
+        str | None, typer.Option(help="Whose loss φ is: probes, or data (all rows, not by covariance; the default).")
+    ] = None,
     reliability: Annotated[float, typer.Option(help="Go on until this split-half reliability.")] = 0.9,
     rounds: Annotated[int, typer.Option(help="Most rounds of chains for a component (Python: budget=).")] = 4,
     antithetic: Annotated[
@@ -149,13 +156,13 @@ def response(
     json: Json = False,
 ) -> None:
     """χ of every component of a model for every probed sample, with errors: OUT/chi.zarr and OUT/report.html."""
-    from patterning.console.response import Request
+    from patterning.console.request import Request
 
     request = Request(
-        task=task, components=components, n_beta=n_beta, localization=localization, step_size=step_size, chains=chains,
-        draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, probes=probes,
-        estimator=estimator, reliability=reliability, rounds=rounds, seed=seed, phi=phi, antithetic=antithetic,
-        observables=observables, device=device,
+        task=task, components=components, sampler=sampler, n_beta=n_beta, localization=localization,
+        step_size=step_size, chains=chains, draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws,
+        batch_size=batch_size, probes=probes, estimator=estimator, reliability=reliability, rounds=rounds, seed=seed,
+        phi=phi, antithetic=antithetic, observables=observables, device=device,
     )  # fmt: skip
     _answer(request, out, _place(workers, executor, address, cpus, gpus), dry_run, json)
 
@@ -163,9 +170,9 @@ def response(
 @app.command()
 def llc(
     task: Task,
-    n_beta: NBeta,
-    localization: Localization,
-    step_size: StepSize,
+    n_beta: Annotated[float, NBETA],
+    localization: Annotated[float, LOCALIZATION],
+    step_size: Annotated[float, STEP_SIZE],
     out: Out,
     components: Components = "full",
     chains: Chains = 4,
@@ -189,7 +196,7 @@ def llc(
     json: Json = False,
 ) -> None:
     """The local learning coefficient λ̂ = nβ (E[L] - L(w*)) at the stated nβ, γ and ε, on all of which it depends."""
-    from patterning.console.response import Request
+    from patterning.console.request import Request
 
     request = Request(
         task=task, components=components, n_beta=n_beta, localization=localization, step_size=step_size, chains=chains,

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import patterning as pt
+from patterning.console.request import load_task
 from patterning.response.store import open_response
 
 FILE = """
@@ -122,3 +124,43 @@ def test_bad_requests_get_one_sentence_and_exit_code_2(
     assert answer.returncode == 2
     assert says in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_settings_are_calibrated_and_a_first_look_samples_nothing(
+    where: str, tmp_path: Path, in_process: Callable
+) -> None:
+    """The same numbers as from Python, to the last bit."""
+    task = load_task(where.replace(":task", ":one_layer"))
+    out = tmp_path / "look"
+    line = ["measure", where.replace(":task", ":one_layer"), "--components", "l0h1", "--sampler", "calibrate"]
+    answer = in_process(*line, "--estimator", "first-order", "--probes", "5", "--out", str(out), "--workers", "1")
+    assert answer.returncode == 0, answer.stderr
+    assert "calibrated: nβ" in answer.stderr
+    stored = pt.load(out)
+    look = pt.measure(
+        task, components="l0h1", sampler="calibrate", estimator="first-order", probes=[0, 2, 4, 7, 9], progress=False
+    )
+    assert np.array_equal(stored.chi, look.chi)
+    assert stored.calibration == look.calibration
+    assert "it seems untrained" in stored.warnings[0]
+    request = json.loads((out / "results.json").read_text())["request"]
+    assert request["localization"] == look.data.attrs["localization"]
+    again = in_process(*line, "--estimator", "first-order", "--probes", "5", "--out", str(out), "--workers", "1")
+    assert again.returncode == 0, again.stderr
+    assert "calibrated: nβ" not in again.stderr  # χ is there: nothing is looked for again
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--sampler", "calibrate", "--n-beta", "3"], "leave --n-beta"),
+        (["--n-beta", "3"], "--sampler calibrate finds them"),
+        (["--sampler", "nuts"], "not one of sgld, calibrate"),
+    ],
+)
+def test_a_sampler_without_its_numbers_is_refused(
+    where: str, tmp_path: Path, in_process: Callable, given: list[str], said: str
+) -> None:
+    answer = in_process("measure", where, *given, "--out", str(tmp_path / "out"))
+    assert answer.returncode == 2
+    assert said in " ".join(answer.stderr.split())

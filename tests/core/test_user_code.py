@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from patterning.console.response import load_task
+from patterning.console.request import load_task
 from patterning.core import user_code
 from patterning.core.errors import PatterningError
 from patterning.core.shipping import dump, load

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from patterning.console import response as console
+from patterning.console.request import Request
 from patterning.core.errors import PatterningError
 
 FILE = """
@@ -23,7 +24,7 @@ def task():
 
 def test_results_are_there_before_the_check_and_the_check_is_made_up_for(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "mine.py").write_text(FILE)
-    request = console.Request(
+    request = Request(
         f"{tmp_path / 'mine.py'}:task", "full", 30, 10, 1e-3, 2, 12, 10, 2, 32, 0, "covariance", None, 1, 0, check=True
     )
     out = tmp_path / "out"

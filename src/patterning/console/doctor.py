@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from patterning.console.response import load_task
+from patterning.console.request import load_task
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Document
 from patterning.core.workers import default_workers

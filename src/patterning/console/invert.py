@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from patterning.console.response import load_task
+from patterning.console.request import load_task
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor, executor_of
 from patterning.core.plain import Document

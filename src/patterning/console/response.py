@@ -5,9 +5,7 @@ costs nothing, and `patterning report` makes them again.
 """
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,16 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from patterning.console.llc import check_components
+from patterning.console.request import Request, observables_of, prepare
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor
-from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.locks import NAME as LOCK
 from patterning.core.plain import Document
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
 from patterning.core.task import Task
 from patterning.core.terminal import print_fitting
-from patterning.core.user_code import call, load_object
 from patterning.core.workers import Progress, Workers, one_thread
+from patterning.face.before_sampling import chosen_sampler, untrained_sentence
+from patterning.face.first_looks import first_looks
 from patterning.face.response_page import (
     CHECK_HEAD,
     check_rows,
@@ -36,12 +35,12 @@ from patterning.face.response_page import (
     response_page,
     warnings_of,
 )
-from patterning.models.components import find_component, list_components
-from patterning.posterior.chains import ChainConfig
+from patterning.face.say import Say
+from patterning.posterior.find_settings import Found
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import ComponentResponse, Estimator, component_response
 from patterning.response.estimate import estimate_cost
-from patterning.response.one_component import PhiOf
+from patterning.response.observables import try_observables
 from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
 from patterning.study.conduct import keeping_results
@@ -55,98 +54,16 @@ ASSUMED_BETWEEN = 4
 """Steps between draws that `dry` reckons with where they are still to be measured."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """The arguments of the command line; `steps_between_draws` 0: to be measured; `device` None: where the task is.
-
-    Raises `PatterningError` for a number that is not finite: what else a number must be, its user knows.
-    """
-
-    task: str
-    components: str
-    n_beta: float
-    localization: float
-    step_size: float
-    chains: int
-    draws: int
-    burn_in: int
-    steps_between_draws: int
-    batch_size: int
-    probes: int
-    estimator: str
-    reliability: float | None
-    rounds: int
-    seed: int
-    phi: str = "probes"
-    antithetic: bool = False
-    check: bool = False
-    observables: str | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise PatterningError(f"{name} is {value}: it must be a finite number")
-
-    @property
-    def chain_config(self) -> ChainConfig:
-        """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
-        return ChainConfig(
-            self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True,
-            antithetic=self.antithetic and self.estimator != "covariance",
-        )  # fmt: skip
-
-
-def load_task(where: str) -> Task:
-    """The task that `FILE.py:NAME()` returns; `PatterningError` says what is wrong, with file and line."""
-    build = load_object(where)
-    if isinstance(build, Task):
-        return build
-    if not callable(build):
-        raise PatterningError(f"{where} is a {type(build).__name__}: it must be a function that returns a Task")
-    task = call(where, build)
-    if not isinstance(task, Task):
-        hint = " (is its return missing?)" if task is None else ""
-        raise PatterningError(f"{where}() returned a {type(task).__name__}{hint}: it must return a Task")
-    return task
-
-
-def _prepare(request: Request) -> tuple[Task, list[str], torch.Tensor]:
-    task = load_task(request.task)
-    task = task if request.device is None else task.to(request.device)
-    names = [name.strip() for name in request.components.split(",") if name.strip()]
-    names = names or list_components(task.module) or ["full"]
-    for name in names:
-        find_component(task.module, name)
-    n = len(task.base_weights)
-    if not 0 <= request.probes <= n:
-        raise PatterningError(f"probes is {request.probes}: there are {n} rows")
-    count = request.probes or n
-    return task, names, torch.arange(count) * n // count
-
-
-def _observables(request: Request, task: Task) -> dict[str, OfModule]:
-    """φ by name, where the request names functions of the module."""
-    if request.observables is None:
-        return {}
-    found = load_object(request.observables)
-    if not isinstance(found, Mapping):
-        raise PatterningError(
-            f"{request.observables} is a {type(found).__name__}: it must be a dict of names and functions of the module"
-        )
-    functions = cast("Mapping[str, ModuleFunction]", found)
-    return {name: OfModule(task, name, function) for name, function in functions.items()}
-
-
 def dry(request: Request) -> Document:
     """Time and memory of one round of chains for each component, and of all together."""
-    task, names, probes = _prepare(request)
+    task, names, probes = prepare(request)
     assumed = not request.steps_between_draws
     if assumed:
         request = replace(request, steps_between_draws=ASSUMED_BETWEEN)
     costs = estimate_cost(
-        task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator
-    )
+        task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator,
+        kernel=kernel if isinstance(kernel := request.kernel, SGLD) else None,
+    )  # fmt: skip
     return {
         "request": vars(request),
         "steps_between_draws_are_assumed": assumed,
@@ -181,9 +98,9 @@ def sample_to(request: Request, out: Path, where: Executor | int, progress: Prog
     Returns what `results.json` holds. Raises `PatterningError` for a wrong request, before anything is sampled; for a
     folder that holds something else or is in use; and where the page cannot be made, which costs nothing else.
     """
-    kernel = SGLD(request.n_beta, request.localization, request.step_size)
+    chosen_before = request.kernel  # settings that cannot serve are refused before the task is loaded
     before = Path.cwd()
-    task, names, probes = _prepare(request)
+    task, names, probes = prepare(request)
     if Path.cwd() != before:  # the user's file has gone elsewhere, and `out` was named from here
         out = before / out
     _check_folder(out)
@@ -191,28 +108,52 @@ def sample_to(request: Request, out: Path, where: Executor | int, progress: Prog
     with run.lock(), one_thread():
         if (out / "chi.zarr").exists():
             _check_same(request, task, out)
-            spaced = _stored_request(request, out)
+            request = _stored_request(request, out)
         else:
             with Workers(run, where, progress) as pool:
-                spaced, spacing = _spaced(request, task, names, probes, kernel, pool)
-                responses = component_response(
-                    task, task.flatten(task.module), names, kernel, spaced.chain_config, probes=probes,
-                    estimator=cast("Estimator", request.estimator), phi=cast("PhiOf", request.phi),
-                    reliability=request.reliability, rounds=request.rounds, pool=pool,
-                    observables=_observables(request, task), component_loss=request.observables is None,
-                )  # fmt: skip
-            _store(responses, request, spaced, spacing, out)
+                request = _sample(request, task, names, probes, chosen_before, out, pool)
         if request.check and not (out / CHECK).exists():
             publish(out)  # what was sampled is there whatever becomes of its check
+            kernel = cast("SGLD", request.kernel)
             with Workers(run, where, progress) as pool:
-                write_json(out / CHECK, check_components(task, names, kernel, spaced.chain_config, probes, pool))
+                write_json(out / CHECK, check_components(task, names, kernel, request.chain_config, probes, pool))
         return publish(out)
 
 
+def _sample(
+    asked: Request, task: Task, names: list[str], probes: torch.Tensor, sampler: SGLD | str, out: Path, pool: Workers
+) -> Request:
+    """Store χ in `out`; return the request with the settings that were found: nβ, γ, ε, steps between draws."""
+    anchor, observables = task.flatten(task.module), observables_of(asked, task)
+    try_observables(observables, anchor, task.data)
+    untrained = untrained_sentence(task, anchor)
+    settings = chosen_sampler(task, anchor, names, sampler, asked.batch_size, asked.seed, Say(True))
+    kernel = cast("SGLD", settings.kernel)
+    request = replace(
+        asked, n_beta=kernel.n_beta, localization=kernel.localization, step_size=kernel.step_size, sampler="sgld"
+    )
+    phi = asked.phi_of(len(probes), len(task.base_weights))
+    spacing: list[Spacing] = []
+    if asked.estimator == "first-order":
+        responses = first_looks(
+            task, anchor, names, kernel, request.chain_config, probes, observables=observables, phi=phi
+        )
+    else:
+        request, spacing = _spaced(request, task, names, probes, kernel, pool)
+        responses = component_response(
+            task, anchor, names, kernel, request.chain_config, probes=probes,
+            estimator=cast("Estimator", request.estimator), phi=phi, reliability=request.reliability,
+            rounds=request.rounds, pool=pool, observables=observables, component_loss=asked.observables is None,
+        )  # fmt: skip
+    _store(responses, asked, request, spacing, out, settings, untrained)
+    return request
+
+
 def _stored_request(request: Request, out: Path) -> Request:
-    """The request with the steps between draws that the stored χ was sampled with."""
+    """The request with the settings that the stored χ was sampled with."""
     stored = json.loads(open_response(out / "chi.zarr")["susceptibility"].attrs.get("request", "{}"))
-    return replace(request, steps_between_draws=stored.get("steps_between_draws", request.steps_between_draws))
+    found = ("n_beta", "localization", "step_size", "sampler", "steps_between_draws")
+    return replace(request, **{name: stored[name] for name in found if name in stored})
 
 
 def _spaced(
@@ -241,16 +182,24 @@ def _check_same(request: Request, task: Task, out: Path) -> None:
     """Raise where the stored χ is an answer to another request than this one."""
     settings = open_response(out / "chi.zarr")["susceptibility"].attrs
     asked = json.loads(settings.get("asked", "{}"))
-    asked = {"device": None} | asked | {"task": request.task}  # the file may be named from another folder
+    asked = (
+        {"device": None, "sampler": "sgld"} | asked | {"task": request.task}
+    )  # the file may be named from another folder
     same = asked == vars(request)
     if not same or settings["task"] != task.fingerprint:
         raise PatterningError(f"{out / 'chi.zarr'} exists, of another request: name another folder with --out")
 
 
-def _store(responses: ComponentResponse, asked: Request, spaced: Request, spacing: list[Spacing], out: Path) -> None:
+def _store(
+    responses: ComponentResponse, asked: Request, found: Request, spacing: list[Spacing], out: Path, settings: Found,
+    untrained: str,
+) -> None:  # fmt: skip
     more = {
+        "calibration": settings.text,
+        "verdict": settings.verdict,
+        "untrained": untrained,
         "asked": json.dumps(vars(asked)),
-        "request": json.dumps(vars(spaced)),  # the same, with the steps between draws that were measured
+        "request": json.dumps(vars(found)),  # the same, with what was measured in place of what was not known
         "spacing": json.dumps(strict_json([asdict(each) for each in spacing])),
     }
     save_response(responses, out / "chi.zarr", more)

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, task: Task | None = None) -> Response:
-    """The response that `Response.save` wrote (or `patterning response`: its chi.zarr), or that devinterp 2 left.
+    """The response that `Response.save` wrote, or that devinterp 2 left; or the folder of `measure`, with its `out`.
 
     With its `task`, samples can be shown and weights can be made; raises `PatterningError` where it is another task's.
     What devinterp wrote is read by `from_devinterp`, whose other arguments it takes.
     """
     path = Path(path)
+    path = path / "chi.zarr" if (path / "chi.zarr").is_dir() else path
     if kind_of(path) is not None:
         return from_devinterp(path, task)
     tree = open_response(path)

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from patterning.core.anchors import check_anchor
@@ -16,37 +14,25 @@ from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
-from patterning.core.give_back import LARGE_MODEL, give_back
-from patterning.core.modules import spread
+from patterning.core.give_back import give_back
 from patterning.core.task import Task
-from patterning.core.workers import Workers, one_thread
+from patterning.core.workers import one_thread
+from patterning.face.before_sampling import chosen_sampler, untrained_sentence
+from patterning.face.first_looks import first_looks
 from patterning.face.keeping import keep, parts_of_chi, pool_for
 from patterning.face.response import Response
 from patterning.face.say import Say, duration
 from patterning.intervention.strength import is_number
 from patterning.models.components import ComponentLike, find_component, list_components
-from patterning.models.probe import Probe
-from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
-from patterning.posterior.find_settings import Found, find_settings
 from patterning.posterior.sgld import SGLD
-from patterning.response.capability import try_gradient
-from patterning.response.components import ComponentResponse, component_response, row_numbers
+from patterning.response.components import component_response, row_numbers
 from patterning.response.estimate import estimate_cost
-from patterning.response.first_look import first_look, sharded_look
 from patterning.response.memory import Need, Plan, check_memory, largest_need, size
 from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
-from patterning.response.sample import COMPONENT_LOSS, SampledResponse
+from patterning.response.sample import COMPONENT_LOSS
 from patterning.response.store import to_tree
-
-if TYPE_CHECKING:
-    pass
-
-LOOKED_AT, FEW_LOOKED_AT = 256, 16
-"""Rows that are looked at to tell whether the model was trained: fewer of a large one."""
-UNTRAINED = 0.95
-"""A loss above this share of that of parameters of 0 is that of an untrained model."""
 
 Choice = Literal["auto", "pathwise", "covariance", "first-order"]
 
@@ -135,18 +121,29 @@ def measure(
     need = check_memory(task, parts, plan) if executor is None else largest_need(task, parts, plan)
     try_observables(functions, anchor, task.data)
     say = Say(progress)
-    untrained = _untrained(task, anchor)
+    untrained = untrained_sentence(task, anchor)
     say(untrained)
-    found = _sampler(task, anchor, names, sampler, batch_size, seed, say)
+    found = chosen_sampler(task, anchor, names, sampler, batch_size, seed, say)
     settings = {**vars(config), "sampler": found.kernel, "components": [one.name for one in parts], "probes": rows,
                 "phi": phi, "estimator": estimator}  # fmt: skip
     depends_on = partial(parts_of_chi, task, anchor, functions, settings)
     if estimator == "first-order":
         say(f"a first look, without sampling; about {size(need.total)} of memory")
         with one_thread(), nullcontext() if shards is None else pool_for(out, where, progress, depends_on) as pool:
-            response = _first_looks(task, anchor, names, found.kernel, config, functions, phi, rows, shards, pool)
+            response = first_looks(
+                task,
+                anchor,
+                names,
+                found.kernel,
+                config,
+                rows,
+                observables=functions,
+                phi=phi,
+                shards=shards,
+                pool=pool,
+            )
     else:
-        say(_expectation(task, anchor, names, config, rows, estimator, len(functions) or 1, budget, need))
+        say(_expectation(task, anchor, names, found.kernel, config, rows, estimator, len(functions) or 1, budget, need))
         with pool_for(out, where, progress, depends_on) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,
@@ -165,22 +162,6 @@ def measure(
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
     anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
     return check_anchor(task, anchor.to(task.device) if isinstance(anchor, Tensor) else anchor)
-
-
-def _untrained(task: Task, anchor: Tensor) -> str:
-    """A sentence where the checkpoint fits the data no better than parameters of 0 do; else nothing."""
-    rows = spread(len(task.base_weights), LOOKED_AT if task.num_parameters <= LARGE_MODEL else FEW_LOOKED_AT)[None]
-    try:
-        with torch.no_grad():
-            here, nothing = (float(task.losses(flat[None], rows).mean()) for flat in (anchor, torch.zeros_like(anchor)))
-    except Exception:  # a model that cannot run at 0 tells nothing
-        return ""
-    if not (math.isfinite(nothing) and here >= UNTRAINED * nothing > 0):
-        return ""
-    return (
-        f"the model at w* has loss {here:.3g}, about that of parameters of 0 ({nothing:.3g}): it seems untrained, and "
-        "χ is of the place where it stands. Pass the trained model as at="
-    )
 
 
 def _components(
@@ -242,65 +223,12 @@ def _check_shards(shards: int | None, estimator: str) -> None:
         )
 
 
-def _sampler(
-    task: Task, anchor: Tensor, components: Sequence[ComponentLike], sampler: Kernel | str, batch_size: int,
-    seed: int, say: Say,
-) -> Found:  # fmt: skip
-    if hasattr(sampler, "localization") and not isinstance(sampler, str):
-        return Found(sampler, "", ())
-    if sampler != "calibrate":
-        raise PatterningError(
-            f"sampler {sampler!r} is no sampler: give SGLD(n_beta, localization, step_size) or 'calibrate'"
-        )
-    with one_thread():
-        for what in components:
-            try_gradient(Restricted(task, anchor, what))
-        found = find_settings(task, anchor, components, batch_size=batch_size, seed=seed, tell=say)
-    say(found.text)
-    return found
-
-
-def _first_looks(
-    task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
-    functions: Mapping[str, OfModule], phi: PhiOf | Tensor, rows: Tensor, shards: int | None,
-    pool: Workers | None,
-) -> ComponentResponse:  # fmt: skip
-    found: dict[str, SampledResponse] = {}
-    refused: dict[str, str] = {}
-    chosen = [find_component(task.module, what) for what in components]
-    for component in chosen:
-        free = Restricted(task, anchor, component)
-        try_gradient(free)
-        try:
-            settings: dict[str, Any] = {
-                "localization": kernel.localization, "n_beta": kernel.n_beta, "observables": functions, "phi": phi,
-                "component_loss": not functions,
-            }  # fmt: skip
-            if shards is None or pool is None:
-                found[component.name] = first_look(free, Probe(free, rows), **settings)
-            else:
-                found[component.name] = sharded_look(free, rows, shards, pool, **settings)
-        except PatterningError as error:
-            refused[component.name] = str(error)
-        del free
-        give_back(task.num_parameters)  # the next copy of the model would stand beside this one
-    if not found:
-        raise PatterningError("; ".join(f"{name}: {why}" for name, why in refused.items()))
-    samples = task.samples(rows)
-    return ComponentResponse(
-        by_component=found, rows=samples.row, positions=samples.position,
-        n_free={component.name: component.count(task.module) for component in chosen}, estimator="first-order",
-        kernel=kernel, chains=replace(config, antithetic=False), fingerprint=task.fingerprint,
-        phi=phi if isinstance(phi, str) else "rows", refused=refused,
-    )  # fmt: skip
-
-
 def _expectation(
-    task: Task, anchor: Tensor, components: Sequence[ComponentLike], config: ChainConfig, rows: Tensor,
-    estimator: Estimator | str, observables: int, budget: int, need: Need,
+    task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: Kernel, config: ChainConfig,
+    rows: Tensor, estimator: Estimator | str, observables: int, budget: int, need: Need,
 ) -> str:  # fmt: skip
     """What it will take, from one timed step and reading of each component."""
-    costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator)
+    costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator, kernel=kernel)
     seconds = sum(cost.seconds for cost in costs) * (observables if estimator != "covariance" else 1)
     again = f", up to {budget} rounds, {duration(budget * seconds)}" if budget > 1 else ""
     return (

@@ -117,8 +117,7 @@ class Response:
     def warnings(self) -> list[str]:
         """What a reader should know, worst first."""
         groups = cautions(warnings_of(self.tree, component_table(self.tree)))
-        untrained = str(self.data.attrs.get("untrained", ""))
-        return [*([untrained] if untrained else []), *(line for group in groups for line in group.lines)]
+        return [line for group in groups for line in group.lines]
 
     @shaped
     def half_width(self, level: float = 0.95) -> Chi:

@@ -187,6 +187,8 @@ def warnings_of(tree: "xarray.DataTree", table: list[Document]) -> list[str]:
     if looks:
         lines.append(f"a first look, whose ± and reliability leave out what sampling would show: {', '.join(looks)}")
     settings = tree["susceptibility"].attrs
+    if settings.get("untrained"):
+        lines.append(str(settings["untrained"]))
     if settings.get("calibration") and settings.get("verdict") != "healthy":
         lines.append(str(settings["calibration"]))
     return lines
@@ -201,6 +203,7 @@ class Caution:
 
 
 KINDS = (
+    ("An untrained model", r"it seems untrained"),
     ("No result", r"has no result|diverged and"),
     ("χ may not describe w*", r"w\* is no minimum|far from w\*|kinks|calibrated:"),
     ("Chains that are not to be trusted yet", r"chains disagree|do not contract"),

@@ -1,6 +1,7 @@
 """What sampling will cost, from one timed step and one timed reading of each component."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from patterning.core.task import Task
 from patterning.models.components import ComponentLike
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
-from patterning.posterior.chains import ChainConfig, loss_and_gradient
+from patterning.posterior.chains import ChainConfig, Kernel, loss_and_gradient
+from patterning.posterior.sgld import SGLD
+from patterning.response.adjoint import curvature, parts_of_the_way
 from patterning.response.capability import try_gradient
 
 
@@ -34,47 +37,90 @@ def estimate_cost(
     *,
     probes: Tensor | None = None,
     estimator: str = "covariance",
+    kernel: Kernel | None = None,
     batches: int = 4,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Cost]:
-    """Cost of a round for each component; takes about a step and a reading of each.
+    """Cost of a round for each component, from one timed step and one timed call of the model on probed rows.
 
     Time is that of a second call, at the load the machine has now (of the processor alone with the `clock`
-    time.process_time). The pathwise estimator adds a Hessian-vector product a step (three gradients' worth), a gradient
-    of the probes at each draw (two readings) and a derivative (three) for as many steps. Raises `PatterningError` where
+    time.process_time). The pathwise estimator adds curvature at every step, a gradient of the probes at each draw, and
+    a derivative of the probes for every few steps, of which the `kernel` says how few; without it, one for each draw.
+    A first look takes a gradient and a derivative once, at the trained model alone. Raises `PatterningError` where
     the loss has no gradient in a component.
     """
     rows = torch.arange(len(task.base_weights)) if probes is None else probes
-    numbers = itertools.count()  # no two alike: replicas keep what they share of the last one
-    steps = chains.burn_in + chains.draws * chains.steps_between_draws
-    found = []
+    replicas = 1 if estimator == "first-order" else chains.replicas
+    costs = []
     for what in components:
         free = Restricted(task, anchor, what)
         try_gradient(free)
-        probe = Probe(free, rows, chains.replicas)
-        flat = free.init(range(chains.replicas))
-
-        def step(free: Restricted = free, flat: Tensor = flat) -> None:
-            index = (torch.arange(chains.batch_size) + next(numbers)) % len(task.base_weights)
-            loss_and_gradient(free, flat, index.expand(len(flat), -1) if chains.matched else index.repeat(len(flat), 1))
-
-        def read(probe: Probe = probe, flat: Tensor = flat) -> None:
-            with torch.no_grad():
-                probe(flat)
-
-        one_step, one_reading = _seconds(step, clock), _seconds(read, clock)
-        seconds = steps * one_step + chains.draws * one_reading
-        size = 8 * chains.replicas * batches * 2 * len(probe)
-        if estimator != "covariance":
-            seconds += steps * 3 * one_step
-            seconds += (2 * chains.draws + 3 * steps / chains.steps_between_draws) * one_reading
-            size = 4 * steps * chains.replicas * free.num_parameters + 8 * chains.replicas * len(probe)
-        found.append(Cost(free.component.name, free.num_parameters, seconds, (size + probe.kept_bytes) / 1e6))
-    return found
+        timed = _Timed(free, rows, replicas, chains, clock)
+        steps = chains.burn_in + chains.draws * chains.steps_between_draws
+        if estimator == "first-order":
+            seconds, size = timed.slope() + timed.derivative(), 16 * timed.samples
+        elif estimator == "covariance":
+            seconds = steps * timed.step() + chains.draws * timed.reading()
+            size = 8 * chains.replicas * batches * 2 * timed.samples
+        else:
+            seconds = steps * (timed.step() + timed.curvature()) + chains.draws * timed.slope()
+            seconds += _derivatives(chains, kernel, steps) * timed.derivative()
+            size = 4 * steps * chains.replicas * free.num_parameters + 8 * chains.replicas * timed.samples
+        costs.append(Cost(free.component.name, free.num_parameters, seconds, (size + timed.kept_bytes) / 1e6))
+    return costs
 
 
-def _seconds(call: Callable[[], None], clock: Callable[[], float]) -> float:
-    call()
-    begun = clock()
-    call()
-    return clock() - begun
+def _derivatives(chains: ChainConfig, kernel: Kernel | None, steps: int) -> int:
+    """How many derivatives of the probes the way back takes."""
+    if not isinstance(kernel, SGLD):
+        return math.ceil(chains.burn_in / chains.steps_between_draws) + chains.draws + 1
+    return sum(1 for _ in parts_of_the_way(chains, kernel, steps, 0)) + 1
+
+
+class _Timed:
+    """Seconds of the calls of one component, from a second call each; of probes from as many rows as one call takes."""
+
+    def __init__(
+        self, free: Restricted, rows: Tensor, replicas: int, chains: ChainConfig, clock: Callable[[], float]
+    ) -> None:
+        self._free, self._chains, self._clock = free, chains, clock
+        at_once = free.cut(1 if free.fills_core(len(rows)) else replicas)
+        self._probe = Probe(free, rows[:at_once], replicas, of=len(rows))
+        self._times = len(rows) / len(rows[:at_once])
+        self._flat = free.init(range(replicas))
+        self._calls = itertools.count()  # no two alike: replicas keep what they share of the last one
+        self.samples = len(self._probe) * self._times
+        self.kept_bytes = self._probe.kept_bytes * self._times
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        call()
+        begun = self._clock()
+        call()
+        return self._clock() - begun
+
+    def _index(self) -> Tensor:
+        n, count = len(self._free.task.base_weights), len(self._flat)
+        index = (torch.arange(self._chains.batch_size) + next(self._calls)) % n
+        return index.expand(count, -1) if self._chains.matched else index.repeat(count, 1)
+
+    def step(self) -> float:
+        """A step of the chains."""
+        return self._seconds(lambda: loss_and_gradient(self._free, self._flat, self._index()))
+
+    def curvature(self) -> float:
+        """A Hessian-vector product of the minibatch."""
+        return self._seconds(lambda: curvature(self._free, self._flat, self._index(), torch.ones_like(self._flat)))
+
+    def reading(self) -> float:
+        """The losses of the probes."""
+        with torch.no_grad():
+            return self._times * self._seconds(lambda: self._probe(self._flat))
+
+    def slope(self) -> float:
+        """The gradient of their mean."""
+        q = torch.full((len(self._probe),), 1 / len(self._probe), dtype=torch.float64, device=self._flat.device)
+        return self._times * self._seconds(lambda: self._probe.slope(self._flat, q))
+
+    def derivative(self) -> float:
+        """Their derivatives along a vector."""
+        return self._times * self._seconds(lambda: self._probe.along(self._flat, torch.ones_like(self._flat)))
