@@ -270,7 +270,7 @@ def run_section(bench: Bench, name: str) -> Results:
         found = SECTIONS[name](bench)
     except Exception as error:
         traceback.print_exc()
-        found = {"error": f"{type(error).__name__}: {error}"}
+        found: Results = {"error": f"{type(error).__name__}: {error}"}
     if bench.device.type == "cuda":
         found["peak memory, MB"] = torch.cuda.max_memory_allocated() / 1e6
     else:

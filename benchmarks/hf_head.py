@@ -43,6 +43,7 @@ def trained() -> tuple[torch.nn.Module, torch.Tensor, float]:
         )
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loss = torch.zeros(())
     for _ in range(STEPS):
         rows = torch.randint(ROWS, (16,))
         optimizer.zero_grad()

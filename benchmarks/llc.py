@@ -107,6 +107,7 @@ def network(seed: int) -> None:
     print("| s follows | response | predicted | measured |\n|---|---|---|---|")
     pilot = four_responses(chains(task, 1), kernel)
     base = chains(task, 0)
+    assert base.moments is not None
     responses, at_anchor = four_responses(base, kernel), base.moments.at_anchor
     for name in ("llc-total", "llc-posterior", "free-energy"):
         s = pilot.row(name).values

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from patterning.models.language import LanguageConfig, LanguageModel, next_token
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import COMPONENT_LOSS, component_response
-from patterning.response.one_component import PhiOf
+from patterning.response.one_component import Estimator, PhiOf
 
 SETTINGS = {"n_beta": 30.0, "localization": 300.0}
 STEP = 1e-3
@@ -62,6 +63,7 @@ def trained(config: LanguageConfig, data: torch.Tensor, steps: int) -> LanguageM
         model = LanguageModel(config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, s / 100) * (1 - s / steps))
+        loss = torch.zeros(())
         for _ in range(steps):
             loss = next_token_losses(model, data[torch.randint(len(data), (32,))]).mean()
             optimizer.zero_grad()
@@ -81,7 +83,9 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def ours(task: Task, name: str, chains: ChainConfig, probes: int, estimator: str = "covariance", phi: PhiOf = "probes"):
+def ours(
+    task: Task, name: str, chains: ChainConfig, probes: int, estimator: Estimator = "covariance", phi: PhiOf = "probes"
+):
     """χ of one component by this library; pathwise in up to 8 rounds, until it is reliable."""
     until = {"reliability": 0.9, "rounds": 8} if estimator == "pathwise" else {}
     return component_response(
@@ -93,12 +97,12 @@ def ours(task: Task, name: str, chains: ChainConfig, probes: int, estimator: str
 def theirs(task: Task, data: torch.Tensor, name: str, chains: ChainConfig, probes: int) -> None:
     """The same chains and readings by devinterp: half of the probed rows as each of its two observables."""
     from datasets import Dataset
-    from devinterp.slt.sampling import sample
+    from devinterp.slt.sampling import sample  # pyright: ignore[reportMissingImports]
 
     rows = Dataset.from_dict({"input_ids": data.tolist()}).with_format("torch")
     per_draw = max(1, probes // 2 // chains.batch_size)
     sample(
-        task.load(LanguageModel(task.module.config), task.flatten(task.module)), rows,
+        task.load(LanguageModel(cast("LanguageConfig", task.module.config)), task.flatten(task.module)), rows,
         {"train": (rows, per_draw), "probe": (rows, per_draw)}, lr=STEP,
         param_masks=dict(find_component(task.module, name).masks), num_chains=chains.chains, num_draws=chains.draws,
         batch_size=chains.batch_size, num_burnin_steps=chains.burn_in, num_steps_bw_draws=chains.steps_between_draws,
@@ -204,7 +208,7 @@ def covariance_reliability(task: Task, name: str, chains: ChainConfig, runs: int
     below 0, and a time can be extrapolated from it.
     """
     found = [ours(task, name, replace(chains, seed=100 + run), 64).chi()[0] for run in range(runs)]
-    r = spearmanr(found, axis=1).statistic
+    r = np.asarray(spearmanr(found, axis=1)[0])
     apart = ~np.eye(runs, dtype=bool)
     kept = [np.arange(runs) != run for run in range(runs)]
     return float(r[apart].mean()), np.array([r[np.ix_(k, k)][apart[:-1, :-1]].mean() for k in kept])

@@ -56,7 +56,7 @@ def main(folder: Path, count: int = 64, tokens: int = 32) -> pt.Response:
     for note in task.notes:
         print(f"note: {note}")
     sampler = pt.SGLD(n_beta=30, localization=1000, step_size=1e-4)
-    give_back()
+    give_back(task.num_parameters)
     before = start_again()
     chi = pt.measure(task, components=COMPONENTS, sampler=sampler, estimator="first-order")
     peak = memory("VmHWM")

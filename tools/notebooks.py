@@ -52,7 +52,7 @@ def execute(code: str, names: dict[str, Any], where: str) -> str:
     parts = []
     if printed.getvalue().strip():
         parts.append(f'<div class="output" markdown>\n\n```text\n{printed.getvalue().rstrip()}\n```\n\n</div>')
-    if hasattr(value, "__html__"):
+    if value is not None and hasattr(value, "__html__"):
         parts.append(f'<div class="output">{value.__html__()}</div>')
     return "\n\n".join(parts)
 

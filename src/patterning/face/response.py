@@ -197,7 +197,7 @@ class Response:
 
     def invert(
         self,
-        wanted: Mapping[str | tuple[str, str], float],
+        wanted: Mapping[str, float] | Mapping[str | tuple[str, str], float],
         hold: str | Sequence[str | tuple[str, str]] = (),
         *,
         free: Any = None,
