@@ -2,7 +2,7 @@
 #   make demo   install, run the main job, print a table, write a page
 #   make test   install, lint, type-check, test
 # For those who change the package:
-#   make docs   the site into build/site, notebooks executed, warnings as errors
+#   make docs   the site into build/site, its code and notebooks executed, warnings as errors
 #   make dist   wheel and source archive into dist, checked and installed into an empty environment
 #   make pages  every kind of page in headless Chromium, where there is one
 #   make device   tests on a pretended GPU, half a minute
@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(VENV)/bin/patterning run superposition
 
 test: lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/device
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -29,6 +29,7 @@ lint: $(STAMP)
 
 docs: $(VENV)/.docs
 	$(PYTHON) tools/sentences.py
+	$(PYTHON) -m pytest tests/test_snippets.py -m site -n 2
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 dist: $(VENV)/.dist

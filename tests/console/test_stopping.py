@@ -72,10 +72,9 @@ def assert_gone(pids: set[int]) -> None:
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("number", "group", "status"),
-    [(signal.SIGINT, True, 130), (signal.SIGINT, False, 130), (signal.SIGTERM, False, 143)],
+    ("number", "group", "status", "workers"),
+    [(signal.SIGINT, True, 130, 1), (signal.SIGINT, False, 130, 2), (signal.SIGTERM, False, 143, 2)],
 )
 def test_a_stop_says_so_and_everything_leaves(
     number: signal.Signals, group: bool, status: int, workers: int, tmp_path: Path

@@ -31,7 +31,7 @@ of a large vocabulary take as much again on the way.
 Stated, and not read off a card's free memory, which would make the order of sums depend on who else computes there."""
 
 TRIED = 512
-"""Samples on which is found out what a component cannot reach."""
+"""Samples on which is found out what a component cannot reach; fewer where those of a large model would fill memory."""
 
 
 class Restricted:
@@ -138,12 +138,14 @@ class Restricted:
         moves. Given back after the module has seen other rows, they must lead to the same losses: a hook inside of
         them, or a tensor that they leave behind, may feed the loss as well.
         """
-        rows = spread(len(self.base_weights), math.ceil(TRIED / self.samples_per_row)).to(self.anchor.device)
+        few = min(math.ceil(TRIED / self.samples_per_row), max(2, self.cut(1) // 4))  # every output is kept meanwhile
+        rows = spread(len(self.base_weights), few).to(self.anchor.device)
         noise = torch.from_numpy(generator(0, Stream.NOISE).standard_normal(self.num_parameters))
         size = float(self.anchor.abs().mean()) + 0.1
         here = self.anchor[None].requires_grad_()
         moved = (self.anchor + size * noise.to(self.anchor))[None].requires_grad_()
         losses, apart = self.apart(here, rows, None)
+        losses = losses.detach()  # its graph would stand beside the next one
         others = self.apart(moved, rows, apart)[1]
         same = {name for name, value in apart.items() if name in others and torch.equal(value, others[name])}
         kept = {name: apart[name] for name in same if not any(name.startswith(f"{up}.") for up in same)}

@@ -77,7 +77,7 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     numbers of positions, gradients, noise and what an update makes of them, and the parameter tensors that a part of is
     free. Positions: those of every step, which the pathwise estimator goes back through, and the adjoints of the steps
     between two draws, three times. Activations: what one call keeps (`models.footprint`), which second derivatives keep
-    three times.
+    three times, and a forward derivative twice.
     """
     module = task.module
     whole = 4.0 * task.num_parameters
@@ -90,7 +90,7 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     t, batch = task.samples_per_row, plan.chains.batch_size
     together = 1 if task.device.type == "cpu" and batch * t >= ENOUGH_CELLS else plan.replicas
     if plan.estimator == "first-order":
-        states, positions, copies = 5 * free + 2 * touched, 0.0, 1.0
+        states, positions, copies = 5 * free + 2 * touched, 0.0, 2.0
         cells = float(plan.rows * t)
     else:
         states = plan.replicas * 6 * free + together * 2 * touched
