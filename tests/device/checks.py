@@ -30,8 +30,9 @@ from patterning.posterior import chains
 from patterning.posterior.chains import ChainConfig, run_chains
 from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.posterior.sgld import SGLD
-from patterning.response.pathwise import DATA, pathwise_chains
+from patterning.response.pathwise import pathwise_chains
 from patterning.response.sample import OfLosses, sample_draws
+from patterning.response.way_back import DATA
 from patterning.tasks.parentheses import make_parentheses
 from patterning.training.language import LanguageTraining, train_language
 from patterning.training.weighted import TrainConfig, advance, init_state

@@ -21,7 +21,8 @@ from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.posterior.sgld import SGLD
 from patterning.response import adjoint
 from patterning.response.moments import Tally
-from patterning.response.pathwise import DATA, ProbeLoss, _WayBack
+from patterning.response.pathwise import ProbeLoss, _WayBack
+from patterning.response.way_back import DATA
 from patterning.tasks.parentheses import make_parentheses
 from patterning.training import language
 from patterning.training.weighted import TrainConfig, TrainState, advance
@@ -117,7 +118,7 @@ def test_the_way_back(phi: str, monkeypatch: pytest.MonkeyPatch, apart: None) ->
     monkeypatch.setattr(adjoint, "left_band", lambda *_: {})
     config = ChainConfig(2, 3, 4, 3, 4, matched=phi == "data", antithetic=True)
     numbers = StepNumbers(free.base_weights, config, 0, free.anchor)
-    positions, _ = adjoint.forward(free, KERNEL, config, numbers, 1.0, 0)
+    positions, _ = adjoint.positions_of(free, KERNEL, config, numbers, 1.0, 0)
     q = torch.from_numpy(probe.samples.weight).to(META)
     reading = DATA if phi == "data" else ProbeLoss(probe, q, same=phi == "probes")
     found = _WayBack(free, probe, q, KERNEL, config, numbers).gather(positions, reading, 0)

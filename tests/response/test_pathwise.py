@@ -13,7 +13,8 @@ from patterning.models.restricted import Restricted
 from patterning.posterior import chains, sgld
 from patterning.posterior.chains import ChainConfig, gaussian, minibatches
 from patterning.response import adjoint
-from patterning.response.pathwise import DATA, pathwise_chains
+from patterning.response.pathwise import pathwise_chains
+from patterning.response.way_back import DATA
 
 
 class Line(nn.Module):

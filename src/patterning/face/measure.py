@@ -85,10 +85,11 @@ def measure(
     folder in which finished components are found again after a kill, and in which χ is stored at the end, as chi.zarr,
     for `patterning report`.
     `shards`: sampling and reading are two jobs. Chains leave their draws on the disk (in `out`, 4 bytes for each free
-    parameter, chain and draw), and probed rows are read from them in so many parts, by any worker, with memory that
-    depends neither on the probes nor on the draws. With the same `out`, other observables or probes are read from the
-    draws that are there, and cost no sampling. For the estimators covariance and first-order; χ of `observables` has
-    the same bits as without shards.
+    parameter, chain and draw; pathwise: chain and *step*, and as much again for each observable), and probed rows are
+    read from them in so many parts, by any worker, with memory that depends neither on the probes nor on the draws.
+    With the same `out`, other observables or probes are read from what is there, and cost no sampling (pathwise:
+    another observable costs a way back through the chains). χ of `observables` has the same bits as without shards;
+    pathwise χ agrees up to the rounding of a sum. "auto" is no estimator for it.
     `progress`: print what it will take, and how far it is.
 
     Raises `PatterningError` for what cannot serve, before anything is sampled, with the remedy; and where chains of
@@ -117,7 +118,7 @@ def measure(
     parts = [find_component(task.module, what) for what in names]
     give_back(task.num_parameters)  # what is free then, can be had
     at_once = math.ceil(len(rows) / (shards or 1))
-    plan = Plan(estimator, config, at_once, len(functions), workers)
+    plan = Plan(estimator, config, at_once, len(functions), workers, stored=shards is not None)
     need = check_memory(task, parts, plan) if executor is None else largest_need(task, parts, plan)
     try_observables(functions, anchor, task.data)
     say = Say(progress)
@@ -216,10 +217,10 @@ def _check_shards(shards: int | None, estimator: str) -> None:
     if shards is None:
         return
     check_whole("shards", shards, 1)
-    if estimator not in ("covariance", "first-order"):
+    if estimator == "auto":
         raise PatterningError(
-            f"shards are read from stored draws, and estimator {estimator!r} goes back through every step of a chain: "
-            "give estimator='covariance' or 'first-order'"
+            "what chains must leave on the disk depends on the estimator, and 'auto' chooses it after they have run: "
+            "give estimator='pathwise', 'covariance' or 'first-order' with shards"
         )
 
 

@@ -140,6 +140,7 @@ class Response:
         """The `count` samples that raise ⟨φ⟩ of row `name` most when they gain weight, then the `count` that lower it.
 
         `decode`: a tokenizer, or a function of (row of the data, position) → text. Without a name, of the first row.
+        Of a language model, position p is the prediction of token p + 1, both counted from 0.
         """
         check_whole("count", count, 1)
         k = 0 if name is None else self.index(name)

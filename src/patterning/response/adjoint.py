@@ -91,24 +91,39 @@ class ModelReading:
         return value, torch.zeros_like(row) if slope is None else slope
 
 
-def forward(
+def positions_of(
     free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, numbers: StepNumbers, loss_band: float, first_chain: int
 ) -> tuple[Tensor, dict[int, str]]:
-    """Every position (steps + 1, replicas, P_C) of the chains, and those that diverged: chain number → why.
+    """Every position (steps + 1, replicas, P_C) of the chains, and those that diverged: chain number → why."""
+    steps, like = number_of_steps(chains), free.anchor
+    positions = torch.empty(steps + 1, chains.replicas, free.num_parameters, device=like.device, dtype=like.dtype)
+    diverged = forward(free, kernel, chains, numbers, loss_band, first_chain, positions.__setitem__)
+    return positions, diverged
 
-    Sampling stops where none is left.
+
+def number_of_steps(chains: ChainConfig) -> int:
+    """Of each chain."""
+    return chains.burn_in + chains.draws * chains.steps_between_draws
+
+
+def forward(
+    free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, numbers: StepNumbers, loss_band: float, first_chain: int,
+    keep: Callable[[int, Tensor], None],
+) -> dict[int, str]:  # fmt: skip
+    """Run the chains: `keep` hears the position (replicas, P_C) before each step and after the last.
+
+    Returns those that diverged: chain number → why. Sampling stops where none is left.
     """
-    steps, device = chains.burn_in + chains.draws * chains.steps_between_draws, free.anchor.device
-    positions = torch.empty(steps + 1, chains.replicas, free.num_parameters, device=device, dtype=free.anchor.dtype)
+    steps, device = number_of_steps(chains), free.anchor.device
     state = sgld.init(free.anchor, chains.replicas)
-    positions[0] = state.position
+    keep(0, state.position)
     losses = torch.empty(steps, chains.replicas, device=device)
     diverged: dict[int, str] = {}
     for step in range(steps):
         losses[step], gradient = loss_and_gradient(free, state.position, numbers.rows(step))
         noise = numbers.noise(step)
         state = sgld.update(state, gradient, torch.cat([noise, -noise]) if chains.antithetic else noise, kernel)
-        positions[step + 1] = state.position
+        keep(step + 1, state.position)
         if step % WINDOW == WINDOW - 1 or step == steps - 1:
             for replica, why in left_band(losses[: step + 1], state.position, loss_band).items():
                 chain = first_chain + replica % chains.chains
@@ -117,7 +132,7 @@ def forward(
             if len(diverged) == chains.chains:
                 break
         report_progress((step + 1) / steps)
-    return positions, diverged
+    return diverged
 
 
 def steps_at_once(kernel: sgld.SGLD, every: int) -> int:

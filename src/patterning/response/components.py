@@ -44,7 +44,8 @@ from patterning.response.one_component import (
 )
 from patterning.response.packing import refusal, unpack
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
-from patterning.response.sharded import ShardedPlan, sharded_response
+from patterning.response.sharded import KINDS, sharded_response
+from patterning.response.sharded_jobs import ShardedPlan
 
 Floats = NDArray[np.float64]
 
@@ -147,7 +148,7 @@ def component_response(
     that knows nothing, `posterior.band`) is excluded by name; a component of which fewer than 2 chains are left has no
     χ: it is in `refused`. With a `pool`, every component is a unit of work: resumed, and run by other processes when
     there are several. With `shards` as well, chains leave their draws in the pool's folder, and each component is read
-    from them in so many parts of the probed rows (covariance alone; `response.shards`). All settings are checked, and
+    from them in so many parts of the probed rows (not by `auto`; `response.sharded`). All settings are checked, and
     every gradient is tried, before anything is sampled. Raises `PatterningError` for settings that cannot serve, and
     when every component was refused.
     """
@@ -184,8 +185,8 @@ def component_response(
         for component in chosen
     ]
     if shards is not None:
-        if pool is None or estimator != "covariance":
-            raise PatterningError("shards are read by a pool, from draws of the covariance estimator")
+        if pool is None or estimator not in KINDS:
+            raise PatterningError(f"shards are read by a pool, with estimator {' or '.join(KINDS)}")
         check_whole("shards", shards, 1)
         plan = ShardedPlan(task, anchor, kernel, chains, settings, key, shards)
         found, refused = sharded_response(plan, chosen, pool)

@@ -5,22 +5,20 @@ probed rows nor the observables: χ of other rows, or of another observable, is 
 """
 
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from patterning.core.errors import PatterningError
-from patterning.core.store import Arrays, cannot_write, fingerprint, part_of
+from patterning.core.store import Arrays, fingerprint
 from patterning.core.task import Task
 from patterning.models.components import Component
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import Band, find_band
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
+from patterning.response.blocks import Blocks, written
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,12 @@ class Chains:
         """Of the positions: float32, (draws, chains, P_C), without a header."""
         return self.folder / f"{self.fingerprint}.float32"
 
+    def band(self) -> Band:
+        """The loss past which a chain has left w*."""
+        if self.loss_band is not None:
+            return Band(self.loss_band)
+        return find_band(self.task, self.anchor, self.config.batch_size, self.kernel.n_beta)
+
     def restricted(self) -> Restricted:
         """The task with the component free."""
         return Restricted(self.task, self.anchor, self.component)
@@ -75,34 +79,20 @@ def chains_unit(*, chains: Chains, scratch: Path) -> Arrays:
     """Sample, and write the positions to `chains.path`: a unit of work that returns what `sampled` unpacks."""
     del scratch  # a killed component is sampled again whole
     free = chains.restricted()
-    band = Band(chains.loss_band if chains.loss_band is not None else 0.0)
-    if chains.loss_band is None:
-        band = find_band(chains.task, chains.anchor, chains.config.batch_size, chains.kernel.n_beta)
-    chains.folder.mkdir(parents=True, exist_ok=True)
-    part, sums = part_of(chains.path), np.zeros(chains.config.draws, dtype=np.uint32)
-    try:
-        with part.open("wb") as file:
-
-            def write(draw: int, flat: Tensor) -> None:
-                data = flat.detach().cpu().float().numpy().tobytes()
-                sums[draw] = zlib.crc32(data)
-                file.write(data)
-
-            trace = run_chains(
-                free, free.anchor, chains.kernel, chains.config, write, loss_band=band.loss,
-                first_chain=chains.first_chain,
-            )  # fmt: skip
-        part.replace(chains.path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise cannot_write(chains.path, error) from None
+    band = chains.band()
+    with written(chains.path) as file:
+        trace = run_chains(
+            free, free.anchor, chains.kernel, chains.config, lambda _, flat: file.add(flat.float()),
+            loss_band=band.loss, first_chain=chains.first_chain,
+        )  # fmt: skip
     chains.task.check_still_the_same()
-    facts = {"diverged": {str(c): why for c, why in trace.diverged.items()}, "band": band.loss, "note": band.note}
-    return {
-        "sums": sums,
-        "losses": trace.losses.cpu().numpy(),
-        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
-    }
+    return {"sums": file.sums, "losses": trace.losses.cpu().numpy(), "facts": facts_of(trace.diverged, band)}
+
+
+def facts_of(diverged: dict[int, str], band: Band) -> np.ndarray:
+    """Which chains diverged and why, and the band, as bytes."""
+    facts = {"diverged": {str(c): why for c, why in diverged.items()}, "band": band.loss, "note": band.note}
+    return np.frombuffer(json.dumps(facts).encode(), np.uint8)
 
 
 def sampled(arrays: Arrays) -> Sampled:
@@ -117,15 +107,6 @@ def read_draws(chains: Chains, like: Tensor, sums: np.ndarray) -> Iterator[tuple
 
     Raises `PatterningError` where the file is missing or a byte of it has changed.
     """
-    remedy = "delete the run folder, or its folder draws, and give the command again"
-    size = 4 * chains.config.chains * len(like)
-    try:
-        with chains.path.open("rb") as file:
-            for draw in range(chains.config.draws):
-                data = file.read(size)
-                if len(data) != size or zlib.crc32(data) != sums[draw]:
-                    raise PatterningError(f"{chains.path} is damaged at draw {draw}: {remedy}")
-                values = np.frombuffer(data, np.float32).reshape(chains.config.chains, -1)
-                yield draw, torch.from_numpy(values.copy()).to(like)
-    except OSError as error:
-        raise PatterningError(f"{chains.path} cannot be read ({error.strerror}): {remedy}") from None
+    blocks = Blocks(chains.path, (chains.config.chains, len(like)), sums, like.float())
+    for draw in range(chains.config.draws):
+        yield draw, blocks[draw].to(like)

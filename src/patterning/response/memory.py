@@ -24,13 +24,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be computed, as far as memory depends on it."""
+    """What is to be computed, as far as memory depends on it. `stored`: positions lie on the disk."""
 
     estimator: str
     chains: ChainConfig
     rows: int
     observables: int = 0
     workers: int = 1
+    stored: bool = False
 
     @property
     def replicas(self) -> int:
@@ -95,7 +96,7 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     else:
         states = plan.replicas * 6 * free + together * 2 * touched
         second = plan.estimator != "covariance"
-        kept = plan.steps + 1 + 3 * plan.chains.steps_between_draws
+        kept = (2 if plan.stored else plan.steps + 1) + 3 * plan.chains.steps_between_draws
         positions = plan.replicas * free * kept if second else 0.0
         copies = 3.0 if second else 1.3
         cells = float(max(batch * t * together, plan.rows * t))

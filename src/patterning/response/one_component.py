@@ -27,7 +27,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
 from patterning.response.capability import LARGE, SMALL, try_pathwise
 from patterning.response.packing import pack, pack_refusal
-from patterning.response.pathwise import DATA, Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
+from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
     COMPONENT_LOSS,
     Draws,
@@ -39,6 +39,7 @@ from patterning.response.sample import (
     sample_draws,
     summarise,
 )
+from patterning.response.way_back import DATA
 
 Estimator = Literal["covariance", "pathwise", "auto"]
 PhiOf = Literal["probes", "data"]

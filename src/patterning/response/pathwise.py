@@ -34,25 +34,14 @@ from patterning.models.restricted import Restricted
 from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, StepNumbers
 from patterning.posterior.diagnostics import diagnose
-from patterning.response.adjoint import (
-    Floats,
-    ProbeLoss,
-    Reading,
-    anchor_gradient,
-    curvature,
-    forward,
-    mean_gradient,
-    parts_of_the_way,
-    stand_in,
-)
+from patterning.response.adjoint import Floats, ProbeLoss, Reading, positions_of
 from patterning.response.moderated import moderate
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.susceptibility import Susceptibility
+from patterning.response.way_back import WayBack
 
 FORTH = 0.2
 """About the share of the time that the chains take, before the way back."""
-DATA = "data"
-"""In place of a `Reading`: φ is L of all the data, read off the minibatches."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ def pathwise_chains(
     """
     numbers = StepNumbers(free.base_weights, chains, first_chain, free.anchor)
     with portion(0.0, FORTH):
-        positions, diverged = forward(free, kernel, chains, numbers, loss_band, first_chain)
+        positions, diverged = positions_of(free, kernel, chains, numbers, loss_band, first_chain)
     if len(diverged) == chains.chains:
         nothing = np.zeros((chains.chains, len(weights)))
         empty = Pathwise(nothing, np.zeros((chains.draws, chains.chains)), nothing, nothing[:, 0], diverged)
@@ -132,73 +121,40 @@ class _WayBack:
 
     def run(self, positions: Tensor, reading: Reading | str, first_chain: int, diverged: dict[int, str]) -> Pathwise:
         """χ of one φ from the positions (steps + 1, r, P_C)."""
-        own, probe = self.chains.chains, self.probe
         chi, means, expansion, phi = self.gather(positions, reading, first_chain)
-        start = float(probe.at_anchor.double() @ self.q) if isinstance(reading, str) else reading.at_anchor
-        by_chain, mean_losses = (part.unflatten(0, (-1, own)).mean(0).cpu().numpy() for part in (chi, means))
-        spread = expansion.double().unflatten(0, (-1, own)).amax(0).cpu().numpy()
-        for chain in range(own):
-            if not np.isfinite(by_chain[chain]).all():
-                diverged = diverged | {first_chain + chain: f"chain {first_chain + chain}: its adjoint overflowed"}
-        return Pathwise(
-            chi=by_chain,
-            phi=phi[:, :own].cpu().numpy() - start,
-            mean_losses=mean_losses,
-            expansion=spread,
-            diverged=diverged,
-        )
+        start = float(self.probe.at_anchor.double() @ self.q) if isinstance(reading, str) else reading.at_anchor
+        return pathwise_of(chi, means, expansion, phi - start, first_chain, self.chains.chains, diverged)
 
     def gather(
         self, positions: Tensor, reading: Reading | str, first_chain: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """χ and mean losses of each replica (r, n), its expansion (r,), and φ at the draws (draws, r).
-
-        The host reads nothing back on the way.
-        """
-        free, probe, kernel, chains, q = self.free, self.probe, self.kernel, self.chains, self.q
-        steps, half, every = len(positions) - 1, kernel.step_size / 2, chains.steps_between_draws
-        adjoint = torch.zeros_like(positions[0])
-        owed = torch.zeros_like(adjoint)  # Σ λ less what stood for it
-        chi = torch.zeros(len(adjoint), len(q), dtype=torch.float64, device=adjoint.device)
-        sums, seen = torch.zeros_like(chi), list[Tensor]()
-        centre = mean_gradient(free) if isinstance(reading, str) else None
-        bound, expansion = torch.zeros_like(adjoint[:, 0]), torch.zeros_like(adjoint[:, 0])
-        summed, read_with_phi = 0, isinstance(reading, ProbeLoss) and reading.same
-        parts = list(parts_of_the_way(chains, kernel, steps, first_chain))
-        phases = torch.from_numpy(np.stack([phase for _, phase in parts])).to(adjoint.device)
-        for (piece, _), phase in zip(parts, phases, strict=True):
-            adjoints = []
-            for k in piece:
-                if not isinstance(reading, str) and k > chains.burn_in and (k - chains.burn_in) % every == 0:
-                    values, phi, slope = reading(positions[k])
-                    adjoint, bound = adjoint + slope / chains.draws, bound + slope.norm(dim=1) / chains.draws
-                    seen.append(phi)
-                    if values is not None:
-                        sums, summed = sums + values, summed + 1
-                adjoints.append(adjoint)
-                owed += adjoint
-                read = (bound > 0).all()  # φ has been, in every replica
-                expansion = torch.where(read, torch.maximum(expansion, adjoint.norm(dim=1) / bound), expansion)
-                index = self.numbers.rows(k - 1)
-                gradient, curved = curvature(free, positions[k - 1], index, adjoint)
-                adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
-                bound = bound * (1 - half * kernel.localization)
-                if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
-                    slope = (gradient - anchor_gradient(free, index, chains) + centre) / (steps - chains.burn_in)
-                    adjoint, bound = adjoint + slope, bound + slope.norm(dim=1)
-            at, along = stand_in(positions[piece[-1] - 1 : piece[0]].flip(0), torch.stack(adjoints), phase)
-            losses, tangent = (part.detach().double() for part in probe.along(at, along))
+        """χ and mean losses of each replica (r, n), its expansion (r,), and φ at the draws (draws, r)."""
+        probe, q, half = self.probe, self.q, self.kernel.step_size / 2
+        way = WayBack(self.free, self.kernel, self.chains, self.numbers, positions, reading, first_chain)
+        chi = torch.zeros(positions.shape[1], len(q), dtype=torch.float64, device=positions.device)
+        sums, phi = torch.zeros_like(chi), list[Tensor]()
+        for derivative in way:
+            losses, tangent = (part.detach().double() for part in probe.along(derivative.at, derivative.along))
             chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-            owed -= along
-            last = piece[-1]
-            report_progress(1 - (last - 1) / steps)
-            if not read_with_phi and last > chains.burn_in and (last - 1 - chains.burn_in) % every == 0:
-                sums, summed = sums + losses, summed + 1
-                if centre is not None:
-                    seen.append((losses * q).sum(1))
-        tangent = probe.along(free.init(range(len(owed))), owed)[1].detach().double()
-        chi -= half * (tangent - (tangent * q).sum(1, keepdim=True))
-        return chi, sums / summed, expansion, torch.stack(seen[::-1])
+            if derivative.at_draw:
+                sums += losses
+                phi.append((losses * q).sum(1))
+            report_progress(1 - derivative.left)
+        seen = phi if isinstance(reading, str) else way.phi
+        means = (sums if way.losses is None else way.losses) / self.chains.draws
+        return chi, means, way.expansion, torch.stack(seen[::-1])
+
+
+def pathwise_of(
+    chi: Tensor, means: Tensor, expansion: Tensor, phi: Tensor, first_chain: int, chains: int, diverged: dict[int, str]
+) -> Pathwise:
+    """From χ and mean losses of every replica (r, n), its expansion (r,), and φ - φ(w*) at the draws (draws, r)."""
+    by_chain, mean_losses = (part.unflatten(0, (-1, chains)).mean(0).cpu().numpy() for part in (chi, means))
+    spread = expansion.double().unflatten(0, (-1, chains)).amax(0).cpu().numpy()
+    for chain in range(chains):
+        if not np.isfinite(by_chain[chain]).all():
+            diverged = diverged | {first_chain + chain: f"chain {first_chain + chain}: its adjoint overflowed"}
+    return Pathwise(by_chain, phi[:, :chains].cpu().numpy(), mean_losses, spread, diverged)
 
 
 def summarise_pathwise(
