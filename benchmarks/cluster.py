@@ -25,6 +25,8 @@ from patterning.core.store import Arrays, RunFolder, Unit
 from patterning.core.worker import DONE
 from patterning.core.workers import Workers, default_workers
 
+WARM = 24
+
 
 def empty(number: int, scratch: Path) -> Arrays:
     """Nothing but a number to store."""
@@ -46,7 +48,8 @@ def timed(executor: Executor, stages: Sequence[Sequence[Unit]]) -> tuple[list[fl
     """Wall and CPU seconds of each stage in one session, whose start-up is not among them, and what came out."""
     wall, cpu, results = [], [], []
     with tempfile.TemporaryDirectory() as folder, Workers(RunFolder(Path(folder)), executor) as pool:
-        pool.compute([Unit(f"warm{n}", empty, {"number": n}) for n in range(2 * default_workers())], "warm")
+        warm = [Unit(f"warm{n}", busy, {"number": -n, "steps": 1000}) for n in range(WARM)]
+        pool.compute(warm, "warm")  # long enough for every worker to have begun
         for units in stages:
             begun, own = time.perf_counter(), time.process_time()
             results.append(pool.compute(units, "timed"))
