@@ -2,6 +2,7 @@
 #   make demo   install, run the main job, print a table, write a page
 #   make test   install, lint, type-check, test
 # For those who change the package:
+#   make long   tests of whole experiments and of kills, two minutes
 #   make docs   the site into build/site, its code and notebooks executed, warnings as errors
 #   make dist   wheel and source archive into dist, checked and installed into an empty environment
 #   make pages  every kind of page in headless Chromium, where there is one
@@ -14,13 +15,16 @@ STAMP := $(VENV)/.installed
 PIP := $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint docs dist pages device cluster figures bench clean
+.PHONY: demo test long lint docs dist pages device cluster figures bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/patterning run superposition
 
 test: lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/device
+
+long: $(STAMP)
+	$(PYTHON) -m pytest -n 2 --dist load --ignore tests/device -m 'long and not slow'
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

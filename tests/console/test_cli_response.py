@@ -44,6 +44,7 @@ def where(tmp_path: Path) -> str:
     return f"{tmp_path / 'mine.py'}:task"
 
 
+@pytest.mark.long
 def test_response_of_every_component_killed_and_resumed(where: str, tmp_path: Path, in_process: Callable) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     line = ["response", where.replace(":task", ":one_layer"), *SETTINGS, "--probes", "5"]

@@ -91,6 +91,7 @@ def test_a_stop_says_so_and_everything_leaves(
     assert_gone(sampling(tmp_path))
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_neither_hangs_nor_complains(tmp_path: Path) -> None:
     process = begin(tmp_path, command(tmp_path, 2))
     for _ in range(20):
@@ -135,6 +136,7 @@ def test_the_second_does_not_wait_for_what_is_not_python(number: int, status: in
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_a_stopped_command_goes_on_and_ends_with_the_same_numbers(tmp_path: Path, in_process: Callable) -> None:
     """In a shell, where nothing after it runs; then again, beside a run that was never stopped."""
     (tmp_path / "stopped").mkdir()

@@ -103,6 +103,7 @@ def test_page_is_self_contained_and_made_from_the_results_alone(
     assert (finished / "report.html").read_text() == page
 
 
+@pytest.mark.long
 def test_a_run_killed_in_between_ends_with_the_same_numbers(finished: Path, tmp_path: Path) -> None:
     """With the first direction's arms only, which do not depend on what else is asked for."""
     folder, file = tmp_path / "killed", tmp_path / "some.yaml"

@@ -153,6 +153,7 @@ def test_table_ends_with_two_sentences_and_is_the_same_twice(finished: Path, in_
         assert sentence in page.replace("&#39;", "'")
 
 
+@pytest.mark.long
 def test_a_replay_killed_again_and_again_ends_with_the_same_numbers(
     finished: Path, tmp_path: Path, in_process: Callable
 ) -> None:

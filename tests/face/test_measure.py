@@ -214,6 +214,7 @@ chi.save(sys.argv[2])
 """
 
 
+@pytest.mark.long
 def test_a_killed_measurement_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
 

@@ -126,6 +126,7 @@ def every(name: str) -> dict:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("own", "qwen2", "neox"))])
 def test_every_measure_is_an_observable_of_every_estimator(name: str) -> None:
     if name == "own":

@@ -21,6 +21,7 @@ def run(script: str, monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: 
     return runpy.run_path(str(path), run_name="__main__")
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # transformers' own
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", *SLOW])
 def test_a_language_model_learns_what_it_was_asked_to(
@@ -36,6 +37,7 @@ def test_a_language_model_learns_what_it_was_asked_to(
     assert arm.beyond["speeches"].difference < 0  # less loss on test speeches than under the same weights permuted
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_a_classifier_learns_what_it_was_asked_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -33,6 +33,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_train_that_holds_a_hugging_face_model_is_found_again_in_another_process(tmp_path: Path) -> None:
     script, runs = tmp_path / "mine.py", list[tuple[str, str]]()
     script.write_text(SCRIPT)

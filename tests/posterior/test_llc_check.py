@@ -294,6 +294,7 @@ def reference_coefficient(gamma: float, leaps: int) -> tuple[float, float]:
     return found.coefficient(100.0)
 
 
+@pytest.mark.long
 def test_sgld_gives_what_exact_sampling_gives_and_nears_the_coefficient_as_localization_falls() -> None:
     """The first as ε → 0, from two step sizes."""
     task, start = regression()

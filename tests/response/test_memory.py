@@ -103,6 +103,7 @@ print(need.total / 1e3 / (kilobytes("VmHWM") - before))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 @pytest.mark.parametrize(
     ("estimator", "component"),

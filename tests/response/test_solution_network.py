@@ -76,6 +76,7 @@ def agree(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return abs(a[0] - b[0]) < 3.5 * np.hypot(a[1], b[1])
 
 
+@pytest.mark.long
 def test_the_total_is_how_the_coefficient_measured_anew_moves() -> None:
     """λ̂ with the new L inside, at the same w*."""
     it = experiment()

@@ -38,6 +38,7 @@ def anything_is_a_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "CONSTANT_LOSS", 5.0)  # so small a model learns nothing in so few steps
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("anything_is_a_solution")
 def test_the_whole_experiment_at_toy_size(tmp_path: Path) -> None:
     found = find_experiment("parentheses")

@@ -179,6 +179,7 @@ study_of(Path({folder!r}), workers=2, slow=0.1, directions=("right",), seeds=4)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
