@@ -36,8 +36,9 @@ class Writer:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Writer]:
+def written(path: str | Path) -> Iterator[Writer]:
     """A file that is there when all of it is; raises `PatterningError` where it cannot be written."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
