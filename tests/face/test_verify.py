@@ -56,7 +56,7 @@ def test_what_steers_and_what_does_not(evidence: pt.Evidence) -> None:
     findings = {measure: verdict.finding for (_, measure), verdict in evidence.verdicts.items()}
     assert findings == {
         "tilt": "steers",
-        "uneven": "moves, as its permuted control does",  # dealing the weights out anew changes nothing of it
+        "uneven": "moves, not shown beyond permuted",  # dealing the weights out anew changes nothing of it
         "nothing": "no clear change",
         "grew": "moved beyond permuted",  # nothing was asked of it
     }
@@ -65,7 +65,7 @@ def test_what_steers_and_what_does_not(evidence: pt.Evidence) -> None:
         evidence.steers("up", "grew")
     assert evidence.findings()[0].startswith("up, tilt: steers")
     assert evidence.findings()[1] == (
-        "up, not asked for: moves, as its permuted control does: uneven; no clear change: nothing; moved beyond "
+        "up, not asked for: moves, not shown beyond permuted: uneven; no clear change: nothing; moved beyond "
         "permuted: grew."
     )
     assert [arm.name for arm in evidence.arms] == [UNWEIGHTED, "up", permuted_name("up"), "down"]

@@ -50,7 +50,7 @@ def test_an_arm_must_differ_from_the_draw_that_comes_closest() -> None:
     assert row["against_permuted"]["difference"] == pytest.approx(0.5)
     assert row["finding"] == "steers"
     near = rows_and_findings(far | {"draw 1": 0.9})
-    assert near["rows"][1]["finding"] == "moves, as its permuted control does"
+    assert near["rows"][1]["finding"] == "moves, not shown beyond permuted"
     assert share_findings(near)[0].startswith("0 of 1 asks obtained")
     # asked the other way, the draw with the fewest heads comes closest
     down = rows_and_findings({"unweighted": 0.8, "heads, asked": 0.1, "draw 1": 0.9, "draw 2": 0.5}, sign=-1.0)

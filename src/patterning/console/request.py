@@ -17,6 +17,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.response.one_component import PhiOf
 
 SAMPLERS = ("sgld", "calibrate")
+ESTIMATORS = ("auto", "pathwise", "covariance", "first-order")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ class Request:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise PatterningError(f"{name} is {value}: it must be a finite number")
+        if self.estimator not in ESTIMATORS:
+            raise PatterningError(f"estimator {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")
+        if self.phi not in (None, "probes", "data"):
+            raise PatterningError(f"phi {self.phi!r} is not one of probes, data")
+        if self.phi is not None and self.observables is not None:
+            raise PatterningError("--phi says whose loss the component loss is: it does nothing beside --observables")
+        if self.phi == "data" and self.estimator == "covariance":
+            raise PatterningError("--phi data cannot be read by the covariance: take another estimator")
+        if self.reliability is not None and not 0 < self.reliability < 1:
+            raise PatterningError(f"reliability is {self.reliability}: it must be between 0 and 1")
+        for name, least in (("chains", 2), ("draws", 4), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise PatterningError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         numbers = (self.n_beta, self.localization, self.step_size)
         if self.sampler not in SAMPLERS:
             raise PatterningError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
@@ -82,8 +96,11 @@ class Request:
     @property
     def chain_config(self) -> ChainConfig:
         """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
+        between = self.steps_between_draws
+        if self.estimator == "first-order":  # no chain is run
+            between = max(1, between)
         return ChainConfig(
-            self.chains, self.draws, self.burn_in, self.steps_between_draws, self.batch_size, self.seed, matched=True,
+            self.chains, self.draws, self.burn_in, between, self.batch_size, self.seed, matched=True,
             antithetic=self.antithetic and self.estimator not in ("covariance", "first-order"),
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from patterning.console.llc import check_components
 from patterning.console.request import Request, observables_of, prepare
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor
+from patterning.core.identity import digest
 from patterning.core.locks import NAME as LOCK
 from patterning.core.plain import Document
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
@@ -57,6 +58,8 @@ ASSUMED_BETWEEN = 4
 def dry(request: Request) -> Document:
     """Time and memory of one round of chains for each component, and of all together."""
     task, names, probes = prepare(request)
+    observables = observables_of(request, task)
+    try_observables(observables, task.flatten(task.module), task.data)
     assumed = not request.steps_between_draws
     if assumed:
         request = replace(request, steps_between_draws=ASSUMED_BETWEEN)
@@ -64,6 +67,8 @@ def dry(request: Request) -> Document:
         task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator,
         kernel=kernel if isinstance(kernel := request.kernel, SGLD) else None,
     )  # fmt: skip
+    times = max(1, len(observables)) if request.estimator in ("pathwise", "auto") else 1  # a way back for each
+    costs = [replace(cost, seconds=times * cost.seconds) for cost in costs]
     return {
         "request": vars(request),
         "steps_between_draws_are_assumed": assumed,
@@ -88,7 +93,7 @@ def print_costs(results: Document, console: Console) -> None:
         size = f"{cost['free_coordinates']:,}"
         table.add_row(cost["component"], size, f"{cost['seconds']:.1f}", f"{cost['megabytes']:.0f}")
     console.print(table)
-    rounds = request["rounds"]
+    rounds = 1 if request["estimator"] == "first-order" else request["rounds"]
     console.print(f"all components: {total:.0f} s on one worker, up to {total * rounds:.0f} s in all rounds")
 
 
@@ -145,7 +150,7 @@ def _sample(
             estimator=cast("Estimator", request.estimator), phi=phi, reliability=request.reliability,
             rounds=request.rounds, pool=pool, observables=observables, component_loss=asked.observables is None,
         )  # fmt: skip
-    _store(responses, asked, request, spacing, out, settings, untrained)
+    _store(responses, asked, request, spacing, out, settings, untrained, digest(observables))
     return request
 
 
@@ -188,16 +193,22 @@ def _check_same(request: Request, task: Task, out: Path) -> None:
     same = asked == vars(request)
     if not same or settings["task"] != task.fingerprint:
         raise PatterningError(f"{out / 'chi.zarr'} exists, of another request: name another folder with --out")
+    if settings.get("observables", "") not in ("", digest(observables_of(request, task))):
+        raise PatterningError(
+            f"{out / 'chi.zarr'} exists, of other observables than {request.observables} holds now: name another "
+            "folder with --out"
+        )
 
 
 def _store(
     responses: ComponentResponse, asked: Request, found: Request, spacing: list[Spacing], out: Path, settings: Found,
-    untrained: str,
+    untrained: str, observables: str,
 ) -> None:  # fmt: skip
     more = {
         "calibration": settings.text,
         "verdict": settings.verdict,
         "untrained": untrained,
+        "observables": observables,
         "asked": json.dumps(vars(asked)),
         "request": json.dumps(vars(found)),  # the same, with what was measured in place of what was not known
         "spacing": json.dumps(strict_json([asdict(each) for each in spacing])),

@@ -38,6 +38,10 @@ def load(path: str | Path, task: Task | None = None) -> Response:
     With its `task`, samples can be shown and weights can be made; raises `PatterningError` where it is another task's.
     What devinterp wrote is read by `from_devinterp`, whose other arguments it takes.
     """
+    if not isinstance(path, str | Path):
+        raise PatterningError(f"load reads a folder or file, and was given {type(path).__name__}: its path comes first")
+    if task is not None and not isinstance(task, Task):
+        raise PatterningError(f"task is {type(task).__name__}: it must be the Task that χ was measured on")
     path = Path(path)
     path = path / "chi.zarr" if (path / "chi.zarr").is_dir() else path
     if kind_of(path) is not None:

@@ -117,13 +117,19 @@ def _answer(table: list[Document], order: list[int], views: Mapping[int, RowView
 def _first_figure(view: RowView, numbers: Document) -> Markup:
     raising, lowering = view.ends(3)
     share = numbers["share_not_zero"]
-    beyond = f" {share:.0%} of all samples have an interval that leaves out 0 (5 % would by chance)." if share else ""
+    beyond = (
+        f" {share:.0%} of all samples have an interval that leaves out 0 (5 % would by chance)." if share > 0 else ""
+    )
+    widths = (
+        " with 95 % intervals. The ends of many are extreme partly by chance, which an interval does not allow for."
+    )
+    if not view.most().half_width > 0:
+        widths = " whose errors are not known."
     return Markup(
-        '<figure style="margin:.4rem 0"><figcaption>χ of {}: the samples at both ends, with 95 % intervals. The ends '
-        "of many are extreme partly by chance, which an interval does not allow for.{}</figcaption>{}"
+        '<figure style="margin:.4rem 0"><figcaption>χ of {}: the samples at both ends,{}{}</figcaption>{}'
         '<figcaption>{}</figcaption></figure>'
     ).format(
-        view.row.name, beyond, view.samples([*raising, *lowering[::-1]]),
+        view.row.name, widths, beyond, view.samples([*raising, *lowering[::-1]]),
         in_words(view.row.name, view.row.component, view.row.observable),
     )  # fmt: skip
 

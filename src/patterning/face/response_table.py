@@ -207,7 +207,9 @@ KINDS = (
     ("No result", r"has no result|diverged and"),
     ("χ may not describe w*", r"w\* is no minimum|far from w\*|kinks|calibrated:"),
     ("Chains that are not to be trusted yet", r"chains disagree|do not contract"),
-    ("Mostly noise", r"mostly noise|first look"),
+    ("Fewer draws than were asked for", r"sampling ended at reliability"),
+    ("Mostly noise", r"mostly noise"),
+    ("A first look", r"a first look"),
     ("Left out", r"left out"),
 )
 """Kinds of warnings, the worst first, with what they are told by."""

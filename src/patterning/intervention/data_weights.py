@@ -97,6 +97,8 @@ class Weights:
     def of_rows(cls, rho: Any, ids: Sequence[Any] | None = None, base_weights: Any = None) -> "Weights":
         """Weights of your own: ρ (n,) or (n, t)."""
         values = as_floats("the weights", rho)
+        if values.ndim not in (1, 2) or not values.size:
+            raise PatterningError(f"ρ has shape {values.shape}: it must be (rows,) or (rows, tokens), and not empty")
         q = np.ones(values.shape) if base_weights is None else as_floats("base_weights", base_weights)
         names = np.arange(len(values)) if ids is None else as_ids(ids)
         return cls(values, names, q, np.ones(values.shape, dtype=bool))
@@ -181,6 +183,8 @@ class Weights:
         equally many samples, the gradient is unbiased for that of L_ρ. `exchanged` (b,): the losses of the same pairs
         with their labels exchanged, which count where `swapped` says so.
         """
+        if not isinstance(losses, Tensor):
+            raise PatterningError(f"the losses are {type(losses).__name__}: they must be a tensor")
         if self.swapped is not None:
             if exchanged is None or exchanged.shape != losses.shape:
                 raise PatterningError(
@@ -195,6 +199,8 @@ class Weights:
             raise PatterningError(
                 f"the mask {tuple(mask.shape)} is not of the shape of the losses {tuple(losses.shape)}"
             )
+        if mask is not None and not bool((mask >= 0).all()):
+            raise PatterningError("the mask holds numbers below 0 or NaN: 0 is no sample, 1 is one, between is a share")
         rho = torch.from_numpy(self.of(rows)).to(losses)
         if losses.ndim > rho.ndim:
             rho = rho[:, None]
@@ -288,7 +294,7 @@ class Weights:
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ids, ρ, q and what is free, with the facts and the data's fingerprint in the file's metadata."""
-        write_weights(self, Path(path))
+        write_weights(self, path)
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> "Weights":

@@ -26,6 +26,9 @@ def write_weights(weights: Any, path: str | Path, more: dict[str, Any] | None = 
     import pyarrow
     import pyarrow.parquet
 
+    if not isinstance(path, str | Path):
+        raise PatterningError(f"the path is {type(path).__name__}: give the name of a file")
+    path = Path(path)
     columns = {
         "id": weights.ids, "rho": weights.rho, "base_weight": weights.base_weights, "free": weights.free, **(more or {})
     }  # fmt: skip

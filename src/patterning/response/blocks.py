@@ -39,14 +39,15 @@ class Writer:
 def written(path: str | Path) -> Iterator[Writer]:
     """A file that is there when all of it is; raises `PatterningError` where it cannot be written."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             yield Writer(file)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            part.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
 
 

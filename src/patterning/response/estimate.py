@@ -84,13 +84,20 @@ class _Timed:
         self, free: Restricted, rows: Tensor, replicas: int, chains: ChainConfig, clock: Callable[[], float]
     ) -> None:
         self._free, self._chains, self._clock = free, chains, clock
-        at_once = free.cut(1 if free.fills_core(len(rows)) else replicas)
-        self._probe = Probe(free, rows[:at_once], replicas, of=len(rows))
-        self._times = len(rows) / len(rows[:at_once])
+        few = self._with_samples(rows)[: free.cut(1 if free.fills_core(len(rows)) else replicas)]
+        self._probe = Probe(free, few, replicas, of=len(rows))
+        self._times = len(rows) / len(few)
         self._flat = free.init(range(replicas))
         self._calls = itertools.count()  # no two alike: replicas keep what they share of the last one
         self.samples = len(self._probe) * self._times
         self.kept_bytes = self._probe.kept_bytes * self._times
+
+    def _with_samples(self, rows: Tensor) -> Tensor:
+        """Those of the rows that are not wholly masked."""
+        weights = self._free.task.sample_weights
+        if weights is None:
+            return rows
+        return rows[(weights.cpu()[rows.cpu()] > 0).any(1)]
 
     def _seconds(self, call: Callable[[], object]) -> float:
         call()

@@ -139,7 +139,17 @@ def along(free: Restricted, probe: Probe, gradient: Tensor) -> np.ndarray:
     """∇φ · ∇ℓ_j, (n,)."""
     if not bool(gradient.any()):
         return np.zeros(len(probe))
-    return probe.along(free.anchor[None], gradient[None])[1][0].detach().double().cpu().numpy()
+    try:
+        tangent = probe.along(free.anchor[None], gradient[None])[1][0]
+    except PatterningError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+        raise PatterningError(
+            f"component {free.component.name!r}: the loss has no forward derivative, which a first look takes "
+            f"({reason}); sample it instead: estimator='covariance'"
+        ) from error
+    return tangent.detach().double().cpu().numpy()
 
 
 def shard_unit(*, reading: "ShardLook", scratch: Path) -> Arrays:

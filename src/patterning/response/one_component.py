@@ -131,6 +131,7 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
     note = "; ".join(filter(None, [work.component.note, response.note]))
+    response = replace(response, warnings=(*response.warnings, *short_of(response, work.settings)))
     return replace(response, note=note, kernel=work.kernel, phi=whose_phi(work.settings))
 
 
@@ -283,6 +284,18 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
                 "the way from w*; raise burn_in and draws, or γ"
             )
     return replace(response, warnings=(*response.warnings, *warnings))
+
+
+def short_of(response: SampledResponse, settings: Settings) -> tuple[str, ...]:
+    """A warning, where sampling ended before the reliability that was asked for."""
+    values = response.susceptibility.reliability()
+    value = min(({name: values[name] for name in settings.observables} or values).values())
+    if settings.reliability is None or value >= settings.reliability:
+        return ()
+    return (
+        f"sampling ended at reliability {value:.2f}, under the {settings.reliability:g} that was asked for: more "
+        "rounds (budget, --rounds) or draws raise it",
+    )
 
 
 def stop_note(response: SampledResponse, settings: Settings, rounds: int) -> str | None:

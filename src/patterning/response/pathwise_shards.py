@@ -97,7 +97,8 @@ def adjoint_unit(*, work: Adjoints, scratch: Path) -> Arrays:
     """Go back, and write the derivatives that are to be taken.
 
     Returns the file's `sums`; `at_draw` (derivatives,); `expansion` (r,); φ - φ(w*) at the draws, `phi` (draws, r),
-    which is empty for L of all the data: there the shards show their loss.
+    which is empty for L of all the data: there the shards show their loss. Of a mean loss also `losses` (r, n), the
+    mean of each of its samples over the draws.
     """
     del scratch
     free, config = work.chains.restricted(), work.chains.config
@@ -117,7 +118,8 @@ def adjoint_unit(*, work: Adjoints, scratch: Path) -> Arrays:
     if not isinstance(reading, str):
         phi = (torch.stack(way.phi[::-1]).double() - reading.at_anchor).cpu().numpy()
     expansion = way.expansion.double().cpu().numpy()
-    return {"sums": file.sums, "at_draw": np.array(at_draw), "expansion": expansion, "phi": phi}
+    found = {"sums": file.sums, "at_draw": np.array(at_draw), "expansion": expansion, "phi": phi}
+    return found | ({"losses": reading.losses.cpu().numpy()} if isinstance(reading, _StoredSlopes) else {})
 
 
 def _reading(work: Adjoints, free: Restricted, path: Blocks) -> Reading | str:
@@ -129,7 +131,10 @@ def _reading(work: Adjoints, free: Restricted, path: Blocks) -> Reading | str:
 
 
 class _StoredSlopes:
-    """∇φ of a mean loss at the draws, summed over shards in a file; given out from the last draw to the first."""
+    """∇φ of a mean loss at the draws, summed over shards in a file; given out from the last draw to the first.
+
+    `losses` (r, n): the mean loss of each of its samples over the draws.
+    """
 
     def __init__(self, phi: LossOf, chains: Chains, free: Restricted, path: Blocks) -> None:
         config = chains.config
@@ -139,16 +144,21 @@ class _StoredSlopes:
         with tempfile.TemporaryFile(dir=chains.folder) as file:
             self._slopes = np.memmap(file, kind, "w+", shape=shape)
         self._values = np.zeros((config.draws, config.replicas))
+        losses: list[Tensor] = []
         self._like, self._next, self.at_anchor = free.anchor, config.draws, 0.0
         for number, (shard, weights) in enumerate(zip(phi.shards, phi.weights, strict=True)):
             probe = Probe(free, shard.rows, config.replicas, shard.of)
             q = torch.from_numpy(weights).to(free.anchor.device)
             self.at_anchor += float(probe.at_anchor.double() @ q)
+            total = torch.zeros(config.replicas, len(q), dtype=torch.float64, device=q.device)
             for i, step in enumerate(draws):
-                _, mean, slope = probe.slope(path[step], q)
+                values, mean, slope = probe.slope(path[step], q)
+                total += values
                 self._slopes[i] += slope.cpu().numpy()
                 self._values[i] += mean.cpu().numpy()
                 report_progress((number + (i + 1) / len(draws)) / len(phi.shards))
+            losses.append(total / config.draws)
+        self.losses = torch.cat(losses, dim=1)
 
     def __call__(self, flat: Tensor) -> tuple[None, Tensor, Tensor]:
         """φ and its gradient at the draw before the one that was asked for last."""

@@ -20,7 +20,7 @@ from patterning.models.probe import shard_rows
 from patterning.posterior.band import advise
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.response.draws import Chains, Sampled
-from patterning.response.one_component import LostError, Settings, whose_phi
+from patterning.response.one_component import LostError, Settings, short_of, whose_phi
 from patterning.response.sample import SampledResponse
 from patterning.response.shards import Shard
 
@@ -116,6 +116,7 @@ class ShardedComponent(ABC):
             if (note := note_of(response, plan.settings, len(self.rounds))) is None:
                 return None
             response = self.judged(response)
+            response = replace(response, warnings=(*response.warnings, *short_of(response, plan.settings)))
         except LostError as error:
             free = self.rounds[-1].restricted()
             advice = advise(free, free.anchor, plan.kernel, plan.config, current.band.loss)

@@ -112,7 +112,9 @@ class PathwiseComponent(ShardedComponent):
         phi = back["phi"]
         if work.phi is None:  # L of all the data: what is shown of it are the probes
             phi = np.sum([part["phi"] for part in parts], axis=0) - self._at_anchor @ self.samples.weight
-        arrays = (chi, _side_by_side(parts, "losses"), back["expansion"], phi)
+        of_probes = isinstance(work.phi, LossOf) and isinstance(self.plan.settings.phi, str)
+        losses = back["losses"] if of_probes else _side_by_side(parts, "losses")
+        arrays = (chi, losses, back["expansion"], phi)
         chi, losses, expansion, phi = (torch.from_numpy(part) for part in arrays)
         first, diverged = self.rounds[-1].first_chain, self.known[-1].diverged
         by_number = {first + place: why for place, why in diverged.items()}

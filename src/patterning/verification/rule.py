@@ -25,7 +25,7 @@ Finding = Literal[
     "steers",
     "steers the other way",
     "moved beyond permuted",
-    "moves, as its permuted control does",
+    "moves, not shown beyond permuted",
     "no clear change",
     "a look",
     "no error bar",
@@ -61,7 +61,11 @@ class Verdict:
         allowed = (
             f", {100 * self.against_unweighted.level:.4g} % intervals, {self.tried} tried" if self.tried > 1 else ""
         )
-        return f"{self.finding}: {base}{control} ({self.against_unweighted.pairs} pairs{allowed})"
+        against = (
+            self.wanted * self.against_unweighted.difference < 0 and self.finding == "moves, not shown beyond permuted"
+        )
+        other = ", and the other way than was asked" if against else ""
+        return f"{self.finding}{other}: {base}{control} ({self.against_unweighted.pairs} pairs{allowed})"
 
 
 def level_for(tried: int) -> float:
@@ -90,7 +94,7 @@ def judge(
     if not moved:
         finding: Finding = "no clear change"
     elif not beyond:
-        finding = "moves, as its permuted control does"
+        finding = "moves, not shown beyond permuted"
     elif wanted == 0:
         finding = "moved beyond permuted"
     else:

@@ -71,6 +71,8 @@ def verify(
     """
     check_whole("workers", workers, 1)
     where = chosen(executor, workers)
+    if not isinstance(controls, str | Sequence):
+        raise PatterningError(f"controls is {controls!r}: give names, ('permuted',), or () for none")
     controls = [controls] if isinstance(controls, str) else controls
     seeds = _checked_seeds(seeds)
     parsed = _checked_measures(measures)
@@ -135,11 +137,18 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     return [int(seed) for seed in found]
 
 
+def _check_names(what: str, given: Mapping[str, object]) -> None:
+    for name in given:
+        if not isinstance(name, str) or not name.strip():
+            raise PatterningError(f"{what} has the name {name!r}: names are text, and not empty")
+
+
 def _checked_measures(measures: Mapping[str, Measure | Callable[[Any], Any]]) -> dict[str, Measure]:
     if not isinstance(measures, Mapping):
         raise PatterningError(f"measures is {type(measures).__name__}: give names and functions, {{'loss': function}}")
     if not measures:
         raise PatterningError("there is no measure: what is to change must be measured")
+    _check_names("measures", measures)
     for name in measures:
         if name.startswith("is_bool.") or name in (STATE, CHANGED):
             raise PatterningError(f"a measure is called {name!r}, a name that is kept for its results: rename it")
@@ -159,9 +168,10 @@ def _check(
 ) -> None:
     if not callable(train):
         raise PatterningError(f"train is {type(train).__name__}: it must be a function of (weights, seed)")
-    for what, given in (("arms", arms), ("extra", extra)):
+    for what, given in (("arms", arms), ("extra", extra), ("wanted", wanted)):
         if not isinstance(given, Mapping):
-            raise PatterningError(f"{what} is {type(given).__name__}: give names and weights, {{'more': weights}}")
+            raise PatterningError(f"{what} is {type(given).__name__}: give it by the names of arms, {{'more': …}}")
+        _check_names(what, given)
     if not arms:
         raise PatterningError("there is no arm to verify: give a name and weights")
     names = [UNWEIGHTED, *arms, *(permuted_name(name) for name in arms), *extra]

@@ -1,0 +1,160 @@
+"""What a second attempt to break it found: each input gave a wrong number without a word, or a bare traceback."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import patterning as pt
+from patterning.core.identity import digest_of
+from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+
+X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+FEW = {"chains": 2, "draws": 4, "burn_in": 2, "steps_between_draws": 2, "batch_size": 8, "budget": 1}
+SETTINGS = {**FEW, "sampler": pt.SGLD(30, 300, 1e-3), "progress": False, "reliability": None}
+
+
+def losses(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def small(module: nn.Module | None = None) -> pt.Task:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return pt.Task(module or nn.Linear(6, 2), losses, (X, Y))
+
+
+FILE = """
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from patterning.core.task import Task
+
+def task():
+    torch.manual_seed(0)
+    x = torch.randn(24, 6)
+    y = (x[:, 0] > 0).long()
+    return Task(nn.Linear(6, 2), lambda call, b: cross_entropy(call(b[0]), b[1], reduction="none"), (x, y))
+
+observables = {"a": lambda model: 1.0 * model.weight.sum(), "b": lambda model: model.weight.square().sum()}
+"""
+LINE = ["--n-beta", "30", "--localization", "300", "--step-size", "1e-3", "--draws", "4", "--burn-in", "2",
+        "--rounds", "1", "--batch-size", "8", "--components", "full", "--workers", "1"]  # fmt: skip
+
+
+def test_a_command_given_again_notices_that_an_observable_has_changed(tmp_path: Path, in_process) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    line = ["measure", f"{file}:task", "--observables", f"{file}:observables", *LINE, "--out", str(tmp_path / "out")]
+    assert in_process(*line).returncode == 0
+    assert in_process(*line).returncode == 0
+    file.write_text(FILE.replace("1.0 * model", "-4.0 * model"))
+    answer = in_process(*line)
+    assert answer.returncode == 2
+    assert "of other observables than" in " ".join(answer.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--estimator", "nonsense"], "not one of auto, pathwise, covariance, first-order"),
+        (["--phi", "junk"], "not one of probes, data"),
+        (["--phi", "probes", "--observables", "mine.py:observables"], "does nothing beside --observables"),
+        (["--reliability", "2", "--estimator", "first-order"], "between 0 and 1"),
+        (["--chains", "1"], "chains is 1: it must be at least 2"),
+        (["--observables", "mine.py:task"], "must be a dict"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(FILE)
+    answer = in_process("measure", "mine.py:task", *LINE, "--out", "out", *more, "--dry-run")
+    assert answer.returncode == 2
+    assert said in " ".join(answer.stderr.split())
+
+
+def test_what_a_function_reads_from_a_module_is_in_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "scales.py").write_text("SCALE = 1.0\nOTHER = 1.0\n")
+    scales: ModuleType = __import__("scales")
+
+    def make(module: ModuleType):
+        exec("def f(model):\n    return scales.SCALE * model.weight.sum()", names := {"scales": module})
+        return names["f"]
+
+    function = make(scales)
+    before = digest_of(function)[0]
+    scales.OTHER = 2.0
+    assert digest_of(function)[0] == before
+    scales.SCALE = -4.0
+    assert digest_of(function)[0] != before
+    sys.modules.pop("scales")
+
+
+def test_a_mask_below_zero_is_refused() -> None:
+    weights = pt.Weights.of_rows([1.0, 1.0])
+    with pytest.raises(pt.PatterningError, match="numbers below 0"):
+        weights.loss(torch.ones(2, 2), [0, 1], torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+    with pytest.raises(pt.PatterningError, match="must be a tensor"):
+        weights.loss(np.ones(2), [0, 1])
+
+
+@pytest.mark.parametrize("name", ["", 1])
+def test_names_of_arms_and_measures_are_text(name: object) -> None:
+    weights = pt.Weights.of_rows([1.5, 1.0, 0.5])
+    with pytest.raises(pt.PatterningError, match="names are text, and not empty"):
+        pt.verify(lambda weights, seed: 1.0, {name: weights}, {"y": float}, range(6))
+    with pytest.raises(pt.PatterningError, match="names are text, and not empty"):
+        pt.verify(lambda weights, seed: 1.0, {"a": weights}, {name: float}, range(6))
+    with pytest.raises(pt.PatterningError, match="controls is None"):
+        pt.verify(lambda weights, seed: 1.0, {"a": weights}, {"y": float}, range(6), controls=None)
+    with pytest.raises(pt.PatterningError, match="wanted is list"):
+        pt.verify(lambda weights, seed: 1.0, {"a": weights}, {"y": float}, range(6), wanted=[1])
+
+
+class Recurrent(nn.Module):
+    """An LSTM has no forward derivative on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(x.view(len(x), 2, 3))[0][:, -1])
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_a_first_look_without_a_forward_derivative_says_so(shards: int | None) -> None:
+    with pytest.raises(pt.PatterningError, match=r"no forward derivative, which a first look takes .*covariance"):
+        pt.measure(small(Recurrent()), estimator="first-order", shards=shards, **SETTINGS)
+
+
+def test_the_estimate_passes_over_rows_without_samples() -> None:
+    tokens, mask = torch.randint(20, (12, 300), generator=torch.Generator().manual_seed(0)), torch.ones(12, 299)
+    mask[:5] = 0
+    model = LanguageModel(LanguageConfig(20, 300, 1, 1, 8))
+    task = pt.Task(model, lambda call, b: (next_token_losses(call, b[0]), b[1]), (tokens, mask))
+    chi = pt.measure(task, components=["l0h0"], estimator="covariance", **{**SETTINGS, "batch_size": 4})
+    assert chi.row.min() == 5
+
+
+def test_load_says_what_it_is_given(tmp_path: Path) -> None:
+    with pytest.raises(pt.PatterningError, match="its path comes first"):
+        pt.load(small())
+    with pytest.raises(pt.PatterningError, match="it must be the Task"):
+        pt.load(tmp_path, nn.Linear(2, 2))
+
+
+def test_shapes_of_weights_that_are_none() -> None:
+    for rho in (3.0, []):
+        with pytest.raises(pt.PatterningError, match="it must be"):
+            pt.Weights.of_rows(rho)
+    with pytest.raises(pt.PatterningError, match="the path is NoneType"):
+        pt.Weights.of_rows([1.0, 2.0]).to_parquet(None)
