@@ -41,7 +41,7 @@ def test_rows_are_found_by_their_ids() -> None:
         ([1.0, -0.5], "negative"),
         ([1.0, np.nan], "NaN"),
         ([0.0, 0.0], "all zero"),
-        ([[[1.0]]], "do not fit"),
+        ([[[1.0]]], "it must be"),
     ],
 )
 def test_weights_that_cannot_weight_a_loss_are_refused(rho, message: str) -> None:
