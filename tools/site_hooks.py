@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,7 +18,7 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:examples|src|tests)/[^)]*\)")
 
 def on_config(config: Any) -> Any:
     """Headings get the anchors that they have on GitHub, Greek letters included."""
-    from pymdownx.slugs import slugify
+    from pymdownx.slugs import slugify  # pyright: ignore[reportMissingImports]
 
     config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
     return config
