@@ -53,8 +53,9 @@ def verify(
 
     `train` always gets `Weights`; those of the unweighted arm are all 1. Every arm is trained with every seed; the
     same seeds unweighted; and, with "permuted" among the `controls`, under its own weights dealt to other samples,
-    dealt anew for each seed. `extra`: further arms that are only compared (a plain heuristic, say). `wanted`: arm → measure → sign of the change that was asked for (0: nothing was); where it is
-    missing, the weights' own target is taken for measures of the same name. A target that is a component's own loss
+    dealt anew for each seed. `extra`: further arms that are only compared (a plain heuristic, say). `wanted`: arm →
+    measure → sign of the change that was asked for (0: nothing was); where it is missing, the weights' own target is
+    taken for measures of the same name. A target that is a component's own loss
     says nothing of the sign of a measure of that name: `wanted` must then say it. `out`: a folder in which finished
     runs are found again after a kill, and in which `results.json` is written at the end, for `patterning report`;
     without one, nothing is kept. `workers`: processes of one thread each; `executor`: other machines instead, such as
