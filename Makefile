@@ -20,8 +20,11 @@ export OMP_NUM_THREADS := 1
 demo: $(STAMP)
 	$(VENV)/bin/patterning run superposition
 
-test: lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/device
+test: $(STAMP)  # lint leaves a core idle: it runs beside the tests, and its output comes last
+	@mkdir -p build
+	@$(MAKE) --no-print-directory lint > build/lint.log 2>&1 & lint=$$!; \
+	$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/device; tests=$$?; \
+	wait $$lint; lint=$$?; cat build/lint.log; test $$tests -eq 0 -a $$lint -eq 0
 
 long: $(STAMP)
 	$(PYTHON) -m pytest -n 2 --dist load --ignore tests/device -m 'long and not slow'

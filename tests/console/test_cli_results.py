@@ -120,6 +120,7 @@ def test_rows_without_spread_are_left_out_and_named(
     assert ask(task, "run", "--rounds", "1", "--estimator", estimator, *more) == 0  # the command again, and again done
 
 
+@pytest.mark.long
 def test_what_a_file_changes_elsewhere_is_changed_in_workers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn import functional
 

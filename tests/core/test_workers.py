@@ -336,6 +336,7 @@ with Workers(RunFolder(Path(sys.argv[1])), 2) as pool:  # no `if __name__ == "__
 """
 
 
+@pytest.mark.long
 def test_a_script_needs_no_guard_and_may_come_from_standard_input(tmp_path: Path) -> None:
     line = [sys.executable, "-", str(tmp_path)]
     done = subprocess.run(line, input=SCRIPT, capture_output=True, text=True, check=False)
@@ -351,6 +352,7 @@ def alive(pid: int) -> bool:
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.long
 def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-", str(tmp_path), "long"], stdin=subprocess.PIPE, text=True)
     assert process.stdin is not None

@@ -289,6 +289,7 @@ evidence.to_json(HERE / "evidence.json")
 """
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)

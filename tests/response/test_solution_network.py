@@ -90,6 +90,7 @@ def test_the_total_is_how_the_coefficient_measured_anew_moves() -> None:
     assert not agree(measured, predicted("llc-posterior"))  # other in sign
 
 
+@pytest.mark.long
 def test_the_posterior_response_is_how_the_mean_of_the_old_observable_moves() -> None:
     it = experiment()
     measured = it.difference([KERNEL.n_beta * ((losses - it.at_anchor) @ it.q).mean(0) for losses in (it.up, it.down)])
