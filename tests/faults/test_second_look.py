@@ -98,6 +98,39 @@ def test_what_a_function_reads_from_a_module_is_in_its_key(tmp_path: Path, monke
     sys.modules.pop("scales")
 
 
+@pytest.mark.parametrize(
+    "line", ["import inner_scales\n    k = inner_scales.SCALE", "from inner_scales import SCALE as k"]
+)
+def test_what_a_function_imports_in_its_body_is_in_its_key(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "inner_scales", raising=False)
+    (tmp_path / "inner_scales.py").write_text("SCALE = 1.0\nOTHER = 1.0\n")
+    exec(f"def f(model):\n    {line}\n    return k * model.weight.sum()", names := {})
+    before = digest_of(names["f"])[0]
+    assert digest_of(names["f"])[0] == before
+    sys.modules["inner_scales"].OTHER = 3.0
+    assert digest_of(names["f"])[0] == before
+    sys.modules["inner_scales"].SCALE = 2.0
+    changed = digest_of(names["f"])[0]
+    assert changed != before
+    (tmp_path / "inner_scales.py").write_text("SCALE = 2.0\nOTHER = 3.0\n\ndef more(): return 1\n")
+    assert digest_of(names["f"])[0] not in (before, changed)
+    monkeypatch.delitem(sys.modules, "inner_scales")
+
+
+def test_a_module_without_a_file_is_told_by_what_is_read_from_it() -> None:
+    settings = ModuleType("settings_of_mine")
+    settings.k = 1.0
+    function = lambda model: settings.k  # noqa: E731
+    exec("def f(model):\n    return settings.k", names := {"settings": settings})
+    before = digest_of(names["f"])[0], digest_of(function)[0]
+    settings.k = 2.0
+    assert digest_of(names["f"])[0] != before[0]
+    assert digest_of(function)[0] != before[1]
+
+
 def test_a_mask_below_zero_is_refused() -> None:
     weights = pt.Weights.of_rows([1.0, 1.0])
     with pytest.raises(pt.PatterningError, match="numbers below 0"):

@@ -15,7 +15,7 @@ from torch import nn
 
 from patterning.core.identity import attributes_of, digest_of, globals_read
 from patterning.core.libraries import is_library
-from patterning.core.module_reads import read_from_modules
+from patterning.core.module_reads import imported, read_from_modules
 from patterning.core.notes import without_notes
 from patterning.core.store import IDENTITY, RunFolder, Work, write_json
 
@@ -84,6 +84,7 @@ def _of_function(name: str, value: FunctionType) -> tuple[dict[str, Any], dict[s
     code = value.__code__
     own = {f"the code of {name}": (code, value.__defaults__, value.__kwdefaults__)}
     held = {key: value.__globals__[key] for key in globals_read(code) if key in value.__globals__}
+    held |= imported(code)
     held |= read_from_modules(code, held)
     for key, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
         try:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
 from patterning.core.libraries import is_library
-from patterning.core.module_reads import read_from_modules
+from patterning.core.module_reads import imported, read_from_modules
 from patterning.core.notes import without_notes
 from patterning.core.rows import RowSource
 from patterning.core.tensors import parts_of
@@ -194,7 +194,9 @@ class _Walk:
             return _hash("function", value.__module__, value.__qualname__, _own_code(value.__module__))
         held = [_contents(cell) for cell in value.__closure__ or ()]
         named = {name: value.__globals__[name] for name in globals_read(value.__code__) if name in value.__globals__}
-        read = [*named.values(), *read_from_modules(value.__code__, named).values()]
+        named |= imported(value.__code__)
+        closed = dict(zip(value.__code__.co_freevars, held, strict=True))
+        read = [*named.values(), *read_from_modules(value.__code__, closed | named).values()]
         return self._join("function", value.__code__, value.__defaults__, value.__kwdefaults__, held, read)
 
     def _code(self, value: CodeType) -> str:

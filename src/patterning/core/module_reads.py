@@ -1,5 +1,8 @@
 """What functions read from the user's modules: ``settings.SCALE``, which may change while the file does not."""
 
+import dis
+import importlib
+import sys
 from collections.abc import Mapping
 from types import CodeType, ModuleType
 from typing import TypeGuard
@@ -29,10 +32,27 @@ def read_from_modules(code: CodeType, held: Mapping[str, object]) -> dict[str, o
     return read
 
 
+def imported(code: CodeType) -> dict[str, ModuleType]:
+    """The user's modules that a function imports in its own body, by name; none that cannot be imported."""
+    names = [str(each.argval) for each in dis.get_instructions(code) if each.opname == "IMPORT_NAME"]
+    modules: dict[str, ModuleType] = {}
+    for name in names:
+        if not name or name.partition(".")[0] in sys.stdlib_module_names or is_library(name):
+            continue
+        try:
+            modules[f"import {name}"] = importlib.import_module(name)
+        except Exception:  # the function itself will say so, where it gets that far
+            continue
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            modules |= imported(constant)
+    return modules
+
+
 def _of_user(value: object) -> TypeGuard[ModuleType]:
-    if not isinstance(value, ModuleType) or getattr(value, "__file__", None) is None:
+    if not isinstance(value, ModuleType):
         return False
-    return not is_library(value.__name__)
+    return value.__name__.partition(".")[0] not in sys.stdlib_module_names and not is_library(value.__name__)
 
 
 def _names(code: CodeType) -> set[str]:
