@@ -191,3 +191,65 @@ def test_shapes_of_weights_that_are_none() -> None:
             pt.Weights.of_rows(rho)
     with pytest.raises(pt.PatterningError, match="the path is NoneType"):
         pt.Weights.of_rows([1.0, 2.0]).to_parquet(None)
+
+
+def head_loss(model: nn.Module) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(X[:12]), Y[:12])
+
+
+def detached(model: nn.Module) -> torch.Tensor:
+    return head_loss(model) + 0.5 * model(X[:12]).detach().square().mean()
+
+
+def scaled_by_no_grad(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        size = model(X[:12]).std()
+    return head_loss(model) / size
+
+
+def written_in_place(model: nn.Module) -> torch.Tensor:
+    model.weight.data.mul_(1.1)
+    return head_loss(model)
+
+
+def with_accuracy(model: nn.Module) -> torch.Tensor:
+    return (model(X).argmax(1) == Y).float().mean() + 0.1 * head_loss(model)
+
+
+def accuracy(model: nn.Module) -> torch.Tensor:
+    return (model(X).argmax(1) == Y).float().mean()
+
+
+PARTLY = [detached, scaled_by_no_grad, written_in_place, with_accuracy]
+WIDE = {**SETTINGS, "sampler": pt.SGLD(30, 30, 1e-3)}
+
+
+@pytest.mark.parametrize("observable", [*PARTLY, accuracy])
+def test_an_observable_whose_gradient_is_partly_there_is_read_by_covariance(observable) -> None:
+    """The estimator that `auto` takes is the one that is right."""
+    task = small()
+    chi = pt.measure(task, {"phi": observable}, **WIDE)
+    assert chi.data["estimator"].values.item() == "covariance"
+    assert "gradient" in chi.data["note"].values.item()
+    whole = pt.measure(task, {"phi": observable}, estimator="covariance", **{**WIDE, "chains": 4})
+    np.testing.assert_array_equal(chi.chi, whole.chi)  # two chains and their mirror images are four chains
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+@pytest.mark.parametrize("estimator", ["pathwise", "first-order"])
+@pytest.mark.parametrize("observable", PARTLY)
+def test_where_the_gradient_is_asked_for_what_it_leaves_out_is_said(observable, estimator: str, shards) -> None:
+    try:
+        chi = pt.measure(small(), {"phi": observable}, estimator=estimator, shards=shards, **WIDE)
+    except pt.PatterningError as error:
+        said = str(error)
+    else:
+        said = " ".join(chi.warnings)
+    assert "gradient of observable 'phi' misses" in said
+
+
+@pytest.mark.parametrize("observable", [head_loss, lambda model: model.weight.square().sum() / model.weight.norm()])
+def test_a_smooth_observable_is_let_pass_however_much_it_bends(observable) -> None:
+    chi = pt.measure(small(), {"phi": observable}, **WIDE)
+    assert chi.data["estimator"].values.item() == "pathwise"
+    assert "gradient" not in " ".join(chi.warnings)

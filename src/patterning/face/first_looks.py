@@ -15,7 +15,7 @@ from patterning.models.components import ComponentLike, find_component
 from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig, Kernel
-from patterning.response.capability import try_gradient
+from patterning.response.capability import try_gradient, try_slopes
 from patterning.response.components import ComponentResponse
 from patterning.response.first_look import first_look, sharded_look
 from patterning.response.one_component import PhiOf
@@ -44,10 +44,13 @@ def first_looks(
         free = Restricted(task, anchor, component)
         try_gradient(free)
         try:
+            warnings = try_slopes(free, kernel.localization, functions)
             if shards is None or pool is None:
                 responses[component.name] = first_look(free, Probe(free, rows), **settings)
             else:
                 responses[component.name] = sharded_look(free, rows, shards, pool, **settings)
+            look = responses[component.name]
+            responses[component.name] = replace(look, warnings=(*look.warnings, *warnings))
         except PatterningError as error:
             refused[component.name] = str(error)
         del free

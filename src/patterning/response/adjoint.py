@@ -20,6 +20,8 @@ from patterning.posterior.chains import WINDOW, ChainConfig, StepNumbers, left_b
 
 Floats = NDArray[np.float64]
 
+ModelObservable = Callable[[Tensor], Tensor]
+"""φ: full parameter rows (r, P) of the task → (r,)."""
 MOST_PULL = 0.65
 """Most that the localization alone may take off λ, (ε/2) γ a step, over the steps that one derivative of the probe
 stands for: at twice as much the noise of χ grew by half or more (docs/results/response.md)."""
@@ -63,7 +65,7 @@ class ModelReading:
     Raises `PatterningError` where it is not, or φ(w*) is not finite.
     """
 
-    def __init__(self, name: str, free: Restricted, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, name: str, free: Restricted, function: ModelObservable) -> None:
         self._name, self._free, self._function = name, free, function
         value, _ = self._read(free.anchor[None])
         self.at_anchor = float(value.detach())

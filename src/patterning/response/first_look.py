@@ -26,8 +26,8 @@ from patterning.core.workers import Workers
 from patterning.models.components import Component
 from patterning.models.probe import Probe, shard_rows
 from patterning.models.restricted import ENOUGH_CELLS, Restricted
-from patterning.response.adjoint import ModelReading, mean_gradient
-from patterning.response.one_component import ModelObservable, PhiOf
+from patterning.response.adjoint import ModelObservable, ModelReading, mean_gradient
+from patterning.response.one_component import PhiOf
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.susceptibility import Susceptibility
 

@@ -1,7 +1,7 @@
 """χ of one component: what it depends on, rounds of chains until it is reliable, and whether it is a result."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.diagnostics import MOST_R_HAT
 from patterning.posterior.resolution import below_resolution, resolution
 from patterning.posterior.sgld import SGLD
-from patterning.response.adjoint import ModelReading, ProbeLoss, Reading
+from patterning.response.adjoint import ModelObservable, ModelReading, ProbeLoss, Reading
 from patterning.response.capability import LARGE, SMALL, try_pathwise
 from patterning.response.packing import pack, pack_refusal
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
@@ -44,8 +44,6 @@ from patterning.response.way_back import DATA
 Estimator = Literal["covariance", "pathwise", "auto"]
 PhiOf = Literal["probes", "data"]
 """Whose mean loss φ of a component is: the probed samples', or that of all the task's rows."""
-ModelObservable = Callable[[Tensor], Tensor]
-"""φ: full parameter rows (r, P) of the task → (r,)."""
 
 MOST_EXPANSION = 10.0
 """`auto` leaves the pathwise estimator for a component whose adjoint outgrows a convex loss's by this factor."""
@@ -152,14 +150,12 @@ def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledR
         return _by_covariance(work, free, probe, band, "")
     assert isinstance(work.kernel, SGLD)
     by_name = work.settings.estimator == "pathwise"
-    missed, reason = try_pathwise(free, work.kernel, LARGE if by_name else SMALL)
+    limit = LARGE if by_name else SMALL
+    warnings, reason = try_pathwise(free, work.kernel, limit, work.settings.observables)
     if reason is None:
         response, reason = _by_pathwise(work, free, probe, band)
         if response is not None:
-            if missed <= SMALL:
-                return response
-            warning = f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}"
-            return replace(response, warnings=(*response.warnings, warning))
+            return replace(response, warnings=(*response.warnings, *warnings))
     if by_name:
         raise PatterningError(f"the pathwise estimator cannot serve this component: {reason}; use covariance or auto")
     chains = replace(work.chains, chains=work.chains.replicas, antithetic=False)
@@ -288,8 +284,7 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
 
 def short_of(response: SampledResponse, settings: Settings) -> tuple[str, ...]:
     """A warning, where sampling ended before the reliability that was asked for."""
-    values = response.susceptibility.reliability()
-    value = min(({name: values[name] for name in settings.observables} or values).values())
+    value = _least_reliability(response, settings)
     if settings.reliability is None or value >= settings.reliability:
         return ()
     return (
@@ -298,11 +293,15 @@ def short_of(response: SampledResponse, settings: Settings) -> tuple[str, ...]:
     )
 
 
+def _least_reliability(response: SampledResponse, settings: Settings) -> float:
+    """Of the rows that were asked for."""
+    values = response.susceptibility.reliability()
+    return min(({name: values[name] for name in settings.observables} or values).values())
+
+
 def stop_note(response: SampledResponse, settings: Settings, rounds: int) -> str | None:
     """Why sampling stops after so many rounds, or None when it goes on."""
-    values = response.susceptibility.reliability()
-    wanted = {name: values[name] for name in settings.observables} or values  # the rows that were asked for
-    value = min(wanted.values())
+    value = _least_reliability(response, settings)
     how = response.susceptibility.how_reliability_is_made()
     if settings.reliability is not None and value >= settings.reliability:
         return f"reliability {value:.2f} reached after {rounds} round(s){how}"

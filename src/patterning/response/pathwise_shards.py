@@ -20,10 +20,9 @@ from patterning.models.probe import Probe
 from patterning.models.restricted import ENOUGH_CELLS, Restricted
 from patterning.posterior.chains import StepNumbers
 from patterning.posterior.sgld import SGLD
-from patterning.response.adjoint import ModelReading, Reading, forward
+from patterning.response.adjoint import ModelObservable, ModelReading, Reading, forward
 from patterning.response.blocks import Blocks, written
 from patterning.response.draws import Chains, facts_of
-from patterning.response.one_component import ModelObservable
 from patterning.response.shards import Shard
 from patterning.response.way_back import DATA, WayBack
 

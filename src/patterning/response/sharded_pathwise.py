@@ -12,7 +12,7 @@ from patterning.core.store import Arrays, Unit
 from patterning.core.workers import Workers
 from patterning.models.components import Component
 from patterning.posterior.sgld import SGLD
-from patterning.response.capability import LARGE, SMALL, try_pathwise
+from patterning.response.capability import LARGE, try_pathwise
 from patterning.response.one_component import REFUSED_EXPANSION, judged
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_of, summarise_pathwise
 from patterning.response.pathwise_shards import (
@@ -38,14 +38,10 @@ class PathwiseComponent(ShardedComponent):
     def __init__(self, plan: ShardedPlan, component: Component, pool: Workers) -> None:
         super().__init__(plan, component, pool)
         assert isinstance(plan.kernel, SGLD)
-        missed, reason = try_pathwise(self._chains(0).restricted(), plan.kernel, LARGE)
+        free = self._chains(0).restricted()
+        self._warnings, reason = try_pathwise(free, plan.kernel, LARGE, plan.settings.observables)
         if reason is not None:
             raise PatterningError(_cannot(reason))
-        self._warnings: list[str] = []
-        if missed > SMALL:
-            self._warnings.append(
-                f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}"
-            )
         self._read: list[dict[str, Pathwise]] = []
         self._at_anchor = np.zeros(0)
 

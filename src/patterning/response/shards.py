@@ -21,10 +21,10 @@ from patterning.core.progress import report_progress
 from patterning.core.store import Arrays, fingerprint
 from patterning.models.probe import Probe
 from patterning.models.restricted import ENOUGH_CELLS, Restricted
+from patterning.response.adjoint import ModelObservable
 from patterning.response.draws import Chains, read_draws
 from patterning.response.moments import Tally
 from patterning.response.observables import evaluated
-from patterning.response.one_component import ModelObservable
 from patterning.response.sample import COMPONENT_LOSS
 
 
