@@ -275,6 +275,8 @@ def doctor(
     with _output.reserved(json):
         results = examine(task)
     _output.show(results, print_examination, json, None)
+    if task is not None and not results["task"]["works"]:
+        raise typer.Exit(2)
 
 
 @data.command()

@@ -112,7 +112,7 @@ def test_llc_and_a_dry_run(where: str, tmp_path: Path, in_process: Callable) -> 
         (["response", "{}:task", *SETTINGS, "--phi", "magic"], "'magic' is not one of probes, data"),
         (
             ["response", "{}:task", *SETTINGS, "--phi", "data", "--estimator", "covariance"],
-            "cannot be read by the covariance",
+            "as the pathwise estimator alone can",
         ),
         (["llc", "{}:task", "--n-beta", "30", "--localization", "0", "--step-size", "1"], "localization is 0"),
     ],

@@ -64,9 +64,9 @@ def test_a_command_given_again_notices_that_an_observable_has_changed(tmp_path: 
     [
         (["--estimator", "nonsense"], "not one of auto, pathwise, covariance, first-order"),
         (["--phi", "junk"], "not one of probes, data"),
-        (["--phi", "probes", "--observables", "mine.py:observables"], "does nothing beside --observables"),
+        (["--phi", "probes", "--observables", "mine.py:observables"], "does nothing beside observables"),
         (["--reliability", "2", "--estimator", "first-order"], "between 0 and 1"),
-        (["--chains", "1"], "chains is 1: it must be at least 2"),
+        (["--chains", "1"], "1 chain gives no error bar"),
         (["--observables", "mine.py:task"], "must be a dict"),
     ],
 )
@@ -137,6 +137,13 @@ def test_a_mask_below_zero_is_refused() -> None:
         weights.loss(torch.ones(2, 2), [0, 1], torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
     with pytest.raises(pt.PatterningError, match="must be a tensor"):
         weights.loss(np.ones(2), [0, 1])
+
+
+def test_the_doctor_fails_where_the_task_does_not_work(tmp_path: Path, in_process) -> None:
+    (tmp_path / "mine.py").write_text(FILE)
+    assert in_process("doctor", f"{tmp_path / 'mine.py'}:task").returncode == 0
+    answer = in_process("doctor", f"{tmp_path / 'mine.py'}:observables")
+    assert (answer.returncode, "the task does not work" in answer.stdout) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["", 1])

@@ -19,7 +19,7 @@ from patterning.core.supervised import ModuleTask
 from patterning.core.task import Task
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
-from patterning.posterior.llc_check import LLCCheck, check_llc, steps, with_localization
+from patterning.posterior.llc_check import LLCCheck, check_llc, with_localization
 from patterning.posterior.minimum import is_minimum
 from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.posterior.sgld import SGLD
@@ -325,5 +325,5 @@ def test_sgld_gives_what_exact_sampling_gives_and_nears_the_coefficient_as_local
 
 
 def test_steps_are_counted() -> None:
-    assert steps(CHAINS) == 40 + 60 * 6
+    assert CHAINS.steps == 40 + 60 * 6
     assert isinstance(quadratic_task(Forms(np.eye(1)[None], np.zeros((1, 1)), np.zeros(1)), [1]), QuadraticTask)

@@ -17,7 +17,7 @@ from patterning.core.workers import Workers
 from patterning.models.components import find_component
 from patterning.posterior.band import find_band
 from patterning.posterior.chains import ChainConfig
-from patterning.posterior.llc_check import check_llc, steps
+from patterning.posterior.llc_check import check_llc
 from patterning.posterior.sgld import SGLD
 from patterning.response.one_component import Settings, Work
 
@@ -37,7 +37,7 @@ def check_unit(*, work: Work, localizations: Sequence[float] | None, scratch: Pa
         facts = {"rows": [], "verdicts": [f"{why}."], "warnings": [why]}
     else:
         facts = {
-            "rows": [asdict(row) | {"steps": steps(row.chains)} for row in check.rows],
+            "rows": [asdict(row) | {"steps": row.chains.steps} for row in check.rows],
             "verdicts": [f"{verdict.component}: {verdict.text}." for verdict in check.verdicts],
             "warnings": [*([f"{name}: {band.note}"] if band.note else []), *check.warnings],
         }

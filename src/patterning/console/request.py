@@ -11,13 +11,13 @@ from patterning.core.errors import PatterningError
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.task import Task
 from patterning.core.user_code import call, load_object
+from patterning.face.before_sampling import check_asked, default_phi
 from patterning.models.components import find_component, list_components
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.one_component import PhiOf
 
 SAMPLERS = ("sgld", "calibrate")
-ESTIMATORS = ("auto", "pathwise", "covariance", "first-order")
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,15 @@ class Request:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise PatterningError(f"{name} is {value}: it must be a finite number")
-        if self.estimator not in ESTIMATORS:
-            raise PatterningError(f"estimator {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")
-        if self.phi not in (None, "probes", "data"):
-            raise PatterningError(f"phi {self.phi!r} is not one of probes, data")
-        if self.phi is not None and self.observables is not None:
-            raise PatterningError("--phi says whose loss the component loss is: it does nothing beside --observables")
-        if self.phi == "data" and self.estimator == "covariance":
-            raise PatterningError("--phi data cannot be read by the covariance: take another estimator")
-        if self.reliability is not None and not 0 < self.reliability < 1:
-            raise PatterningError(f"reliability is {self.reliability}: it must be between 0 and 1")
-        for name, least in (("chains", 2), ("draws", 4), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise PatterningError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        check_asked(
+            self.estimator,
+            self.phi,
+            self.observables is not None,
+            self.chains,
+            self.draws,
+            self.reliability,
+            self.rounds,
+        )
         numbers = (self.n_beta, self.localization, self.step_size)
         if self.sampler not in SAMPLERS:
             raise PatterningError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
@@ -89,9 +85,8 @@ class Request:
         return SGLD(self.n_beta, self.localization, self.step_size)
 
     def phi_of(self, probed: int, rows: int) -> PhiOf:
-        """Whose loss φ is: where nothing is said, that of all rows if only some are probed and χ allows it."""
-        all_rows = probed < rows and self.estimator != "covariance"
-        return cast("PhiOf", self.phi or ("data" if all_rows else "probes"))
+        """Whose loss φ is, of so many probed rows."""
+        return cast("PhiOf", self.phi or default_phi(probed, rows, self.estimator))
 
     @property
     def chain_config(self) -> ChainConfig:

@@ -65,10 +65,8 @@ def dry(request: Request) -> Document:
         request = replace(request, steps_between_draws=ASSUMED_BETWEEN)
     costs = estimate_cost(
         task, task.flatten(task.module), names, request.chain_config, probes=probes, estimator=request.estimator,
-        kernel=kernel if isinstance(kernel := request.kernel, SGLD) else None,
+        observables=len(observables) or 1, kernel=kernel if isinstance(kernel := request.kernel, SGLD) else None,
     )  # fmt: skip
-    times = max(1, len(observables)) if request.estimator in ("pathwise", "auto") else 1  # a way back for each
-    costs = [replace(cost, seconds=times * cost.seconds) for cost in costs]
     return {
         "request": vars(request),
         "steps_between_draws_are_assumed": assumed,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,12 +17,11 @@ from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.give_back import give_back
 from patterning.core.task import Task
 from patterning.core.workers import one_thread
-from patterning.face.before_sampling import chosen_sampler, untrained_sentence
+from patterning.face.before_sampling import Choice, check_asked, chosen_sampler, default_phi, untrained_sentence
 from patterning.face.first_looks import first_looks
 from patterning.face.keeping import keep, parts_of_chi, pool_for
 from patterning.face.response import Response
 from patterning.face.say import Say, duration
-from patterning.intervention.strength import is_number
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
@@ -33,8 +32,6 @@ from patterning.response.observables import try_observables
 from patterning.response.one_component import Estimator, PhiOf
 from patterning.response.sample import COMPONENT_LOSS
 from patterning.response.store import to_tree
-
-Choice = Literal["auto", "pathwise", "covariance", "first-order"]
 
 
 def measure(
@@ -100,15 +97,14 @@ def measure(
     names = _components(task, components, bool(observables))
     functions = _functions(task, observables)
     rows = row_numbers("probes", probes, len(task.base_weights))
+    check_asked(estimator, phi, bool(functions), chains, draws, reliability, budget)
     estimator = _estimator(estimator, sampler)
     out = None if out is None else Path(out).absolute()  # an observable may change the working folder
-    _check_stopping(reliability, budget, workers)
+    check_whole("workers", workers, 1)
     where = chosen(executor, workers)
     _check_shards(shards, estimator)
-    if functions and phi is not None:
-        raise PatterningError("phi says whose loss the component loss is: it does nothing beside observables")
     if phi is None:
-        phi = "data" if len(rows) < len(task.base_weights) and estimator != "covariance" else "probes"
+        phi = default_phi(len(rows), len(task.base_weights), estimator)
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
     antithetic = estimator in ("auto", "pathwise")
@@ -198,19 +194,8 @@ def _functions(task: Task, observables: Mapping[str, ModuleFunction] | None) -> 
 
 def _estimator(estimator: Choice, sampler: Kernel | str) -> Choice:
     """The estimator that is to be tried; "auto" is no choice for a sampler that pathwise χ cannot go back through."""
-    if estimator not in get_args(Choice):
-        raise PatterningError(f"estimator {estimator!r} is not one of {', '.join(get_args(Choice))}")
     plain = isinstance(sampler, str | SGLD)
     return "covariance" if estimator == "auto" and not plain else estimator
-
-
-def _check_stopping(reliability: float | None, budget: int, workers: int) -> None:
-    check_whole("budget", budget, 1)
-    check_whole("workers", workers, 1)
-    if reliability is not None and not (is_number(reliability) and 0 < reliability < 1):
-        raise PatterningError(
-            f"reliability is {reliability!r}: it must be between 0 and 1, or None for the whole budget"
-        )
 
 
 def _check_shards(shards: int | None, estimator: str) -> None:
@@ -229,8 +214,10 @@ def _expectation(
     rows: Tensor, estimator: Estimator | str, observables: int, budget: int, need: Need,
 ) -> str:  # fmt: skip
     """What it will take, from one timed step and reading of each component."""
-    costs = estimate_cost(task, anchor, components, config, probes=rows, estimator=estimator, kernel=kernel)
-    seconds = sum(cost.seconds for cost in costs) * (observables if estimator != "covariance" else 1)
+    costs = estimate_cost(
+        task, anchor, components, config, probes=rows, estimator=estimator, kernel=kernel, observables=observables
+    )
+    seconds = sum(cost.seconds for cost in costs)
     again = f", up to {budget} rounds, {duration(budget * seconds)}" if budget > 1 else ""
     return (
         f"{len(costs)} component{'s' if len(costs) > 1 else ''}, {len(rows)} rows probed: about {duration(seconds)} a "

@@ -53,6 +53,11 @@ class ChainConfig:
         """How many positions are moved at a time: chains and their mirror images."""
         return 2 * self.chains if self.antithetic else self.chains
 
+    @property
+    def steps(self) -> int:
+        """Of each chain, burn-in included."""
+        return self.burn_in + self.draws * self.steps_between_draws
+
     def __post_init__(self) -> None:
         """Refuse sizes that are no whole numbers, or leave nothing to average."""
         for name in ("chains", "draws", "steps_between_draws", "batch_size"):
@@ -98,7 +103,7 @@ def run_chains(
         raise PatterningError("loss_band is NaN: it is the loss in nats past which a chain is left out")
     anchor = anchor.detach()  # a graph would grow with every step
     state = init(kernel, anchor, config.chains)
-    steps = config.burn_in + config.draws * config.steps_between_draws
+    steps = config.steps
     numbers = StepNumbers(task.base_weights, config, first_chain, anchor)
     losses = torch.empty(steps, config.chains, device=anchor.device)
     trace = ChainTrace(losses)

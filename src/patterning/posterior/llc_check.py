@@ -59,7 +59,7 @@ class LLCCheck:
         )
         lines = [
             f"{row.component:12} {f'{row.coefficient:.3g} ± {row.standard_error:.2g}':>16} {row.n_beta:9.3g} "
-            f"{row.localization:9.3g} {row.step_size:9.2g} {steps(row.chains):8d} {row.rise:9.2g} {row.r_hat:6.3f} "
+            f"{row.localization:9.3g} {row.step_size:9.2g} {row.chains.steps:8d} {row.rise:9.2g} {row.r_hat:6.3f} "
             f"{row.ess:6.0f}"
             for row in self.rows
         ]
@@ -129,11 +129,6 @@ def with_localization(kernel: Kernel, localization: float, most_pull: float) -> 
     """The kernel at another γ, its step shortened where γε/2 would pass `most_pull`, or the kernel's own if more."""
     longest = 2 * max(most_pull, _pull(kernel)) / localization * (kernel.step_size / _largest_step(kernel))
     return replace(kernel, localization=localization, step_size=min(kernel.step_size, longest))
-
-
-def steps(chains: ChainConfig) -> int:
-    """Steps of a chain, burn-in included."""
-    return chains.burn_in + chains.draws * chains.steps_between_draws
 
 
 def _tasks(

@@ -86,7 +86,7 @@ class ModelReading:
             )
         if not value.requires_grad:
             raise PatterningError(
-                f"observable {self._name!r} has no gradient, which the pathwise estimator needs: pass "
+                f"observable {self._name!r} has no gradient, which pathwise and first-order χ need: pass "
                 "estimator='covariance'"
             )
         (slope,) = torch.autograd.grad(value.sum(), state, allow_unused=True)
@@ -97,15 +97,10 @@ def positions_of(
     free: Restricted, kernel: sgld.SGLD, chains: ChainConfig, numbers: StepNumbers, loss_band: float, first_chain: int
 ) -> tuple[Tensor, dict[int, str]]:
     """Every position (steps + 1, replicas, P_C) of the chains, and those that diverged: chain number → why."""
-    steps, like = number_of_steps(chains), free.anchor
+    steps, like = chains.steps, free.anchor
     positions = torch.empty(steps + 1, chains.replicas, free.num_parameters, device=like.device, dtype=like.dtype)
     diverged = forward(free, kernel, chains, numbers, loss_band, first_chain, positions.__setitem__)
     return positions, diverged
-
-
-def number_of_steps(chains: ChainConfig) -> int:
-    """Of each chain."""
-    return chains.burn_in + chains.draws * chains.steps_between_draws
 
 
 def forward(
@@ -116,7 +111,7 @@ def forward(
 
     Returns those that diverged: chain number → why. Sampling stops where none is left.
     """
-    steps, device = number_of_steps(chains), free.anchor.device
+    steps, device = chains.steps, free.anchor.device
     state = sgld.init(free.anchor, chains.replicas)
     keep(0, state.position)
     losses = torch.empty(steps, chains.replicas, device=device)

@@ -17,17 +17,20 @@ REMEDY = "delete the run folder, or its folder draws, and give the command again
 
 
 class Writer:
-    """Appends blocks; `sums` (blocks,) are their checksums."""
+    """Appends blocks to what will be the file `path`; `sums` (blocks,) are their checksums."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
         self._sums: list[int] = []
 
     def add(self, block: Tensor) -> None:
-        """Append one."""
+        """Append one; raises `PatterningError` where it cannot be written."""
         data = block.detach().cpu().numpy().tobytes()
         self._sums.append(zlib.crc32(data))
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
 
     @property
     def sums(self) -> np.ndarray:
@@ -37,18 +40,24 @@ class Writer:
 
 @contextmanager
 def written(path: str | Path) -> Iterator[Writer]:
-    """A file that is there when all of it is; raises `PatterningError` where it cannot be written."""
+    """A file that is there when all of it is, and leaves nothing behind otherwise.
+
+    Raises `PatterningError` where it cannot be written.
+    """
     path = Path(path)
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            yield Writer(file)
-        part.replace(path)
+        file = part.open("wb")
     except OSError as error:
-        if path.parent.is_dir():
-            part.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
+    try:
+        with file:
+            yield Writer(path, file)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 class Blocks:

@@ -63,20 +63,21 @@ def try_gradient(free: Restricted) -> None:
 
 
 def try_pathwise(
-    free: Restricted, kernel: SGLD, most_missed: float = SMALL, observables: Mapping[str, ModelObservable] | None = None
+    free: Restricted, kernel: SGLD, observables: Mapping[str, ModelObservable], *, by_name: bool
 ) -> tuple[tuple[str, ...], str | None]:
     """Warnings, and why the pathwise estimator cannot serve this component, as a clause; None where it can.
 
     Its curvature must exist, and what of the change of the gradient it does not explain (kinks of a piecewise linear
-    loss, a function that hides its second derivative) must be at most `most_missed` of all that holds a chain,
+    loss, a function that hides its second derivative) must be a small part of all that holds a chain,
     γ + nβ h: about that share would χ be wrong by. Forward derivatives must agree with the gradient. The gradient of
-    an observable must add up to its changes (`missed_slope`).
+    an observable must add up to its changes (`missed_slope`). Where the estimator is asked for `by_name`, and there is
+    no other to take, more is let pass with a warning.
     """
     try:
         missed = missed_curvature(free, kernel)
     except PatterningError as error:
         return (), str(error)
-    if missed > most_missed:
+    if missed > (LARGE if by_name else SMALL):
         return (), (
             f"the second derivative of the loss does not say how its gradient changes: χ would be wrong by about "
             f"{missed:.0%} (the loss is piecewise linear, or hides a derivative)"
@@ -85,8 +86,7 @@ def try_pathwise(
     if missed > SMALL:
         warnings.append(f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}")
     try:
-        most_unexplained = most_missed if most_missed > SMALL else UNEXPLAINED  # `auto` has another estimator to take
-        warnings += try_slopes(free, kernel.localization, observables or {}, most_unexplained)
+        warnings += try_slopes(free, kernel.localization, observables, LARGE if by_name else UNEXPLAINED)
     except PatterningError as error:
         return (), str(error)
     return tuple(warnings), _why_no_forward_derivative(free, _rows(free, FEW))

@@ -158,13 +158,8 @@ def component_response(
     rows = row_numbers("probes", probes, len(task.base_weights))
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
-    elif phi not in ("probes", "data"):
-        raise PatterningError(f"phi {phi!r} is not one of probes, data, or a list of row numbers")
-    elif phi == "data" and estimator not in ("pathwise", "auto"):
-        raise PatterningError(
-            "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
-            f"estimator is {estimator!r}"
-        )
+    else:
+        check_phi(phi, estimator)
     try_observables(observables or {}, anchor, task.data)
     ready = None
     for component in chosen:
@@ -234,6 +229,25 @@ def _components(task: Task, components: Sequence[ComponentLike] | ComponentLike)
     return chosen
 
 
+def check_phi(phi: str, estimator: str) -> None:
+    """Raise `PatterningError` for a word that says of no rows that φ is their loss, or of rows that χ cannot read."""
+    if phi not in get_args(PhiOf):
+        raise PatterningError(f"phi {phi!r} is not one of probes, data, or a list of row numbers")
+    if phi == "data" and estimator == "covariance":
+        raise PatterningError(
+            "phi='data' reads φ off the minibatches of the chain, as the pathwise estimator alone can: "
+            f"estimator is {estimator!r}"
+        )
+
+
+def check_counts(chains: int, draws: int) -> None:
+    """Raise `PatterningError` for fewer chains or draws than an error bar and a diagnosis need."""
+    if chains < 2:
+        raise PatterningError(f"{chains} chain gives no error bar for χ: use at least 2")
+    if draws < 4:
+        raise PatterningError(f"{draws} draws a chain do not tell how φ mixes: use at least 4")
+
+
 def _check_settings(
     kernel: Kernel,
     chains: ChainConfig,
@@ -242,10 +256,7 @@ def _check_settings(
     reliability: float | None,
     rounds: int,
 ) -> None:
-    if chains.chains < 2:
-        raise PatterningError(f"{chains.chains} chain gives no error bar for χ: use at least 2")
-    if chains.draws < 4:
-        raise PatterningError(f"{chains.draws} draws a chain do not tell how φ mixes: use at least 4")
+    check_counts(chains.chains, chains.draws)
     if estimator not in get_args(Estimator):
         raise PatterningError(f"estimator {estimator!r} is not one of {', '.join(get_args(Estimator))}")
     if estimator != "covariance" and not isinstance(kernel, SGLD):

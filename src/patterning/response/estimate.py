@@ -38,6 +38,7 @@ def estimate_cost(
     probes: Tensor | None = None,
     estimator: str = "covariance",
     kernel: Kernel | None = None,
+    observables: int = 1,
     batches: int = 4,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Cost]:
@@ -46,7 +47,8 @@ def estimate_cost(
     Time is that of a second call, at the load the machine has now (of the processor alone with the `clock`
     time.process_time). The pathwise estimator adds curvature at every step, a gradient of the probes at each draw, and
     a derivative of the probes for every few steps, of which the `kernel` says how few; without it, one for each draw.
-    A first look takes a gradient and a derivative once, at the trained model alone. Raises `PatterningError` where
+    A first look takes a gradient and a derivative once, at the trained model alone. Both do so for each of the
+    `observables`, which the covariance reads together. Raises `PatterningError` where
     the loss has no gradient in a component.
     """
     rows = torch.arange(len(task.base_weights)) if probes is None else probes
@@ -56,15 +58,16 @@ def estimate_cost(
         free = Restricted(task, anchor, what)
         try_gradient(free)
         timed = _Timed(free, rows, replicas, chains, clock)
-        steps = chains.burn_in + chains.draws * chains.steps_between_draws
+        steps = chains.steps
         if estimator == "first-order":
-            seconds, size = timed.slope() + timed.derivative(), 16 * timed.samples
+            seconds, size = observables * (timed.slope() + timed.derivative()), 16 * timed.samples
         elif estimator == "covariance":
             seconds = steps * timed.step() + chains.draws * timed.reading()
             size = 8 * chains.replicas * batches * 2 * timed.samples
         else:
-            seconds = steps * (timed.step() + timed.curvature()) + chains.draws * timed.slope()
-            seconds += _derivatives(chains, kernel, steps) * timed.derivative()
+            back = steps * timed.curvature() + chains.draws * timed.slope()
+            back += _derivatives(chains, kernel, steps) * timed.derivative()
+            seconds = steps * timed.step() + observables * back
             size = 4 * steps * chains.replicas * free.num_parameters + 8 * chains.replicas * timed.samples
         costs.append(Cost(free.component.name, free.num_parameters, seconds, (size + timed.kept_bytes) / 1e6))
     return costs

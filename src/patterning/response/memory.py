@@ -38,11 +38,6 @@ class Plan:
         """Chains and, for all estimators but the covariance, their mirror images."""
         return self.chains.chains if self.estimator == "covariance" else self.chains.replicas
 
-    @property
-    def steps(self) -> int:
-        """Of a chain."""
-        return self.chains.burn_in + self.chains.draws * self.chains.steps_between_draws
-
 
 @dataclass(frozen=True)
 class Need:
@@ -96,7 +91,7 @@ def needed(task: Task, component: Component, plan: Plan) -> Need:
     else:
         states = plan.replicas * 6 * free + together * 2 * touched
         second = plan.estimator != "covariance"
-        kept = (2 if plan.stored else plan.steps + 1) + 3 * plan.chains.steps_between_draws
+        kept = (2 if plan.stored else plan.chains.steps + 1) + 3 * plan.chains.steps_between_draws
         positions = plan.replicas * free * kept if second else 0.0
         copies = 3.0 if second else 1.3
         cells = float(max(batch * t * together, plan.rows * t))

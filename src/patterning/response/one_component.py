@@ -25,7 +25,7 @@ from patterning.posterior.diagnostics import MOST_R_HAT
 from patterning.posterior.resolution import below_resolution, resolution
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelObservable, ModelReading, ProbeLoss, Reading
-from patterning.response.capability import LARGE, SMALL, try_pathwise
+from patterning.response.capability import try_pathwise
 from patterning.response.packing import pack, pack_refusal
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
@@ -150,8 +150,7 @@ def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledR
         return _by_covariance(work, free, probe, band, "")
     assert isinstance(work.kernel, SGLD)
     by_name = work.settings.estimator == "pathwise"
-    limit = LARGE if by_name else SMALL
-    warnings, reason = try_pathwise(free, work.kernel, limit, work.settings.observables)
+    warnings, reason = try_pathwise(free, work.kernel, work.settings.observables, by_name=by_name)
     if reason is None:
         response, reason = _by_pathwise(work, free, probe, band)
         if response is not None:

@@ -12,7 +12,7 @@ from patterning.core.store import Arrays, Unit
 from patterning.core.workers import Workers
 from patterning.models.components import Component
 from patterning.posterior.sgld import SGLD
-from patterning.response.capability import LARGE, try_pathwise
+from patterning.response.capability import try_pathwise
 from patterning.response.one_component import REFUSED_EXPANSION, judged
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_of, summarise_pathwise
 from patterning.response.pathwise_shards import (
@@ -39,7 +39,7 @@ class PathwiseComponent(ShardedComponent):
         super().__init__(plan, component, pool)
         assert isinstance(plan.kernel, SGLD)
         free = self._chains(0).restricted()
-        self._warnings, reason = try_pathwise(free, plan.kernel, LARGE, plan.settings.observables)
+        self._warnings, reason = try_pathwise(free, plan.kernel, plan.settings.observables, by_name=True)
         if reason is not None:
             raise PatterningError(_cannot(reason))
         self._read: list[dict[str, Pathwise]] = []

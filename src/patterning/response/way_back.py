@@ -16,7 +16,6 @@ from patterning.response.adjoint import (
     anchor_gradient,
     curvature,
     mean_gradient,
-    number_of_steps,
     parts_of_the_way,
     stand_in,
 )
@@ -74,7 +73,7 @@ class WayBack:
 
     def __iter__(self) -> Iterator[Derivative]:
         """From the last step to the first; then at w*, what the choice of steps did there."""
-        steps, chains = number_of_steps(self.chains), self.chains
+        steps, chains = self.chains.steps, self.chains
         parts = list(parts_of_the_way(chains, self.kernel, steps, self.first_chain))
         phases = torch.from_numpy(np.stack([phase for _, phase in parts])).to(self._adjoint.device)
         centre = mean_gradient(self.free) if isinstance(self.reading, str) else None
@@ -108,7 +107,7 @@ class WayBack:
         self._adjoint = adjoint - half * (kernel.n_beta * curved + kernel.localization * adjoint)
         self._bound = self._bound * (1 - half * kernel.localization)
         if centre is not None and k > chains.burn_in:  # φ at w_{k-1}
-            counted = number_of_steps(chains) - chains.burn_in
+            counted = chains.steps - chains.burn_in
             slope = (gradient - anchor_gradient(free, index, chains) + centre) / counted
             self._adjoint, self._bound = self._adjoint + slope, self._bound + slope.norm(dim=1)
         return adjoint
