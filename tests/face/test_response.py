@@ -10,8 +10,6 @@ from torch import nn
 from zoo.gaussian_task import KERNEL, OBSERVABLES, Known, known
 
 import patterning as pt
-from patterning.face.response_table import cautions
-from patterning.face.signs import TITLE, WHICH_SIGN, in_words
 
 SHORT = {"draws": 8, "burn_in": 20, "steps_between_draws": 4, "budget": 1, "progress": False}
 
@@ -66,6 +64,16 @@ def test_a_first_look_says_that_its_errors_are_unknown(exact: pt.Response, tmp_p
     plan.weights(0.3).to_parquet(tmp_path / "rho.parquet")
     kept = pt.Weights.from_parquet(tmp_path / "rho.parquet")  # JSON has no word for NaN
     assert kept.facts["predicted_per_strength"]["first"]["low"] is None  # type: ignore[index, call-overload]
+
+
+def test_the_table_in_words(response: pt.Response) -> None:
+    lines = str(response).splitlines()
+    assert lines[0] == f"χ: 2 rows, 20 samples, nβ 30, γ {KERNEL.localization:g}, ε {KERNEL.step_size:g}"
+    assert lines[1].split() == ["row", "estimator", "reliability", "R-hat", "median", "|χ|", "median", "±"]
+    assert lines[2].split()[:3] == ["first", "covariance", f"{response.reliability['first']:.2f}"]
+    assert float(lines[2].split()[-1]) == pytest.approx(np.median(response.half_width()[0]), rel=0.05)
+    weak = with_chains(response, response.by_chain(), reliability=0.2)
+    assert "! reliability under 0.5, mostly noise: first, rest" in str(weak)
 
 
 def test_rows_are_found_by_name_and_by_pair(response: pt.Response, problem: Known) -> None:
@@ -332,24 +340,6 @@ def test_what_is_saved_comes_back(response: pt.Response, problem: Known, tmp_pat
         pt.load(tmp_path)
 
 
-def test_the_table_in_words(response: pt.Response) -> None:
-    lines = str(response).splitlines()
-    assert lines[0] == f"χ: 2 rows, 20 samples, nβ 30, γ {KERNEL.localization:g}, ε {KERNEL.step_size:g}"
-    assert lines[1].split() == ["row", "estimator", "reliability", "R-hat", "median", "|χ|", "median", "±"]
-    assert lines[2].split()[:3] == ["first", "covariance", f"{response.reliability['first']:.2f}"]
-    assert float(lines[2].split()[-1]) == pytest.approx(np.median(response.half_width()[0]), rel=0.05)
-    weak = with_chains(response, response.by_chain(), reliability=0.2)
-    assert "! reliability under 0.5, mostly noise: first, rest" in str(weak)
-
-
-def test_which_sign_is_said_in_one_place() -> None:
-    flat = " ".join(pt.Response.__doc__.split())
-    assert TITLE in flat
-    assert all(" ".join(part.split()) in flat for part in WHICH_SIGN)
-    assert "invert({'l1h3': -1})" in in_words("l1h3", "l1h3", "component loss")
-    assert "Positive χ (blue): weighting this sample up raises ⟨8s⟩" in in_words("8s", "full", "8s")
-
-
 def test_more_weight_on_a_sample_of_positive_chi_raises_phi(problem: Known) -> None:
     """The sign in words, against the exact posterior mean under other weights."""
     task, chi = problem.task, problem.slope[0]
@@ -363,34 +353,3 @@ def test_more_weight_on_a_sample_of_positive_chi_raises_phi(problem: Known) -> N
     for j in (int(chi.argmax()), int(chi.argmin())):
         more = q * (1 + 0.01 * (np.eye(20)[j] / q[j] - 1))
         assert np.sign(first_weight(more) - first_weight(q)) == np.sign(chi[j])
-
-
-def test_warnings_are_grouped_worst_first_and_said_once() -> None:
-    lines = [
-        "reliability under 0.5, mostly noise: a, b",
-        "left out, diverged: a, chain 3: it left",
-        "a: chains disagree on component loss (R-hat 1.64): raise burn_in and draws",
-        "b: chains disagree on component loss (R-hat 1.71): raise burn_in and draws",
-        "c has no result: every chain left",
-        "something else",
-    ]
-    groups = cautions(lines)
-    assert [group.title for group in groups] == [
-        "No result", "Chains that are not to be trusted yet", "Mostly noise", "Left out", "Other notes",
-    ]  # fmt: skip
-    assert groups[1].lines == [
-        "a, b: chains disagree on component loss (R-hat 1.64): raise burn_in and draws (numbers of a; the others are "
-        "alike)"
-    ]
-    assert cautions([]) == []
-
-
-def test_shapes_of_the_face_are_checked_in_the_tests() -> None:
-    from patterning.core.shapes import Chi, shaped
-
-    @shaped
-    def transposed(chi: np.ndarray) -> Chi:
-        return chi.sum(0)
-
-    with pytest.raises(TypeError, match="is annotated"):
-        transposed(np.ones((2, 3)))

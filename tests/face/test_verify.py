@@ -1,44 +1,15 @@
 """`verify` on a training whose effect is known: what steers, what does not, controls, pairs, levels, and resume."""
 
-import os
 import re
-import runpy
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from zoo.known_training import N, X, along, train
 
 import patterning as pt
 from patterning.verification.verify import UNWEIGHTED, permuted_name
-
-N = 40
-X = np.linspace(-1, 1, N)
-
-
-def noise(seed: int) -> float:
-    """What a seed does to every arm alike."""
-    return 3.0 * float(np.random.default_rng(seed).standard_normal())
-
-
-def train(weights: pt.Weights, seed: int) -> dict[str, float]:
-    """Outcomes that weights move by a known amount: `tilt` by Σ q (ρ - 1) x, `uneven` by the variance of ρ."""
-    own = np.random.default_rng([seed, int(1e6 * weights.rho[0])]).standard_normal(4)
-    pull = float(weights.base_weights @ ((weights.rho - 1) * X))
-    return {
-        "tilt": noise(seed) + pull + 0.02 * own[0],
-        "uneven": noise(seed) + float(weights.rho.var()) + 0.01 * own[1],
-        "nothing": noise(seed) + own[2],
-        "grew": pull + 0.01 * own[3] > 0.1,
-    }
-
-
-def along(strength: float) -> pt.Weights:
-    return pt.Weights.of_rows(1 + strength * X)
-
 
 MEASURES = {name: (lambda result, name=name: result[name]) for name in ("tilt", "uneven", "nothing", "grew")}
 PULL = 0.8 * float((X**2).mean())
@@ -268,47 +239,6 @@ def test_a_finished_run_is_found_again_and_another_question_is_not(tmp_path: Pat
     assert trained() == 25 + 12  # the unweighted runs are those of before
 
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-import patterning as pt
-
-HERE = Path(sys.argv[1])
-
-def train(weights, seed):
-    with (HERE / "calls").open("a") as file:
-        file.write("x")
-    if (HERE / "die").exists() and len((HERE / "calls").read_text()) == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return float(np.random.default_rng(seed).standard_normal() + weights.rho[0])
-
-weights = pt.Weights.of_rows([1.5, 1.0, 0.5])
-evidence = pt.verify(train, {"up": weights}, {"y": lambda result: result}, range(6), out=HERE / "run")
-evidence.to_json(HERE / "evidence.json")
-"""
-
-
-@pytest.mark.long
-def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "mine.py"
-    script.write_text(SCRIPT)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    monkeypatch.setattr(sys, "argv", ["mine.py", str(whole)])
-    runpy.run_path(str(script))
-    (killed / "die").touch()
-    line = [sys.executable, str(script), str(killed)]
-    assert subprocess.run(line, check=False, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
-    assert len(list((killed / "run" / "units").glob("*.safetensors"))) == 9
-    assert not (killed / "evidence.json").exists()
-    os.remove(killed / "die")
-    assert subprocess.run(line, check=False, stderr=subprocess.DEVNULL).returncode == 0
-    assert len((killed / "calls").read_text()) == 20  # 18 runs, the first once more, and the one that died
-    assert (killed / "evidence.json").read_bytes() == (whole / "evidence.json").read_bytes()
-
-
 def test_the_table_and_the_page(evidence: pt.Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evidence.show()
     out = capsys.readouterr().out
@@ -354,32 +284,6 @@ def test_where_nothing_was_asked_the_remedy_is_said() -> None:
     assert found.verdicts["up", "tilt"].finding == "moved beyond permuted"
     assert "wanted={'up': {'tilt': +1}}" in found.cautions()[0]
     assert "steers" not in " ".join(found.findings())
-
-
-FACTORS = {"scale": 1.0, "shift": 0.0}
-
-
-def scaled(weights: pt.Weights, seed: int) -> float:
-    return train(weights, seed)["tilt"] * FACTORS["scale"] + FACTORS["shift"]
-
-
-def test_other_wishes_cost_no_run_and_another_train_says_what_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    units, reads = tmp_path / "run" / "units", lambda run: run
-    for wanted in ({}, {"up": {"y": 1}}, {"up": {"y": -1}}):
-        measure = pt.Measure(reads, unit="nats" if wanted else "")
-        found = pt.verify(scaled, {"up": along(0.8)}, {"y": measure}, range(6), out=tmp_path / "run", wanted=wanted)
-        assert len(list(units.iterdir())) == 18 + 1  # the first is made once more
-    assert found.verdicts["up", "y"].finding == "steers the other way"
-    assert caplog.messages == []
-    monkeypatch.setitem(FACTORS, "scale", 2.0)
-    pt.verify(scaled, {"up": along(0.8)}, {"y": reads}, range(6), out=tmp_path / "run")
-    assert len(list(units.iterdir())) == 38
-    (said,) = caplog.messages
-    assert "nothing of the finished work" in said
-    assert "(19 pieces) fits this call" in said
-    assert "what differs from the last call: train → FACTORS['scale']. What is there is kept" in said
 
 
 def test_the_table_is_what_print_gives_and_is_never_broken(

@@ -14,6 +14,7 @@ from patterning.core.task import Task
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
 from patterning.response.components import ComponentResponse, component_response
+from patterning.response.sample import sample_response
 
 CE = partial(F.cross_entropy, reduction="none")
 KERNEL = SGLD(30, 100, 1e-3)
@@ -95,3 +96,18 @@ def at_w_star(task: Task, replicas: int = 3) -> Tensor:
         together, in_turn = (task.run(task.named(flat), task.data, index, one_by_one=turn) for turn in (False, True))
     torch.testing.assert_close(together, in_turn)
     return together
+
+
+def sampled(task: Task, observables=None, anchor=None):
+    phis = observables or {"w": lambda flat: flat[:, 0]}
+    return sample_response(task, task.own_row() if anchor is None else anchor, phis, KERNEL, CHAINS)
+
+
+class Normed(nn.Module):
+    def __init__(self, slope: float = 1.0, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.a, self.norm, self.c, self.slope = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3), slope
+        self.act = act or nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.act(self.slope * self.norm(self.a(x))))
