@@ -2,10 +2,33 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import patterning as pt
 from patterning.face.response_table import cautions
 from patterning.face.signs import TITLE, WHICH_SIGN, in_words
+
+
+@pytest.mark.parametrize(
+    ("components", "observables", "names"),
+    [
+        (["0.*", "2.*"], None, ("0.*", "2.*")),
+        (["0.*"], None, ("0.*",)),
+        (["0.*", "2.*"], ["a"], ("0.*", "2.*")),
+        (["0.*"], ["a", "b"], ("a", "b")),
+        (["0.*", "2.*"], ["a", "b"], ("0.*: a", "0.*: b", "2.*: a", "2.*: b")),
+    ],
+)
+def test_names_say_no_more_than_they_must(components: list, observables: list | None, names: tuple) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    data = (torch.randn(12, 3), torch.randint(2, (12,)))
+    task = pt.Task(net, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"), data)
+    functions = {name: lambda m: m[0].weight.sum() + m[2].bias.square().sum() for name in observables or []}
+    chi = pt.measure(task, functions or None, components, sampler=pt.SGLD(30, 300, 1e-4), estimator="first-order")
+    assert chi.names == names
+    assert chi.chi.shape == (len(names), 12)
 
 
 def test_which_sign_is_said_in_one_place() -> None:
