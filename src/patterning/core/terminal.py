@@ -77,7 +77,7 @@ def print_fitting(
         console.print(f"\n{row[0]}", style="bold", highlight=False, markup=False)
         for name, cell in zip(head[1:], row[1:], strict=True):
             if cell:
-                console.print(Padding(Text(f"{name:{widest}}  {cell}", overflow="fold"), (0, 0, 0, 2)))
+                console.print(Padding(Text(f"{name:{widest}}  {cell}", overflow="fold"), (0, 0, 0, 2), expand=False))
     console.print()
 
 

@@ -97,7 +97,11 @@ def interval_of(effect: Document | None) -> str:
 
 
 def print_evidence(console: "Console", cells: Sequence[Sequence[str]], seeds: int, sentences: Sequence[str]) -> None:
-    """The table, what its numbers are, and what was found."""
-    print_fitting(console, HEAD, cells, f"{seeds} paired seeds", left=3)
+    """A table for each measure, what its numbers are, and what was found."""
+    of = HEAD.index("measure")
+    for measure in dict.fromkeys(row[of] for row in cells):
+        rows = [[cell for i, cell in enumerate(row) if i != of] for row in cells if row[of] == measure]
+        head = [name for name in HEAD if name != HEAD[of]]
+        print_fitting(console, head, rows, f"{measure}, {seeds} paired seeds", left=2)
     for line in (LEGEND, *sentences):
         console.print(line, highlight=False, markup=False)
