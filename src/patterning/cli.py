@@ -152,6 +152,9 @@ def response(
     cpus: Cpus = 1,
     gpus: Gpus = 0,
     device: Device = None,
+    decode: Annotated[
+        str | None, typer.Option(help="FILE.py:NAME, a tokenizer or a function of (row, position): texts on the page.")
+    ] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -162,7 +165,7 @@ def response(
         task=task, components=components, sampler=sampler, n_beta=n_beta, localization=localization,
         step_size=step_size, chains=chains, draws=draws, burn_in=burn_in, steps_between_draws=steps_between_draws,
         batch_size=batch_size, probes=probes, estimator=estimator, reliability=reliability, rounds=rounds, seed=seed,
-        phi=phi, antithetic=antithetic, observables=observables, device=device,
+        phi=phi, antithetic=antithetic, observables=observables, device=device, decode=decode,
     )  # fmt: skip
     _answer(request, out, _place(workers, executor, address, cpus, gpus), dry_run, json)
 

@@ -206,3 +206,36 @@ def test_observables_and_settings_are_part_of_a_components_key() -> None:
     assert len(set(seen)) == 5
     assert work(1.0) == seen[0]
     assert chi(task).fingerprint == task.fingerprint
+
+
+OWN_CLASS = """
+import enum
+from torch import nn
+import patterning as pt
+import torch
+
+class Kind(enum.Enum):
+    MEAN = "mean"
+
+class Net(nn.Linear):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+def loss(model, batch):
+    assert Kind.MEAN
+    return model(batch[0]).square().mean(1)
+
+def task():
+    torch.manual_seed(0)
+    return pt.Task(Net(3, 2), loss, (torch.eye(3),))
+"""
+
+
+def test_a_class_of_the_users_has_one_key_however_often_its_file_is_loaded(tmp_path) -> None:
+    from patterning.core.user_code import load_object
+
+    for name, text in (("mine", OWN_CLASS), ("copy", OWN_CLASS), ("other", OWN_CLASS.replace("2.0 *", "3.0 *"))):
+        (tmp_path / f"{name}.py").write_text(text)
+    keys = [load_object(f"{tmp_path}/{name}.py:task")().fingerprint for name in ("mine", "mine", "copy", "other")]
+    assert keys[0] == keys[1] == keys[2]
+    assert keys[3] != keys[0]

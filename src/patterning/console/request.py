@@ -24,9 +24,9 @@ SAMPLERS = ("sgld", "calibrate")
 class Request:
     """The arguments of the command line, whose names have the meaning that they have for `patterning.measure`.
 
-    `sampler` "sgld" takes nβ, γ and ε as they are given, and "calibrate" finds them. `steps_between_draws` 0: to be
-    measured. Raises `PatterningError` for a number that is not finite, and where nβ, γ and ε are given to "calibrate"
-    or are missing for "sgld".
+    `decode` names what turns a sample into text, for the page. `sampler` "sgld" takes nβ, γ and ε as they are given,
+    and "calibrate" finds them. `steps_between_draws` 0: to be measured. Raises `PatterningError` for a number that is
+    not finite, and where nβ, γ and ε are given to "calibrate" or are missing for "sgld".
     """
 
     task: str
@@ -50,6 +50,7 @@ class Request:
     check: bool = False
     observables: str | None = None
     device: str | None = None
+    decode: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -5,6 +5,7 @@ costs nothing, and `patterning report` makes them again.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from patterning.console.llc import check_components
 from patterning.console.request import Request, observables_of, prepare
+from patterning.console.texts import Shown, load_again
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor
 from patterning.core.identity import digest
@@ -107,6 +109,7 @@ def sample_to(request: Request, out: Path, where: Executor | int, progress: Prog
     if Path.cwd() != before:  # the user's file has gone elsewhere, and `out` was named from here
         out = before / out
     _check_folder(out)
+    shown = Shown.of(task, request.decode)
     run = RunFolder(out)
     with run.lock(), one_thread():
         if (out / "chi.zarr").exists():
@@ -116,11 +119,11 @@ def sample_to(request: Request, out: Path, where: Executor | int, progress: Prog
             with Workers(run, where, progress) as pool:
                 request = _sample(request, task, names, probes, chosen_before, out, pool)
         if request.check and not (out / CHECK).exists():
-            publish(out)  # what was sampled is there whatever becomes of its check
+            publish(out, shown)  # what was sampled is there whatever becomes of its check
             kernel = cast("SGLD", request.kernel)
             with Workers(run, where, progress) as pool:
                 write_json(out / CHECK, check_components(task, names, kernel, request.chain_config, probes, pool))
-        return publish(out)
+        return publish(out, shown)
 
 
 def _sample(
@@ -186,8 +189,8 @@ def _check_same(request: Request, task: Task, out: Path) -> None:
     settings = open_response(out / "chi.zarr")["susceptibility"].attrs
     asked = json.loads(settings.get("asked", "{}"))
     asked = (
-        {"device": None, "sampler": "sgld"} | asked | {"task": request.task}
-    )  # the file may be named from another folder
+        {"device": None, "sampler": "sgld"} | asked | {"task": request.task, "decode": request.decode}
+    )  # the file may be named from another folder, and texts are for the page alone
     same = asked == vars(request)
     if not same or settings["task"] != task.fingerprint:
         raise PatterningError(f"{out / 'chi.zarr'} exists, of another request: name another folder with --out")
@@ -214,9 +217,10 @@ def _store(
     save_response(responses, out / "chi.zarr", more)
 
 
-def publish(out: Path) -> Document:
+def publish(out: Path, shown: Shown | None = None) -> Document:
     """Write `results.json` and `report.html` from the stored χ; return what `results.json` holds.
 
+    `shown`: the samples for the page; None: the task of the stored request is loaded again.
     Raises `PatterningError` when χ is not there or damaged, and where the page cannot be made.
     """
     if not (out / "chi.zarr").exists():
@@ -225,24 +229,42 @@ def publish(out: Path) -> Document:
     settings = tree["susceptibility"].attrs
     with keeping_results(out, out / "chi.zarr"):
         check = json.loads((out / CHECK).read_text(encoding="utf-8")) if (out / CHECK).exists() else None
-        results = results_of(tree, check)
+        shown = shown or load_again(_last_request(out, settings), settings["task"])
+        results = results_of(tree, check, shown.why)
+        if shown.task is not None:
+            results["request"]["decode"] = shown.source
         write_json(out / "results.json", strict_json(results))
-        task = json.loads(settings.get("request", "{}")).get("task")
-        page = response_page(tree, f"Susceptibilities of {task}" if task else "Susceptibilities", check)
+        task = results["request"].get("task")
+        title = f"Susceptibilities of {task}" if task else "Susceptibilities"
+        page = response_page(tree, title, check, task=shown.task, decode=shown.decode)
         write_whole(out / "report.html", page.encode(errors="replace"))
     return results
 
 
-def results_of(tree: "xarray.DataTree", check: Document | None) -> Document:
-    """What `results.json` holds; of a χ that Python measured, the request is the settings of its sampler."""
+def _last_request(out: Path, settings: Mapping[str, str]) -> Document:
+    """The request of the χ in `out`; what turns its samples into text may be of a later one."""
+    stored = json.loads(settings.get("request", "{}"))
+    try:
+        last = json.loads((out / "results.json").read_text(encoding="utf-8"))["request"]
+    except (OSError, ValueError, KeyError):
+        return stored
+    return stored | {"decode": last["decode"]} if "decode" in last else stored
+
+
+def results_of(tree: "xarray.DataTree", check: Document | None, by_number: str = "") -> Document:
+    """What `results.json` holds; of a χ that Python measured, the request is the settings of its sampler.
+
+    `by_number`: why the page shows samples by their numbers, where it does.
+    """
     settings, table = tree["susceptibility"].attrs, component_table(tree)
     known = {name: float(settings[name]) for name in ("n_beta", "localization", "step_size") if name in settings}
+    notes = [f"the page shows samples by their numbers: {by_number}"] if by_number else []
     return {
         "request": json.loads(settings.get("request", "{}")) or known,
         "spacing": json.loads(settings.get("spacing", "[]")),
         "table": table,
         "excluded": excluded_chains(tree),
-        "warnings": warnings_of(tree, table) + (check or {}).get("warnings", []),
+        "warnings": warnings_of(tree, table) + (check or {}).get("warnings", []) + notes,
         "check": check,
     }
 

@@ -129,7 +129,7 @@ class _Walk:
 
     def _kinds(self) -> list[tuple[Any, Callable[[Any], str]]]:
         return [
-            (Enum, lambda value: _hash("plain", type(value).__module__, type(value).__qualname__, repr(value))),
+            (Enum, lambda value: _hash("plain", *_full_name(type(value)), repr(value))),
             (_PLAIN, lambda value: _hash("plain", _value_of(value))),
             (Tensor, self._tensor),
             (weakref.ref, lambda value: self._join("weakref", value())),
@@ -203,7 +203,7 @@ class _Walk:
         return self._join("code", value.co_code, value.co_names, value.co_varnames, value.co_freevars, value.co_consts)
 
     def _class(self, value: type) -> str:
-        name = f"{value.__module__}.{value.__qualname__}"
+        name = ".".join(_full_name(value))
         if is_library(value.__module__):
             return _hash("class", name, _own_code(value.__module__))
         own = {key: part for key, part in vars(value).items() if not _is_bookkeeping(key)}
@@ -213,7 +213,7 @@ class _Walk:
         path = getattr(value, "__file__", None)
         if path is None or is_library(value.__name__):
             return _hash("module", value.__name__)
-        return _hash("module", value.__name__, Path(path).read_bytes())
+        return _hash("module", Path(path).read_bytes())
 
     def _module(self, value: nn.Module) -> str:
         parts: list[object] = [value.training]
@@ -264,6 +264,14 @@ def _has_name(value: object) -> bool:
 
 def _name_of(value: object) -> str:
     return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def _full_name(kind: type) -> tuple[str, str]:
+    """A library's class by its module and its name, the user's by its name.
+
+    The user's file goes by other names when it is loaded again, imported, or run; what is in the class tells the rest.
+    """
+    return kind.__module__ if is_library(kind.__module__) else "", kind.__qualname__
 
 
 def _module_of(value: object) -> str:
