@@ -85,7 +85,8 @@ def report(
     """Render the table and page again of what a command or the Python interface has stored."""
     from patterning.console.report import report_of
 
-    results, print_table, page = report_of(folder)
+    with _output.reserved(json):  # the user's file is loaded for its samples, and may print
+        results, print_table, page = report_of(folder)
     _output.show(results, print_table, json, page)
 
 

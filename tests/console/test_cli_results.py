@@ -154,7 +154,7 @@ def test_results_are_numbers_and_say_what_was_asked(capsys: pytest.CaptureFixtur
 
 
 def test_a_page_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(*_: object) -> str:
+    def broken(*_: object, **__: object) -> str:
         raise np.linalg.LinAlgError("SVD did not\nconverge")
 
     with monkeypatch.context() as patch:
