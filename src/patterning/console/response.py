@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -241,7 +241,7 @@ def publish(out: Path, shown: Shown | None = None) -> Document:
     return results
 
 
-def _last_request(out: Path, settings: Mapping[str, str]) -> Document:
+def _last_request(out: Path, settings: Mapping[Any, Any]) -> Document:
     """The request of the χ in `out`; what turns its samples into text may be of a later one."""
     stored = json.loads(settings.get("request", "{}"))
     try:

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from patterning.core.identity import attributes_of, digest_of, globals_read
+from patterning.core.identity import attributes_of, digest_of
 from patterning.core.libraries import is_library
-from patterning.core.module_reads import imported, read_from_modules
+from patterning.core.module_reads import globals_read, imported, read_from_modules
 from patterning.core.notes import without_notes
 from patterning.core.store import IDENTITY, RunFolder, Work, write_json
 

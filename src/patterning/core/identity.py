@@ -7,7 +7,6 @@ anything but its address has no key: `digest` then never gives the same answer t
 warning says why. Locks and loggers decide no number: they are left out.
 """
 
-import dis
 import hashlib
 import io
 import logging
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
 from patterning.core.libraries import is_library
-from patterning.core.module_reads import imported, read_from_modules
+from patterning.core.module_reads import globals_read, imported, read_from_modules
 from patterning.core.notes import without_notes
 from patterning.core.rows import RowSource
 from patterning.core.tensors import parts_of
@@ -292,17 +291,6 @@ def _contents(cell: Any) -> object:
         return cell.cell_contents
     except ValueError:  # named, but not assigned yet
         return "empty"
-
-
-def globals_read(code: CodeType) -> list[str]:
-    """Names that a function and the functions in it read from their module."""
-    names = {
-        str(instruction.argval) for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= set(globals_read(constant))
-    return sorted(names)
 
 
 def _own_code(module: str) -> str:

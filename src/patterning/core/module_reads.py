@@ -62,3 +62,14 @@ def _names(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             names |= _names(constant)
     return names
+
+
+def globals_read(code: CodeType) -> list[str]:
+    """Names that a function and the functions in it read from their module."""
+    names = {
+        str(instruction.argval) for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"
+    }
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= set(globals_read(constant))
+    return sorted(names)
