@@ -32,9 +32,8 @@ from patterning.face.first_looks import first_looks
 from patterning.face.response_page import (
     CHECK_HEAD,
     check_rows,
-    component_rows,
+    component_cells,
     component_table,
-    headings,
     response_page,
     warnings_of,
 )
@@ -277,7 +276,7 @@ def print_results(results: Document, console: Console) -> None:
         for sign, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
         if name in request
     )
-    print_fitting(console, headings(request), [row.cells for row in component_rows(results["table"])], sampler)
+    print_fitting(console, *component_cells(results["table"], request), sampler)
     if results["spacing"]:
         measured = ", ".join(f"{each['component']} {each['steps']}" for each in results["spacing"])
         steps = request["steps_between_draws"]

@@ -21,9 +21,8 @@ from patterning.face.response_table import (
     cautions,
     check_rows,
     chi_of,
-    component_rows,
+    component_cells,
     component_table,
-    headings,
     rows_with_spread,
     spectrum,
     warnings_of,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
-    "CHECK_HEAD", "check_rows", "component_rows", "component_table", "headings", "response_page", "rows_with_spread",
+    "CHECK_HEAD", "check_rows", "component_cells", "component_table", "response_page", "rows_with_spread",
     "spectrum", "warnings_of",
 ]  # fmt: skip
 
@@ -163,17 +162,15 @@ def _row_section(views: Mapping[int, RowView], table: list[Document], count: int
 
 
 def _numbers(table: list[Document], settings: Document) -> Section:
-    rows = component_rows(table)
+    head, rows = component_cells(table, settings)
     return Section(
         "Components",
         "Reliability: rank correlation of χ between halves of the chains, stepped up to all of them. R-hat and ESS "
         "(effective draws) are of φ: have the chains settled? The LLC is that of the probed samples. χ ≠ 0: the share "
         "of samples whose 95 % interval leaves out 0 (5 % would by chance).",
         tables=[
-            Table(headings(settings)[:-1], [Row(row.cells[:-1]) for row in rows]),
-            Table(
-                (HEAD[0], HEAD[-1]), [Row([row.cells[0], row.cells[-1]], "wrap") for row in rows], "why each stopped"
-            ),
+            Table(head[:-1], [Row(row[:-1]) for row in rows]),
+            Table((HEAD[0], HEAD[-1]), [Row([row[0], row[-1]], "wrap") for row in rows], "why each stopped"),
         ],
     )
 

@@ -28,6 +28,7 @@ HEAD = (
     "median |χ| / se", "χ ≠ 0 at 95 %", "why it stopped",
 )  # fmt: skip
 LLC = "LLC ± se"
+UNKNOWN = "n/a"
 CHECK_HEAD = ("component", "λ̂ ± se", "nβ", "γ", "ε", "steps", "rise, nats", "R-hat", "ESS")
 WEAK = 0.5
 """Reliability under which a row of χ is mostly noise."""
@@ -55,7 +56,7 @@ def component_table(tree: "xarray.DataTree") -> list[Document]:
                 "component": row.name,
                 "free_coordinates": int(data["free_coordinates"][row.c]),
                 "estimator": str(data["estimator"].values[row.c]),
-                "rise": float(data["rise"][row.c]),
+                "rise": float(data["rise"][row.c]) if trace.size else np.nan,
                 "llc": n_beta * mean,
                 "llc_standard_error": n_beta * mean_error,
                 "r_hat": float(row.of(data, "r_hat")),
@@ -70,40 +71,40 @@ def component_table(tree: "xarray.DataTree") -> list[Document]:
     return table
 
 
-def headings(settings: Document) -> tuple[str, ...]:
-    """`HEAD`, with what λ̂ depends on beside it: nβ, γ and ε."""
+def component_cells(table: list[Document], settings: Document) -> tuple[list[str], list[list[str]]]:
+    """`component_table` as headings and cells, without columns that hold nothing in any row.
+
+    A first look has run no chains: it has neither R-hat nor an LLC. What an LLC depends on stands in its heading.
+    """
     at = ", ".join(
         f"{sign} {float(settings[name]):g}"
         for sign, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "step_size"))
         if name in settings
     )
-    return tuple(f"{name} (at {at})" if name == LLC and at else name for name in HEAD)
+    head = [f"{name} (at {at})" if name == LLC and at else name for name in HEAD]
+    rows = [_cells(row) for row in table]
+    known = [i for i in range(len(head)) if any(row[i] != UNKNOWN for row in rows)]
+    return [head[i] for i in known], [[row[i] for i in known] for row in rows]
 
 
-def component_rows(table: list[Document]) -> list[Row]:
-    """`component_table` as cells under `HEAD`."""
+def _cells(row: Document) -> list[str]:
     return [
-        Row(
-            [
-                row["component"],
-                f"{row['free_coordinates']:,}" if row["free_coordinates"] else "n/a",
-                row["estimator"],
-                _number(row["rise"], ".4g"),
-                f"{row['llc']:.3g} ± {row['llc_standard_error']:.2g}" if np.isfinite(row["llc"]) else "n/a",
-                _number(row["r_hat"], ".3f"),
-                _number(row["ess"], ".0f"),
-                _number(row["reliability"], ".2f"),
-                _number(row["median_chi_over_error"], ".1f"),
-                _number(row["share_not_zero"], ".0%"),
-                row["note"],
-            ]
-        )
-        for row in table
+        row["component"],
+        f"{row['free_coordinates']:,}" if row["free_coordinates"] else UNKNOWN,
+        row["estimator"],
+        _number(row["rise"], ".4g"),
+        f"{row['llc']:.3g} ± {row['llc_standard_error']:.2g}" if np.isfinite(row["llc"]) else UNKNOWN,
+        _number(row["r_hat"], ".3f"),
+        _number(row["ess"], ".0f"),
+        _number(row["reliability"], ".2f"),
+        _number(row["median_chi_over_error"], ".1f"),
+        _number(row["share_not_zero"], ".0%"),
+        row["note"],
     ]
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form) if np.isfinite(value) else "n/a"
+    return format(value, form) if np.isfinite(value) else UNKNOWN
 
 
 def rows_with_spread(tree: "xarray.DataTree") -> NDArray[np.bool_]:
