@@ -90,11 +90,12 @@ def test_the_answer_comes_first(text_response: pt.Response) -> None:
     assert reliability > 0.5
     verb = "raises" if chi > 0 else "lowers"
     lead = (
-        f"Weighting row {text_response.row[j]}, position {text_response.position[j]} up {verb} the component loss of "
+        f"⟧” (row {text_response.row[j]}, position {text_response.position[j]}) up {verb} the component loss of "
         f"{best} most (χ = {with_error(chi, width)}, 95 % interval), in the clearest of 3 rows of χ (split-half "
         f"reliability {reliability:.2f})"
     )
     assert lead in text
+    assert re.search(r"Weighting “.*⟦.⟧” \(row", text)  # by its text first
     assert text.index(lead) < text.index("the samples at both ends") < text.index("Every row of χ with its samples")
     assert [words for words in re.findall("<h2>([^<]*)</h2>", page) if "keep in mind" not in words] == [
         "Every row of χ with its samples", TITLE, "Components", "How alike are the rows?",

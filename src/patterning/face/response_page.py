@@ -29,7 +29,7 @@ from patterning.face.response_table import (
 )
 from patterning.face.row_view import POINTS, RowView, row_details, thinned
 from patterning.face.rows import ChiRow, shown_rows
-from patterning.face.sample_views import where, with_error
+from patterning.face.sample_views import with_error
 from patterning.face.signs import TITLE, WHICH_SIGN, in_words
 from patterning.report.charts import BLUE, COLOURS, GREY, Curve, curves, matrix
 from patterning.report.page import Row, Section, Table, render_page
@@ -107,7 +107,7 @@ def _answer(table: list[Document], order: list[int], views: Mapping[int, RowView
     of = "" if whole else f" {'of' if view.row.observable == COMPONENT_LOSS else 'at'} {view.row.component}"
     reading = f"in the clearest of {len(table)} rows of χ" if len(table) > 1 else "in the one row of χ"
     return (
-        f"Weighting {where(most, view.task)} up {'raises' if most.chi > 0 else 'lowers'} {phi}{of} most (χ = "
+        f"Weighting {view.called(most)} up {'raises' if most.chi > 0 else 'lowers'} {phi}{of} most (χ = "
         f"{with_error(most.chi, most.half_width)}, {sure}), {reading} (split-half reliability {reliability:.2f})"
         f"{noise}."
     )

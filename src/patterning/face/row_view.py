@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from patterning.core.task import Task
-from patterning.face.examples import Decode, Example
+from patterning.face.examples import Decode, Example, as_text
 from patterning.face.rows import ChiRow
-from patterning.face.sample_views import Places, sample_list
+from patterning.face.sample_views import Places, sample_list, where
 from patterning.face.signs import in_words
 from patterning.report.charts import BLUE, GREY, Curve, curves
 
@@ -22,6 +22,8 @@ SHOWN = 5
 """Samples shown at either end of a row of χ."""
 POINTS = 160
 """Points of a line."""
+LETTERS = 48
+"""Of a sample's text in a sentence."""
 
 
 class RowView:
@@ -54,6 +56,16 @@ class RowView:
     def most(self) -> Example:
         """The sample of the largest |χ|."""
         return self.example(int(np.nanargmax(np.abs(self.chi))) if np.isfinite(self.chi).any() else 0)
+
+    def called(self, example: Example) -> str:
+        """A sample in a sentence: by its text, cut short, and its place; by its place alone where it has no text."""
+        place = where(example, self.task)
+        if self.task is None or self.decode is None:
+            return place
+        text = as_text(self.decode, self.task, example.row, example.position)
+        if len(text) > LETTERS:  # a token stands at the end of its context, and the head of a whole text says most
+            text = f"…{text[-LETTERS:]}" if self.task.samples_per_row > 1 else f"{text[:LETTERS]}…"
+        return f"“{text.strip()}” ({place})"
 
     def samples(self, examples: Sequence[Example]) -> Markup:
         """A list of them."""
