@@ -18,6 +18,9 @@ from patterning.study.settings import Strength, Way
 from patterning.study.subject import Parameters, Rho, Runs, Subject
 from patterning.study.training import Planned, train_all
 
+ROUND = "round "
+"""What the names of pilots start with that were trained under weights (`study.iterated`)."""
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -39,9 +42,9 @@ class Solution:
 class Kind:
     """Which checkpoints of the pilot runs count as a solution: `measure` is at least `at_least`, by the `most` best.
 
-    `settings`: the pilots to look at, by the name of their settings; "" for all. `guard`: a measure that must be at
-    least `guard_at_least` as well, such as the accuracy on the training law: a model that has learned nothing may
-    agree with a rule on the strings that tell rules apart.
+    `settings`: the unweighted pilots to look at, by the name of their settings; "" for all. `guard`: a measure that
+    must be at least `guard_at_least` as well, such as the accuracy on the training law: a model that has learned
+    nothing may agree with a rule on the strings that tell rules apart.
     """
 
     measure: str
@@ -84,30 +87,45 @@ class Bench:
 
         Raises `PatterningError` where there is none, with what was seen.
         """
-        found, seen = list[tuple[float, int, Solution]](), list[str]()
+        best, seen = self._best_of_runs(name, kind)
+        pure = [solution for solution in best if solution.measures[kind.measure] >= kind.at_least]
+        if not pure:
+            guard = f", {kind.guard} at least {kind.guard_at_least}" if kind.guard else ""
+            raise PatterningError(
+                f"no checkpoint of the pilot runs is a solution of the kind {name!r} ({kind.measure} at least "
+                f"{kind.at_least}{guard}): {'; '.join(seen)}"
+            )
+        return pure[: kind.most]
+
+    def purest(self, name: str, kind: Kind) -> Solution:
+        """The checkpoint that comes nearest to a kind; raises `PatterningError` where none passes its guard."""
+        best, seen = self._best_of_runs(name, kind)
+        if not best:
+            raise PatterningError(f"no checkpoint has {kind.guard} of {kind.guard_at_least}: {'; '.join(seen)}")
+        return best[0]
+
+    def checkpoint(self, name: str, settings: str, run: int, place: int) -> Solution:
+        """Checkpoint number `place` of pilot number `run` under `settings`, as a solution of the kind `name`."""
+        runs = self.pilots[settings]
+        step = int(runs.steps[place])
+        measures = {key: float(curve[run, place]) for key, curve in runs.curves.items() if curve.ndim == 2}
+        return Solution(name, self.seeds.pilots[run], step, runs.kept[step][run], measures)
+
+    def _best_of_runs(self, name: str, kind: Kind) -> tuple[list[Solution], list[str]]:
+        """The checkpoint of every run that comes nearest to a kind, best first; and what was seen, in words."""
+        found, seen = list[Solution](), list[str]()
         for settings, runs in self.pilots.items():
-            if kind.settings and settings != kind.settings:
+            if kind.settings and settings != kind.settings and not settings.startswith(ROUND):
                 continue
             values = runs.curves[kind.measure]
             if kind.guard:
                 values = np.where(runs.curves[kind.guard] >= kind.guard_at_least, values, -np.inf)
             seen.append(f"{settings or 'pilots'}: best {values.max():.3f}")
-            for r, seed in enumerate(self.seeds.pilots[: len(runs)]):
-                best = int(np.flatnonzero(values[r] == values[r].max())[-1])
-                step = int(runs.steps[best])
-                if values[r, best] < kind.at_least or step not in runs.kept:
-                    continue
-                measures = {key: float(curve[r, best]) for key, curve in runs.curves.items() if curve.ndim == 2}
-                solution = Solution(name, seed, step, runs.kept[step][r], measures)
-                found.append((float(values[r, best]), step, solution))
-        if not found:
-            raise PatterningError(
-                f"no checkpoint of the pilot runs is a solution of the kind {name!r} ({kind.measure} at least "
-                f"{kind.at_least}{f', {kind.guard} at least {kind.guard_at_least}' if kind.guard else ''}): "
-                f"{'; '.join(seen)}"
-            )
-        found.sort(key=lambda item: item[:2], reverse=True)
-        return [solution for *_, solution in found[: kind.most]]
+            for r, row in enumerate(values):
+                place = int(np.flatnonzero(row == row.max())[-1])
+                if row[place] > -np.inf and int(runs.steps[place]) in runs.kept:
+                    found.append(self.checkpoint(name, settings, r, place))
+        return sorted(found, key=lambda one: (one.measures[kind.measure], one.step), reverse=True), seen
 
     def direction(
         self,

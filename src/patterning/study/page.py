@@ -9,6 +9,7 @@ from patterning.core.plain import Document
 from patterning.report.charts import COLOURS, GREY, Curve, Difference, Strip, curves, forest, legend, strips
 from patterning.report.page import Row, Section, Table, render_page
 from patterning.report.scatter import Point, scatter_points
+from patterning.study.bench import ROUND
 from patterning.study.conduct import provenance_line
 from patterning.study.shares_page import share_sections
 from patterning.verification.page import RULE
@@ -245,7 +246,7 @@ def _strengths(results: Document) -> list[Section]:
 
 
 def _pilots(results: Document) -> list[Section]:
-    """Curves of every unweighted pilot run: whether runs switch between solutions, and back."""
+    """Curves of every pilot run: whether runs switch between solutions, and back."""
     sections = []
     for name, pilots in results["pilots"].items():
         measure = _curve_of(results, pilots["curves"])
@@ -255,11 +256,27 @@ def _pilots(results: Document) -> list[Section]:
                 Curve(f"seed {seed}", pilots["steps"], values, COLOURS[i % len(COLOURS)], width=1.1)
                 for i, (seed, values) in enumerate(zip(pilots["seeds"], own, strict=True))
             ]
+            kind = "Pilot" if name.startswith(ROUND) else "Unweighted pilot"
             sections.append(
-                Section(f"Unweighted pilot runs ({name})", "Each line is one run.",
+                Section(f"{kind} runs ({name})", "Each line is one run.",
                         html=[curves(lines, "training step", measure, log_x=True)])
             )  # fmt: skip
-    return sections
+    return [*_rounds(results), *sections]
+
+
+def _rounds(results: Document) -> list[Section]:
+    """What every round of pilots under weights did to the purity of the solutions."""
+    rows = [
+        Row([str(one["round"]), one["towards"], f"{one['before']:.3f}", f"{one['after']:.3f}",
+             f"{one['runs']} of {one['steps']} steps", f"{one['effective_sample_size']:.2f}"])
+        for one in results.get("rounds", [])
+    ]  # fmt: skip
+    head = ("round", "towards", "agreement before", "after", "runs", "effective sample size")
+    text = (
+        "Pilots without weights held no pure solution of one kind. Weights along the losses at the purest checkpoints "
+        "asked for it, and runs under these gave purer ones."
+    )
+    return [Section("Rounds", text, tables=[Table(head, rows)])] if rows else []
 
 
 def _other(results: Document) -> Table:

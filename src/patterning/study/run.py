@@ -25,6 +25,7 @@ from patterning.study.bench import Bench, Found, Reading
 from patterning.study.conduct import conduct, keeping_results, read_json_results
 from patterning.study.findings import share_findings
 from patterning.study.given import save_directions, save_weights
+from patterning.study.iterated import Pair, purer_pilots
 from patterning.study.outcomes import evidence_of, foretold, table_of
 from patterning.study.settings import StudySettings
 from patterning.study.strength import choose_strengths
@@ -37,7 +38,8 @@ class Study:
     """What an experiment puts into `run_study`.
 
     `readings` by name, the leading one first. `keep`: steps at which the pilots' parameters are kept; `settings`:
-    other settings that pilots are trained with as well (name → subject). `rivals`: arms to compare with, made once the
+    other settings that pilots are trained with as well (name → subject). `pair`: the kinds of solutions that readings
+    are between, which `config.rounds` make purer. `rivals`: arms to compare with, made once the
     arms' weights are known. `more`: further results ("notes" among them are shown with the table). `sections`: the
     experiment's own part of the page; `drawings`: what the runs of each arm look like, shown beside their shares,
     with their `legend`; `figure`: a picture that is written as `figure.svg`.
@@ -47,6 +49,7 @@ class Study:
     readings: Mapping[str, Reading]
     keep: Sequence[int] = ()
     settings: Mapping[str, Subject] = field(default_factory=dict)
+    pair: Pair | None = None
     rivals: Callable[[Bench, Mapping[str, Direction]], Mapping[str, Rival]] | None = None
     more: Callable[[Bench, Mapping[str, Runs]], Document] | None = None
     sections: Callable[[Document], Sequence[Section]] | None = None
@@ -92,6 +95,7 @@ def stages(
     with Workers(run, where, progress) as pool:
         pilots = train_pilots(study, pool, seeds.pilots)
         bench = Bench(subject, pool, seeds, pilots, config.min_reliability, config.force)
+        rounds = iterated(config, study, bench)
         found, refused = read_all(config, study, bench)
         directions = {name: one.direction for name, one in found.items()}
         tried, chosen = choose_strengths(config, bench, directions)
@@ -108,7 +112,11 @@ def stages(
         "experiment": config.model_dump()["experiment"],
         "config": config.model_dump(mode="json"),
         "subject": describe(subject),
-        "pilots": {name or "pilots": described_runs(subject, part, seeds.pilots) for name, part in pilots.items()},
+        "pilots": {
+            name or "pilots": described_runs(subject, part, seeds.pilots[: len(part)])
+            for name, part in bench.pilots.items()
+        },
+        "rounds": rounds,
         "directions": [told(one.direction) for one in found.values()] + refused,
         "strengths": [asdict(row) | {"strength": str(row.strength)} for row in tried],
         "rows": evidence.rows(),
@@ -138,6 +146,16 @@ def train_pilots(study: Study, pool: Workers, seeds: range) -> dict[str, Runs]:
         plan = {f"pilot{'-' if name else ''}{name}": Planned.alike(unweighted(subject), seeds, study.keep)}
         pilots[name] = next(iter(train_all(subject, pool, plan, f"pilot runs {name}".strip()).values()))
     return pilots
+
+
+def iterated(config: StudySettings, study: Study, bench: Bench) -> list[Document]:
+    """Pilots under weights, where the configuration asks for rounds and a kind of solutions is impure."""
+    if config.rounds is None:
+        return []
+    if study.pair is None:
+        raise PatterningError(f"{bench.subject.name} has no pair of solutions to make purer: leave rounds out")
+    subject = study.settings.get("", study.subject)
+    return purer_pilots(bench, subject, study.pair, config.rounds, study.keep)
 
 
 def read_all(config: StudySettings, study: Study, bench: Bench) -> tuple[dict[str, Found], list[Document]]:

@@ -29,6 +29,19 @@ class Strength(Frozen):
         return self
 
 
+class Rounds(Frozen):
+    """At most `most` rounds; each trains `seeds` of the pilots' seeds towards each kind that is impure.
+
+    `from_worst`: the first pair are not the purest checkpoints, but the two pilots' ends that are hardest to tell
+    apart (by at least 0.05 in agreement): what the method makes of a bad start.
+    """
+
+    most: int = Field(default=3, ge=1)
+    seeds: int = Field(default=2, ge=1)
+    strength: Strength = Strength(policy="rank-tilt", alpha=1.0)
+    from_worst: bool = False
+
+
 class StudySettings(Settings):
     """What every study has. An experiment's configuration adds the sizes of its data, model and training.
 
@@ -38,7 +51,8 @@ class StudySettings(Settings):
     directions); `together`: one strength for both ways. `permuted`: directions that get a permuted control (all,
     unless named). `permuted_draws`: 0 deals its weights anew for each seed; otherwise there are so many controls, each
     dealt once for all its seeds. `side_seeds`: seeds of arms other than the leading direction's, its controls and the
-    unweighted one. `device`: where runs are trained and chains are sampled ("cuda": docs/gpu.md).
+    unweighted one. `rounds`: of pilots under weights, where a kind of solutions is missing or impure
+    (`study.iterated`). `device`: where runs are trained and chains are sampled ("cuda": docs/gpu.md).
     """
 
     seeds: int = Field(ge=3)
@@ -58,6 +72,7 @@ class StudySettings(Settings):
     permuted_draws: int = Field(default=0, ge=0)
     side_seeds: int | None = Field(default=None, ge=1)
     min_reliability: float = Field(default=0.5, ge=0, le=1)
+    rounds: Rounds | None = None
     device: str = "cpu"
 
     @model_validator(mode="after")

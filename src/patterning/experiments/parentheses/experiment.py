@@ -19,6 +19,7 @@ from patterning.study.arms import Rival
 from patterning.study.bench import Bench, Kind, Reading
 from patterning.study.figure import figure_by_seed
 from patterning.study.given import Given
+from patterning.study.iterated import Pair
 from patterning.study.metagradient import OfGradient
 from patterning.study.readings import OfTraining, OverRuns
 from patterning.study.readings_of_solutions import Around, Gap, LossGap
@@ -102,17 +103,16 @@ def study(config: ParenthesesConfig) -> Study:
         "runs": OverRuns(),
         "runs-groups": OverRuns(groups=6),
         "retraining": OfTraining(config.seeds_per_split),
+        **({"metagradient": OfGradient(subject_of(config, config.smooth), "ood_loss", -1.0)} if config.smooth else {}),
+        **({"given": Given(config.given, "gap")} if config.given else {}),
     }
-    if config.smooth is not None:
-        readings["metagradient"] = OfGradient(subject_of(config, config.smooth), "ood_loss", -1.0)
-    if config.given is not None:
-        readings["given"] = Given(config.given, "gap")
     others = {name: part for name, part in (("", config.pilot_train), ("smooth", config.smooth)) if part is not None}
     return Study(
         subject_of(config),
         readings,
         keep=config.measure_at,
         settings={name: subject_of(config, part) for name, part in others.items()},
+        pair=Pair(nested, equal, names),
         rivals=partial(rivals, config),
         figure=partial(figure_by_seed, title="accuracy where the two algorithms disagree: 0 Equal-Count, 1 Nested"),
     )
