@@ -91,12 +91,12 @@ class Request:
 
     @property
     def chain_config(self) -> ChainConfig:
-        """Chains that share their minibatches, with their mirror images where the estimator gains by them."""
+        """Chains, with their mirror images where the estimator gains by them."""
         between = self.steps_between_draws
         if self.estimator == "first-order":  # no chain is run
             between = max(1, between)
         return ChainConfig(
-            self.chains, self.draws, self.burn_in, between, self.batch_size, self.seed, matched=True,
+            self.chains, self.draws, self.burn_in, between, self.batch_size, self.seed,
             antithetic=self.antithetic and self.estimator not in ("covariance", "first-order"),
         )  # fmt: skip
 

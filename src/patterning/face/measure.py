@@ -108,9 +108,7 @@ def measure(
     if not isinstance(phi, str):
         phi = row_numbers("phi", phi, len(task.base_weights))
     antithetic = estimator in ("auto", "pathwise")
-    config = ChainConfig(
-        chains, draws, burn_in, steps_between_draws, batch_size, seed, matched=True, antithetic=antithetic
-    )
+    config = ChainConfig(chains, draws, burn_in, steps_between_draws, batch_size, seed, antithetic=antithetic)
     parts = [find_component(task.module, what) for what in names]
     give_back(task.num_parameters)  # what is free then, can be had
     at_once = math.ceil(len(rows) / (shards or 1))

@@ -35,6 +35,8 @@ class ChainConfig:
     """How long to sample. A draw follows every `steps_between_draws` steps after `burn_in` steps.
 
     `matched`: all chains see the same minibatches (their noise differs), so that what they share is computed once.
+    The scatter of such chains leaves out what other minibatches would have given, and so does every error made of it:
+    `measure` does without.
     `antithetic`: beside each chain runs its mirror image, with the same minibatches and the opposite noise (antithetic
     variates, Hammersley & Morton 1956): in the mean of the two, whatever is odd in the noise cancels.
     """

@@ -126,7 +126,7 @@ def _search(
     told: Callable[[int], None],
 ) -> list[PilotRun]:
     """Pilots of one component; the last is the chosen one."""
-    config = ChainConfig(2, max(4, steps // 8), steps // 2, 4, batch_size, seed, matched=True)
+    config = ChainConfig(2, max(4, steps // 8), steps // 2, 4, batch_size, seed)
     low, high = (math.log(value) for value in RANGE)
     log_gamma, runs, best = math.log(1e3), list[PilotRun](), None
     for _ in range(PILOTS):

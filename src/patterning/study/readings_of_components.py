@@ -130,7 +130,7 @@ def _read(bench: Bench, sampling: ComponentSampling, stage: str) -> Components:
     anchor = torch.from_numpy(pilot.anchor(step)).to(task.device)
     chains = ChainConfig(
         sampling.chains, sampling.draws, sampling.burn_in, sampling.steps_between_draws, sampling.batch_size,
-        pilot.seed, matched=True,
+        pilot.seed,
     )  # fmt: skip
     response = component_response(
         task, anchor, list_components(task.module), SGLD(sampling.n_beta, sampling.localization, sampling.step_size),
