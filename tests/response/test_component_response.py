@@ -119,7 +119,7 @@ def test_auto_leaves_pathwise_where_steps_do_not_contract() -> None:
     chains = replace(CHAINS, chains=2, antithetic=True)
     found = component_response(TASK, start, ["l1h0"], loose, chains, probes=ROWS, batches=2, estimator="auto")
     assert found.by_component["l1h0"].estimator == "covariance"
-    assert "do not contract" in found.by_component["l1h0"].note
+    assert "not pathwise: " in found.by_component["l1h0"].note
     assert found.by_component["l1h0"].traces[COMPONENT_LOSS].shape == (CHAINS.draws, 4)  # none of them antithetic
     assert to_tree(found)["posterior"]["phi"].shape[:2] == (4, CHAINS.draws)
 

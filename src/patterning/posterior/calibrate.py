@@ -131,7 +131,9 @@ def top_curvature_of(
     index = torch.multinomial(task.base_weights, samples, replacement=True, generator=generator)[None].to(anchor.device)
     flat = anchor[None].detach()
     start = torch.randn(flat.shape, generator=generator).to(flat)
-    hessian = Curvature.of([lambda at: task.losses(at, index).mean()], flat, start / start.norm())
+    most = getattr(task, "at_once", lambda *shape: shape)(1, samples)[1]
+    parts = [lambda at, part=part: task.losses(at, part).sum() / samples for part in index.split(most, dim=1)]
+    hessian = Curvature.of(parts, flat, start / start.norm())
 
     def dominant(shift: float) -> float:
         """The eigenvalue of largest magnitude of H - shift."""

@@ -23,6 +23,7 @@ from patterning.posterior.band import find_band, steepest
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import MOST_R_HAT, split_r_hat
 from patterning.posterior.sgld import SGLD
+from patterning.posterior.short_chain import step_warnings, try_chain
 
 MOST_N_BETA = 300.0
 WANTED = 0.02
@@ -76,8 +77,8 @@ def find_settings(
 
     Pilots (2 chains of `steps` steps) are run on at most three of the components, evenly spread; the largest γ that any
     of them needs is taken, with the ε that is short enough for all. The verdict is the first that applies: steps too
-    long, chains disagree, spikes, too noisy, too little signal, healthy. Raises `PatterningError`
-    where every γ makes the chains leave the solution. `tell` hears how far it is.
+    long, chains disagree, spikes, too noisy, too little signal, minibatches too small, healthy. Raises
+    `PatterningError` where every γ makes the chains leave the solution. `tell` hears how far it is.
     """
     anchor = check_anchor(task, anchor)
     if not components:
@@ -107,6 +108,9 @@ def find_settings(
     epsilon = min(runs[-1].kernel.step_size for runs in chosen)
     kernel = replace(tightest.kernel, step_size=epsilon)
     verdict, advice = _verdict(tightest, wanted)
+    if verdict == "healthy":
+        what = next(what for what in picked if Restricted(task, anchor, what).component.name == tightest.component)
+        verdict, advice = _of_minibatches(Restricted(task, anchor, what), kernel, tightest.rise, band, batch_size, seed)
     text = (
         f"calibrated: nβ {beta:.3g}, γ {kernel.localization:.3g}, ε {epsilon:.2g}; the loss of {tightest.component} "
         f"rises by {tightest.rise:.1%} of the way to a model that knows nothing (wanted {wanted:.0%}); "
@@ -181,6 +185,17 @@ def _mean_loss(free: Restricted) -> Tensor:
             for rows in torch.arange(len(q)).split(256)
         ]
     return torch.stack(parts).sum()
+
+
+def _of_minibatches(
+    free: Restricted, kernel: SGLD, rise: float, band: float, batch_size: int, seed: int
+) -> tuple[str, str]:
+    """Whether minibatches of so many rows are large enough for the kernel that was found."""
+    chains = ChainConfig(1, 1, 40, 1, batch_size, seed)
+    nats = rise * (band - float(_mean_loss(free)))
+    lines = step_warnings(try_chain(free, free.anchor, kernel, chains), nats, kernel, chains)
+    small = [line.partition(": ")[2] for line in lines if line.startswith("minibatches")]
+    return ("minibatches too small", small[0]) if small else ("healthy", "")
 
 
 def _miss(run: PilotRun, wanted: float) -> float:

@@ -20,14 +20,16 @@ from patterning.posterior.chains import loss_and_gradient
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelObservable, ModelReading, curvature
 
-ROWS, CELLS = 128, 512
-"""Most rows, and about how many samples, that curvature is tried on."""
+ROWS, ROWS_ON_THE_WAY, CELLS = 128, 32, 512
+"""Most rows, at w* and on the way, and about how many samples, that curvature is tried on."""
 FEW = 8
 """Rows that a gradient or a forward derivative is tried on."""
-NODES = 3
-"""Of the quadrature along a line: exact for polynomials of degree 5."""
+NODES, NODES_OF_CURVATURE = 3, 4
+"""Of the quadrature along a line: exact for polynomials of degree 5 and 7."""
 ROUNDING = 1e-5
 """Share of φ by which its differences may be off in float32."""
+ALIKE = 0.3
+"""Two quadratures whose remainders differ by less than this share have found kinks."""
 UNEXPLAINED = 0.02
 """Share of the changes of an observable that its gradient may miss: of smooth ones, and in ReLU networks, it misses a
 hundredth of that."""
@@ -77,19 +79,26 @@ def try_pathwise(
         missed = missed_curvature(free, kernel)
     except PatterningError as error:
         return (), str(error)
-    if missed > (LARGE if by_name else SMALL):
-        return (), (
-            f"the second derivative of the loss does not say how its gradient changes: χ would be wrong by about "
-            f"{missed:.0%} (the loss is piecewise linear, or hides a derivative)"
-        )
-    warnings = []
-    if missed > SMALL:
-        warnings.append(f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}")
+    warnings, why = what_is_missed(missed, by_name=by_name)
+    if why is not None:
+        return (), why
     try:
         warnings += try_slopes(free, kernel.localization, observables, LARGE if by_name else UNEXPLAINED)
     except PatterningError as error:
         return (), str(error)
     return tuple(warnings), _why_no_forward_derivative(free, _rows(free, FEW))
+
+
+def what_is_missed(missed: float, *, by_name: bool) -> tuple[list[str], str | None]:
+    """Warnings, and why pathwise χ is no result, where curvature misses such a share of what holds a chain."""
+    if missed > (LARGE if by_name else SMALL):
+        return [], (
+            f"the second derivative of the loss does not say how its gradient changes: χ would be wrong by about "
+            f"{missed:.0%} (the loss is piecewise linear, or hides a derivative)"
+        )
+    if missed > SMALL:
+        return [f"kinks of the loss are not in its curvature: pathwise χ may be wrong by about {missed:.0%}"], None
+    return [], None
 
 
 def try_slopes(
@@ -157,6 +166,39 @@ def missed_curvature(free: Restricted, kernel: SGLD) -> float:
             holds = kernel.localization * float(vector.norm()) + kernel.n_beta * float(change.norm())
             values.append(kernel.n_beta * unexplained / holds)
     return min(sum(values) / len(values) for values in missed.values())
+
+
+def missed_on_the_way(free: Restricted, kernel: SGLD, reached: Tensor) -> float:
+    """`missed_curvature` on the lines from w* to positions `reached` (k, P_C), in the mean: kinks that lie far from w*.
+
+    By the fundamental theorem of calculus the gradient changes by the integral of the curvature along the line (here by
+    Gauss-Legendre quadrature), and by what its kinks add. Where that seems much, the quadrature is made finer: kinks
+    then add the same again, and what a smooth loss adds by its bending does not. A loss that is too rough to tell is
+    let pass here: steps do not contract there, which the way back through the chain shows.
+    """
+    coarse = _missed_on_lines(free, kernel, reached, panels=1)
+    if coarse <= SMALL:
+        return coarse
+    fine = _missed_on_lines(free, kernel, reached, panels=4)
+    return fine if abs(fine - coarse) <= ALIKE * fine else 0.0
+
+
+def _missed_on_lines(free: Restricted, kernel: SGLD, reached: Tensor, panels: int) -> float:
+    rows, anchor = _rows(free, ROWS_ON_THE_WAY)[None], free.anchor[None]
+    nodes, weights = np.polynomial.legendre.leggauss(NODES_OF_CURVATURE)
+    pieces = [(panel, x, w) for panel in range(panels) for x, w in zip(nodes, weights, strict=True)]
+    places = [((panel + (1 + x) / 2) / panels, w / 2 / panels) for panel, x, w in pieces]
+    start, missed = loss_and_gradient(free, anchor, rows)[1], list[float]()
+    for position in reached:
+        way = position[None] - anchor
+        change = loss_and_gradient(free, position[None], rows)[1] - start
+        added = torch.zeros_like(change)
+        for place, weight in places:
+            added += weight * curvature(free, anchor + place * way, rows, way)[1]
+        unexplained = max(float((change - added).norm()) - 1e-4 * float(start.norm()), 0.0)
+        holds = kernel.localization * float(way.norm()) + kernel.n_beta * float(change.norm())
+        missed.append(kernel.n_beta * unexplained / holds if math.isfinite(unexplained) else 1.0)
+    return sum(missed) / len(missed)
 
 
 def _why_no_forward_derivative(free: Restricted, rows: Tensor) -> str | None:

@@ -21,11 +21,11 @@ from patterning.models.probe import Probe
 from patterning.models.restricted import Restricted
 from patterning.posterior.band import Band, advise, find_band
 from patterning.posterior.chains import ChainConfig, Kernel
-from patterning.posterior.diagnostics import MOST_R_HAT
-from patterning.posterior.resolution import below_resolution, resolution
 from patterning.posterior.sgld import SGLD
+from patterning.posterior.short_chain import ShortChain, step_warnings, try_chain
 from patterning.response.adjoint import ModelObservable, ModelReading, ProbeLoss, Reading
-from patterning.response.capability import try_pathwise
+from patterning.response.capability import missed_on_the_way, try_pathwise, what_is_missed
+from patterning.response.judged import MOST_EXPANSION, LostError, judged
 from patterning.response.packing import pack, pack_refusal
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
@@ -45,12 +45,8 @@ Estimator = Literal["covariance", "pathwise", "auto"]
 PhiOf = Literal["probes", "data"]
 """Whose mean loss φ of a component is: the probed samples', or that of all the task's rows."""
 
-MOST_EXPANSION = 10.0
-"""`auto` leaves the pathwise estimator for a component whose adjoint outgrows a convex loss's by this factor."""
 REFUSED_EXPANSION = 100.0
 """From here on pathwise χ is no result, even where it was asked for by name."""
-FAR = 0.5
-"""Share of the way to the loss band from which a rise of the loss is called far from w*."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +113,18 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         give_back(work.task.num_parameters)  # of the component before
     free = free or Restricted(work.task, work.anchor, work.component)
     probe = Probe(free, work.settings.rows, work.chains.replicas)
+    short = try_chain(free, free.anchor, work.kernel, work.chains)
     band = Band(math.inf if work.settings.loss_band is None else work.settings.loss_band)
     if work.settings.loss_band is None:
         everything = len(work.settings.rows) == len(work.task.base_weights)
         losses = probe.at_anchor if everything else None  # a few rows may have another loss than the minibatches
         band = find_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, losses)
     try:
-        sampled = _sample(work, free, probe, band.loss)
+        sampled = _sample(work, free, probe, band.loss, short)
         work.task.check_still_the_same()
         response = judged(sampled, probe.at_anchor, band)
+        steps = step_warnings(short, response.rise, work.kernel, work.chains)
+        response = replace(response, warnings=(*response.warnings, *steps))
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
     note = "; ".join(filter(None, [work.component.note, response.note]))
@@ -141,16 +140,18 @@ def whose_phi(settings: Settings) -> str:
     return "probes" if same else "rows"
 
 
-class LostError(PatterningError):
-    """Chains left the neighbourhood of w*."""
+class KinkedError(PatterningError):
+    """Curvature does not say how the gradient changes where chains go."""
 
 
-def _sample(work: Work, free: Restricted, probe: Probe, band: float) -> SampledResponse:
+def _sample(work: Work, free: Restricted, probe: Probe, band: float, short: ShortChain | None) -> SampledResponse:
     if work.settings.estimator == "covariance":
         return _by_covariance(work, free, probe, band, "")
     assert isinstance(work.kernel, SGLD)
     by_name = work.settings.estimator == "pathwise"
-    warnings, reason = try_pathwise(free, work.kernel, work.settings.observables, by_name=by_name)
+    warnings, reason = (), None if short is None else short.why_no_response
+    if reason is None:
+        warnings, reason = try_pathwise(free, work.kernel, work.settings.observables, by_name=by_name)
     if reason is None:
         response, reason = _by_pathwise(work, free, probe, band)
         if response is not None:
@@ -167,14 +168,26 @@ def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tup
     kernel, chains, settings, q = work.kernel, work.chains, work.settings, probe.samples.weight
     assert isinstance(kernel, SGLD)
     readings = _readings(work, free, probe)
-    rounds: list[dict[str, Pathwise]] = []
+    rounds, warnings = list[dict[str, Pathwise]](), list[str]()
+
+    def look(reached: Tensor) -> None:
+        """Kinks between w* and where the chains were, before the way back is taken."""
+        missed = missed_on_the_way(free, kernel, reached)
+        more, why = what_is_missed(missed, by_name=settings.estimator == "pathwise")
+        warnings.extend(more)
+        if why is not None:
+            raise KinkedError(why)
+
     for number in range(settings.rounds):
         with portion(number / settings.rounds, (number + 1) / settings.rounds):
-            rounds.append(
-                pathwise_chains(
-                    free, probe, q, kernel, chains, readings, loss_band=band, first_chain=number * chains.chains
-                )
-            )
+            try:
+                part = pathwise_chains(
+                    free, probe, q, kernel, chains, readings, loss_band=band, first_chain=number * chains.chains,
+                    on_way=None if number else look,
+                )  # fmt: skip
+            except KinkedError as error:
+                return None, str(error)
+            rounds.append(part)
         if number == 0:
             expansion = max(float(np.median(part.expansion)) for part in rounds[0].values())
             limit = MOST_EXPANSION if settings.estimator == "auto" else REFUSED_EXPANSION
@@ -186,7 +199,8 @@ def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tup
         except PatterningError as error:
             raise LostError(str(error)) from None
         if (note := stop_note(response, settings, number + 1)) is not None:
-            return replace(response, note=f"{response.note}; {note}"), ""
+            told = tuple(dict.fromkeys((*response.warnings, *warnings)))
+            return replace(response, note=f"{response.note}; {note}", warnings=told), ""
     raise AssertionError("the last round stops")
 
 
@@ -254,31 +268,6 @@ def _observables(work: Work, free: Restricted, probe: Probe) -> dict[str, Observ
     for name, function in work.settings.observables.items():
         phis[name] = lambda flat, function=function: function(free.expand(flat))
     return phis
-
-
-def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResponse:
-    """The response with its warnings, from the probed losses at w* (n,); raises where it is none."""
-    chi = response.susceptibility
-    if not (np.isfinite(chi.chi).all() and np.isfinite(chi.standard_error).all()):
-        raise LostError("χ holds NaN or infinite entries")
-    at_anchor, kind = losses.double().cpu().numpy(), losses.dtype
-    least = resolution(at_anchor, chi.base_weights, kind)
-    warnings = [why for why in (band.note, below_resolution(response.rise, least, kind)) if why]
-    room = band.loss - float(at_anchor @ chi.base_weights)
-    if math.isfinite(room) and room > 0 and response.rise > FAR * room:
-        warnings.append(
-            f"the loss rises by {response.rise:.3g} nats, {response.rise / room:.0%} of the way to a model that knows "
-            "nothing: χ describes weights far from w*; raise localization γ or lower n_beta"
-        )
-    if response.expansion > MOST_EXPANSION:
-        warnings.append(f"steps do not contract (adjoint expansion {response.expansion:.2g}): χ is noisy")
-    for name, diagnostics in response.diagnostics.items():
-        if diagnostics.r_hat > MOST_R_HAT:
-            warnings.append(
-                f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, and χ is that of "
-                "the way from w*; raise burn_in and draws, or γ"
-            )
-    return replace(response, warnings=(*response.warnings, *warnings))
 
 
 def short_of(response: SampledResponse, settings: Settings) -> tuple[str, ...]:

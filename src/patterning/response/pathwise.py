@@ -20,7 +20,7 @@ noise is cut by the control variate of SVRG (Johnson & Zhang 2013),
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,8 @@ from patterning.response.way_back import WayBack
 
 FORTH = 0.2
 """About the share of the time that the chains take, before the way back."""
+SEEN = 3
+"""Chains, and times of each, whose positions are shown to `on_way`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def pathwise_chains(
     *,
     loss_band: float = math.inf,
     first_chain: int = 0,
+    on_way: Callable[[Tensor], None] | None = None,
 ) -> dict[str, Pathwise]:
     """Run the chains, keep their positions, and go back through them once for each φ in `readings` (name → φ).
 
@@ -88,8 +91,9 @@ def pathwise_chains(
     `weights` q (n,). With `DATA` the mean over every step after burn-in is differentiated, and `Pathwise.phi` and
     `mean_losses` show the probes, where their derivative is taken.
     Derivatives of the probe are taken once for a few steps, at one of them, drawn at random: χ of a chain is unbiased
-    for the chain's derivative. What the choice of a step does at w* is known, and taken out. Memory: steps × chains ×
-    P_C floats. Raises `PatterningError` when fewer than 2 chains stay in `loss_band`.
+    for the chain's derivative. What the choice of a step does at w* is known, and taken out. `on_way` hears some of the
+    positions (k, P_C) where chains were, before the way back, unless one has left. Memory: steps × chains × P_C
+    floats. Raises `PatterningError` when fewer than 2 chains stay in `loss_band`.
     """
     numbers = StepNumbers(free.base_weights, chains, first_chain, free.anchor)
     with portion(0.0, FORTH):
@@ -98,6 +102,9 @@ def pathwise_chains(
         nothing = np.zeros((chains.chains, len(weights)))
         empty = Pathwise(nothing, np.zeros((chains.draws, chains.chains)), nothing, nothing[:, 0], diverged)
         return dict.fromkeys(readings or [COMPONENT_LOSS], empty)
+    if on_way is not None and not diverged:
+        times = torch.linspace(0, chains.steps, SEEN + 1).round().long()[1:]
+        on_way(positions[times][:, :SEEN].flatten(0, 1))
     q = torch.from_numpy(weights).to(free.anchor.device)
     phis: Mapping[str, Reading | str] = {COMPONENT_LOSS: ProbeLoss(probe, q)} if readings is None else readings
     back = _WayBack(free, probe, q, kernel, chains, numbers)

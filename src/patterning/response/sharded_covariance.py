@@ -14,8 +14,8 @@ from patterning.core.workers import Workers
 from patterning.models.components import Component
 from patterning.posterior.band import Band
 from patterning.response.draws import chains_unit
+from patterning.response.judged import judged
 from patterning.response.moments import Moments
-from patterning.response.one_component import judged
 from patterning.response.sample import (
     COMPONENT_LOSS,
     Draws,

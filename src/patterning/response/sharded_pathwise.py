@@ -13,7 +13,8 @@ from patterning.core.workers import Workers
 from patterning.models.components import Component
 from patterning.posterior.sgld import SGLD
 from patterning.response.capability import try_pathwise
-from patterning.response.one_component import REFUSED_EXPANSION, judged
+from patterning.response.judged import judged
+from patterning.response.one_component import REFUSED_EXPANSION
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_of, summarise_pathwise
 from patterning.response.pathwise_shards import (
     Adjoints,
