@@ -270,7 +270,7 @@ def test_files_that_hold_no_weights_say_why(tmp_path: Path) -> None:
         (tmp_path / "cut.parquet").write_bytes(whole[:end])
         with pytest.raises(PatterningError, match="cannot be read as parquet"):
             Weights.from_parquet(tmp_path / "cut.parquet")
-    with pytest.raises(PatterningError, match="cannot be read as parquet"):
+    with pytest.raises(PatterningError, match="it does not exist"):
         Weights.from_parquet(tmp_path / "missing.parquet")
     other = tmp_path / "other.parquet"
     table = pyarrow.table({"rho": [1.0, 2.0]})

@@ -132,7 +132,10 @@ def _table(frame: Any) -> Tensor:
     array = np.asarray(frame)
     if array.dtype.kind in "biuf":
         return from_numpy(array)
-    bad = [str(name) for name in frame.columns if np.asarray(frame[name]).dtype.kind not in "biuf"]
+    columns = [np.asarray(frame[name]) for name in frame.columns]
+    bad = [str(name) for name, values in zip(frame.columns, columns, strict=True) if values.dtype.kind not in "biuf"]
+    if not bad:  # numbers of several types, yes and no among them
+        return from_numpy(np.stack(columns, axis=1))
     raise PatterningError(
         f"columns {', '.join(bad)} of the frame hold no numbers: leave them out (frame[[...]]), or give the columns "
         "that the loss needs by name, {'x': frame['x'].to_numpy(), ...}; of lists, np.stack(frame['x'])"

@@ -59,8 +59,14 @@ def eager(module: nn.Module) -> nn.Module:
 def other_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
     """Tied parameters: the name a parameter is listed under → its names in other modules.
 
-    A module that stands under two names has its parameters once.
+    A module that stands under two names has its parameters once. Raises `PatterningError` for a module whose parameters
+    cannot be set from outside.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise PatterningError(
+            "the module was compiled by torch.jit, which lets nobody set its parameters for a call: give the module "
+            "that it was made from"
+        )
     places: dict[int, dict[tuple[int, str], str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         path, _, attribute = name.rpartition(".")

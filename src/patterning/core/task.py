@@ -20,6 +20,7 @@ from patterning.core.devices import DeviceLike, device_of, find_device, moved
 from patterning.core.errors import PatterningError
 from patterning.core.give_back import give_back
 from patterning.core.identity import digest
+from patterning.core.indexes import in_one_order
 from patterning.core.key_losses import key_losses
 from patterning.core.modules import COMPILED, copy_module, eager, fresh_module, other_names, spread
 from patterning.core.outside import check_copy
@@ -42,9 +43,8 @@ class Task:
 
     A parameter row (P,) holds the parameters that require a gradient, in the order of `named_parameters`; frozen ones
     and buffers stay at the module's values (they are clamped). The module runs in evaluation mode, in float32, and as
-    many replicas at a time as `torch.func.vmap` can take: what it cannot take runs one replica after the other, and
-    `notes` says so. Data go to the module's device; `to` moves both. `samples_per_row` is t where `loss` returns (b,
-    t): each token of a text, say.
+    many replicas at a time as `torch.func.vmap` can take (`notes` says where one runs after the other). Data go to the
+    module's device; `to` moves both. `samples_per_row` is t where `loss` returns (b, t): each token of a text, say.
 
     `make(seed)` returns a fresh module; without it, `init` calls what the module has to initialise itself. `bfloat16`
     computes matrix products in that type (weights, sums and losses stay float32): for GPUs and wide models.
@@ -73,7 +73,7 @@ class Task:
         if not self.shapes:
             raise PatterningError("no parameter of the module requires a gradient: nothing can be trained or sampled")
         self._other_names = other_names(self.module)
-        self.data = moved(as_batch(data), self.device)
+        self.data = moved(as_batch(in_one_order(data, base_weights)), self.device)
         self._frequency = check_base_weights(base_weights, count_rows(self.data))
         self._try(module)
 

@@ -20,6 +20,12 @@ def check_gradient(task: Triable, rows: Tensor, original: nn.Module) -> tuple[st
 
     Returns a note on parameters that have no effect.
     """
+    for name, part in original.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise PatterningError(
+                f"module {name or type(part).__name__!r} has sparse gradients, which chains cannot follow: make it "
+                "with sparse=False, its numbers are the same"
+            )
     own = {name: value[0] for name, value in task.named(task.own_row()[None]).items()}
     places = [own, displaced(own, 0)]
     (slopes, met), (others, met_again) = (gradient(task, rows, parameters) for parameters in places)

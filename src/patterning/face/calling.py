@@ -32,7 +32,8 @@ def longest_of(model: nn.Module) -> int | None:
     Models of RoBERTa's kind count positions from `padding_idx` + 1 on, so that their first positions serve no token.
     """
     config = config_of(model)
-    longest = next((value for name in LONGEST if isinstance(value := getattr(config, name, None), int)), None)
+    stated = [getattr(config, name, None) for name in LONGEST]
+    longest = next((value for value in stated if isinstance(value, int) and value > 0), None)  # -1: no limit
     for name, part in model.named_modules() if longest is not None else ():
         if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
             rows: Any = getattr(part, "num_embeddings", longest)

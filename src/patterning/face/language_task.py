@@ -184,13 +184,14 @@ def _batch(model: nn.Module, data: object) -> tuple[dict[str, Tensor], tuple[str
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if mask is not None and bool((mask > 0).all()):
         del batch["attention_mask"]
-    elif mask is None and known[0] is not None:
+    elif mask is None:
         for where, ends in (("end", ids[:, -2:]), ("beginning", ids[:, :2])):
-            if bool((ends == known[0]).all(1).any()):
-                notes = (
-                    *notes,
-                    f"there is no attention_mask: tokens {known[0]} at the {where} of rows count as text, not padding",
-                )
+            for token in dict.fromkeys(pads):  # GPT-2 has no padding token, and is padded with that of the end of text
+                if bool((ends == token).all(1).any()):
+                    notes = (
+                        *notes,
+                        f"there is no attention_mask: tokens {token} at the {where} of rows count as text, not padding",
+                    )
     device = next(model.parameters()).device
     return {name: values.to(device) for name, values in batch.items()}, notes
 

@@ -202,9 +202,9 @@ class Weights:
         if mask is not None and not bool((mask >= 0).all()):
             raise PatterningError("the mask holds numbers below 0 or NaN: 0 is no sample, 1 is one, between is a share")
         rho = torch.from_numpy(self.of(rows)).to(losses)
-        if losses.ndim > rho.ndim:
-            rho = rho[:, None]
-        if losses.ndim < rho.ndim or losses.shape[0] != rho.shape[0] or rho.shape[-1] not in (1, losses.shape[-1]):
+        rho = rho[:, None] if losses.ndim > rho.ndim else rho
+        fits = losses.ndim == rho.ndim <= 2 and losses.shape[0] == rho.shape[0]
+        if not fits or rho.shape[-1] not in (1, losses.shape[-1]):
             raise PatterningError(f"losses {tuple(losses.shape)} and weights {tuple(rho.shape)} do not fit")
         if self.per_token:
             counted = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask > 0

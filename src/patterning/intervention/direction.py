@@ -10,7 +10,7 @@ observables move is set by the strength of the weights alone; what is to be expe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,11 +135,15 @@ class Direction:
         weights = self._spread(rho, moving, facts, per)
         if policy == "swap":
             weights = self._with_swaps(weights, swaps(s, q, alpha=used, free=moving, within=within))
-        predicted = self.predicted if per == "sample" and free is None else self._along(moving, per)
+
+        def made(s: Floats) -> Floats:
+            return strong_enough(s, q, moving, used, cast("PairPolicy", policy), cap, None, within)[1]
+
+        predicted = self._expected(rho, made, moving, used, policy, per)
         facts["effective_sample_size"] = weights.summary().effective_sample_size
         facts["predicted_per_strength"] = {name: vars(change) for name, change in predicted.items()}
         if per == "row" and len(np.unique(self.samples.row)) < len(self.s):
-            by_token = self.predicted if free is None else self._along(moving, "sample")
+            by_token = self._expected(rho, made, moving, used, policy, "sample")
             facts["by_token_per_strength"] = {name: by_token[name].value for name, sign in self.wanted.items() if sign}
         return replace(weights, facts=facts)
 
@@ -166,23 +170,31 @@ class Direction:
         whole[self.samples.row] = swapped
         return replace(weights, swapped=whole)
 
-    def _along(self, moving: Bools, per: str) -> dict[str, Change]:
-        """What every row does for each unit of strength where only `moving` samples move, or rows as wholes.
+    def _expected(
+        self, rho: Floats, made: Callable[[Floats], Floats], moving: Bools, used: float, policy: str, per: str
+    ) -> dict[str, Change]:
+        """What these weights do to every row, by linear response, for each unit of the strength `used`.
 
-        ρ of a row is the mean over its tokens, so that tokens that may not move are carried along.
+        They are `made` of s. So that χ is not asked about its own noise, each half of the chains is asked about weights
+        that are made in the same way of the direction that the other half gives. Constrained weights, which are not
+        made of s alone, are asked about as they are (`rho`).
         """
         q, row = self.samples.weight, self.samples.row
+        if not self.folds or not used or policy == "swap":  # an exchange of labels is no weight
+            return dict(self.predicted)
+
+        def share(own: Floats) -> Floats:
+            """The relative change of each sample's weight, for a unit of strength; rows go as wholes with "row"."""
+            own = _row_means(own, q, row) if per == "row" else own
+            return (own / (own @ q) - 1) / used
 
         def carried(s: Floats) -> Floats:
-            if per == "row":
-                s = _row_means(s, np.where(moving, q, 0.0), row)
-            if not np.ptp(s[moving]) > 0:
-                return np.zeros(len(q))
-            s = standardise(s, q, moving)
-            return _row_means(s, q, row) if per == "row" else s
+            s = _row_means(s, np.where(moving, q, 0.0), row) if per == "row" else s
+            return share(made(s)) if np.ptp(s[moving]) > 0 else np.zeros(len(q))
 
-        if not self.folds:
-            return dict(self.predicted)
+        if policy == "constrained":
+            chains = np.concatenate([fold.response for fold in self.folds])
+            return dict(zip(self.predicted, changes_of_chains((chains * q) @ share(rho)), strict=True))
         return _changes(tuple(self.predicted), self.folds, q, carried)
 
     def needed(self, name: str, change: float) -> float:

@@ -88,7 +88,12 @@ def effect_of_groups(rho_by_group: Mapping[Any, float], groups: Any, chi: Any, c
 def _multiplied(weights: Weights, rows: Iterable[Any], factor: float, what: str) -> Weights:
     if not (np.isfinite(factor) and factor >= 0):
         raise PatterningError(f"rows cannot be there {factor!r} times: give a number >= 0")
-    places = weights.places(list(rows))
+    if isinstance(rows, str | bytes):
+        raise PatterningError(f"rows is one text, {rows!r}: give a list of ids")
+    wanted = rows if isinstance(rows, np.ndarray) else list(rows)
+    places = weights.places(wanted)
+    if len(np.unique(places)) < len(places):
+        raise PatterningError("a row is named twice: each is changed once, so name it once")
     rho = weights.rho.copy()
     rho[places] *= factor
     facts = {"what": f"{len(np.unique(places))} rows {what}"}

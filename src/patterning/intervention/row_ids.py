@@ -130,6 +130,8 @@ def _names_in(dataset: Any) -> list[tuple[str, list[Any]]]:
 def places_of(ids: NDArray[Any], rows: Any) -> NDArray[np.int64]:
     """Where rows with these ids lie among `ids`, (b,); raises `PatterningError` for an id that is none of them."""
     wanted = np.asarray(rows).ravel()
+    if wanted.dtype == bool and ids.dtype != bool:
+        raise PatterningError("rows are True and False: rows are asked for by their ids here, as in ids[mask]")
     if np.array_equal(ids, np.arange(len(ids))):
         if wanted.dtype.kind not in "iu" or (wanted < 0).any() or (wanted >= len(ids)).any():
             raise PatterningError(f"rows must be numbers from 0 to {len(ids) - 1}")

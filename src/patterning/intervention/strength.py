@@ -50,8 +50,14 @@ def check_limits(strength: Any, cap: Any, min_ess: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, and no yes or no."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    """Whether a value is a real number that a float can hold, and no yes or no."""
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except (OverflowError, TypeError, ValueError):  # 10**400, a duration
+        return False
+    return True
 
 
 def capped(rho: Floats, base_weights: Floats, free: Bools, cap: float, within: Any = None) -> Floats:

@@ -58,6 +58,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     import pyarrow
     import pyarrow.parquet
 
+    if not Path(path).exists():
+        raise PatterningError(f"{path} holds no weights: it does not exist")
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:

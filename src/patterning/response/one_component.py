@@ -119,9 +119,11 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         everything = len(work.settings.rows) == len(work.task.base_weights)
         losses = probe.at_anchor if everything else None  # a few rows may have another loss than the minibatches
         band = find_band(work.task, work.anchor, work.chains.batch_size, work.kernel.n_beta, losses)
+    before = _values(work, free)
     try:
         sampled = _sample(work, free, probe, band.loss, short)
         work.task.check_still_the_same()
+        _check_still_the_same(before, _values(work, free))
         response = judged(sampled, probe.at_anchor, band)
         steps = step_warnings(short, response.rise, work.kernel, work.chains)
         response = replace(response, warnings=(*response.warnings, *steps))
@@ -130,6 +132,23 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
     note = "; ".join(filter(None, [work.component.note, response.note]))
     response = replace(response, warnings=(*response.warnings, *short_of(response, work.settings)))
     return replace(response, note=note, kernel=work.kernel, phi=whose_phi(work.settings))
+
+
+def _values(work: Work, free: Restricted) -> dict[str, float]:
+    """Every observable at w*."""
+    row = free.expand(free.anchor[None])
+    return {name: float(function(row).detach()) for name, function in work.settings.observables.items()}
+
+
+def _check_still_the_same(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """Raise `PatterningError` for an observable that is another function than it was: it keeps state of its own."""
+    for name, value in before.items():
+        if abs(after[name] - value) > 1e-6 * max(abs(value), abs(after[name])):
+            raise PatterningError(
+                f"observable {name!r} was {value:.7g} at w* before sampling and is {after[name]:.7g} there now: it "
+                "keeps a state that calls change (a counter, a running mean), so that what was sampled is no result; "
+                "compute it from the module alone"
+            )
 
 
 def whose_phi(settings: Settings) -> str:

@@ -144,7 +144,10 @@ def _measured(name: str, measure: Measure, result: Any, where: str) -> tuple[flo
             f"measure {name!r} failed ({where}): {type(error).__name__}: {reason_of(error)}"
         ) from error
     yes_or_no = isinstance(value, bool | np.bool_)
-    if not yes_or_no and (not isinstance(value, int | float | np.number) or isinstance(value, np.complexfloating)):
+    is_number = isinstance(value, int | float | np.number) and not isinstance(
+        value, np.complexfloating | np.timedelta64
+    )
+    if not yes_or_no and not is_number:
         raise PatterningError(f"measure {name!r} returned {type(value).__name__} ({where}): it must return a number")
     number = float(value)
     if not math.isfinite(number):

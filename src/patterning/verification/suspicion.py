@@ -47,6 +47,18 @@ def refuse_equal_states(outcomes: Mapping[str, Sequence[Arrays]], seeds: Sequenc
             )
 
 
+def _twins(rows: Sequence[Floats]) -> list[tuple[int, int]]:
+    """Places of seeds whose outcomes, (seeds,) in each row, are all those of an earlier seed: (earlier, place)."""
+    seen: dict[tuple[float, ...], int] = {}
+    found = list[tuple[int, int]]()
+    for place in range(min((len(row) for row in rows), default=0)):
+        key = tuple(float(row[place]) for row in rows)
+        if key in seen:
+            found.append((seen[key], place))
+        seen.setdefault(key, place)
+    return found
+
+
 def _same(run: Arrays, other: Arrays) -> bool:
     return STATE in other and run[STATE].tobytes() == other[STATE].tobytes()
 
@@ -82,6 +94,14 @@ def refuse_equal_outcomes(
             f"every outcome is the same for all {len(seeds)} seeds, to the last bit (unweighted, {name!r} is "
             f"{float(values[base][name][0]):.6g}): train does not use its seed, so that there is one run and no pairs; "
             "let the seed decide the initial weights and the order of the data"
+        )
+    twins = _twins([values[arm][name] for name in clear for arm in constant_arms])
+    if twins and 3 * len(twins) >= len(seeds):
+        one, other = (seeds[place] for place in twins[0])
+        raise PatterningError(
+            f"{len(twins)} of {len(seeds)} seeds give the outcomes of another one, in every arm and to the last bit "
+            f"({other} those of {one}): runs that are the same are no pairs; let every seed decide the initial weights "
+            "and the order of the data"
         )
     if clear and over_arms >= set(clear):
         raise PatterningError(
