@@ -74,8 +74,9 @@ def measure(
     "auto" is pathwise where that can serve (plain SGLD, steps that contract, a smooth φ), else the covariance;
     "first-order" is a first look without sampling, in seconds.
 
-    `probes`: rows of the data that χ gets columns for; None: all. `phi`: whose loss the component loss is, "probes",
-    "data" (all rows) or row numbers; None: "data" where only some rows are probed and the estimator can read it.
+    `probes`: rows of the data that χ gets columns for, relative to the mean of these; None: all. `phi`: whose loss the
+    component loss is, "probes", "data" (all rows) or row numbers; None: "data" where only some rows are probed and the
+    estimator can read it.
 
     `device`: "cuda" moves the task to a GPU for this (docs/gpu.md); None: it is computed where the task's module is.
     `workers`: processes of one thread each; `executor`: other machines instead, such as `pt.Ray("head:6379")`. `out`: a
