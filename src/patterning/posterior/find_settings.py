@@ -187,17 +187,6 @@ def _mean_loss(free: Restricted) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def _of_minibatches(
-    free: Restricted, kernel: SGLD, rise: float, band: float, batch_size: int, seed: int
-) -> tuple[str, str]:
-    """Whether minibatches of so many rows are large enough for the kernel that was found."""
-    chains = ChainConfig(1, 1, 40, 1, batch_size, seed)
-    nats = rise * (band - float(_mean_loss(free)))
-    lines = step_warnings(try_chain(free, free.anchor, kernel, chains), nats, kernel, chains)
-    small = [line.partition(": ")[2] for line in lines if line.startswith("minibatches")]
-    return ("minibatches too small", small[0]) if small else ("healthy", "")
-
-
 def _miss(run: PilotRun, wanted: float) -> float:
     """How far the rise is from what was wanted, in powers of e."""
     return abs(math.log(max(run.rise, 1e-6) / wanted))
@@ -218,4 +207,17 @@ def _verdict(run: PilotRun, wanted: float) -> tuple[str, str]:
         )
     if run.error > run.rise:
         return "too noisy", "raise batch_size, chains or draws"
+    return "healthy", ""
+
+
+def _of_minibatches(
+    free: Restricted, kernel: SGLD, rise: float, band: float, batch_size: int, seed: int
+) -> tuple[str, str]:
+    """Whether minibatches of so many rows are large enough for the kernel that was found."""
+    chains = ChainConfig(1, 1, 40, 1, batch_size, seed)
+    nats = rise * (band - float(_mean_loss(free)))
+    lines = step_warnings(try_chain(free, free.anchor, kernel, chains), nats, kernel, chains)
+    small = [line.partition(": ")[2] for line in lines if line.startswith("minibatches")]
+    if small:
+        return "minibatches too small", small[0]
     return "healthy", ""
