@@ -105,3 +105,15 @@ def test_kinks_away_from_the_checkpoint_are_seen(name: str) -> None:
     phi, excess = a**2 + b, losses - mean[:, None]
     exact = ((weight @ phi) * (weight @ excess) - (weight * phi) @ excess).numpy()
     assert 0.7 < float(chi.chi[0] @ exact / (exact @ exact)) < 1.4  # 8-10, 2.5-3.3 and 0.5 by the response of the chain
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_shards_say_the_same_of_their_chains(estimator: str, tmp_path) -> None:
+    task, design, _ = regression(40, 0.3)
+    stated = {"batch_size": 4, "draws": 8, "shards": 2, "out": tmp_path / "run", "estimator": estimator}
+    said = measured(task, step_size(design, 1.0), **stated).warnings
+    assert any("steps are long" in line for line in said)
+    assert any("minibatches are small" in line for line in said)
+    if estimator == "pathwise":
+        with pytest.raises(pt.PatterningError, match=r"the steps are too long: .* Lower step_size to about"):
+            measured(task, step_size(design, 2.8), **stated | {"out": tmp_path / "other"})

@@ -104,13 +104,14 @@ def find_settings(
             tell(f"calibrating {free.component.name}: {pilot} of at most {PILOTS} pilots, at most {left:.0f} s left")
 
         chosen.append(_search(free, beta, wanted, band, steps, batch_size, seed, told))
-    tightest = max((runs[-1] for runs in chosen), key=lambda run: run.kernel.localization)
+    place = max(range(len(chosen)), key=lambda i: chosen[i][-1].kernel.localization)
+    tightest = chosen[place][-1]
     epsilon = min(runs[-1].kernel.step_size for runs in chosen)
     kernel = replace(tightest.kernel, step_size=epsilon)
     verdict, advice = _verdict(tightest, wanted)
     if verdict == "healthy":
-        what = next(what for what in picked if Restricted(task, anchor, what).component.name == tightest.component)
-        verdict, advice = _of_minibatches(Restricted(task, anchor, what), kernel, tightest.rise, band, batch_size, seed)
+        free = Restricted(task, anchor, picked[place])
+        verdict, advice = _of_minibatches(free, kernel, tightest.rise, band, batch_size, seed)
     text = (
         f"calibrated: nβ {beta:.3g}, γ {kernel.localization:.3g}, ε {epsilon:.2g}; the loss of {tightest.component} "
         f"rises by {tightest.rise:.1%} of the way to a model that knows nothing (wanted {wanted:.0%}); "

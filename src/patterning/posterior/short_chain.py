@@ -34,7 +34,7 @@ STEPS = 30
 NUMBER = 1 << 20
 """The number of the short chain, whose minibatches and noise no long chain has."""
 PAIRS = 6
-"""Of minibatches whose gradients are compared."""
+"""Pairs of minibatches whose gradients are compared."""
 ROWS, LANCZOS = 64, 4
 """Rows on which the curvature along such a difference is taken, and steps of the Lanczos iteration from it."""
 LONG, TOO_LONG = 0.5, 2.0
@@ -99,11 +99,12 @@ def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains:
         return []
     lines = []
     if short.length > LONG:
-        times = f"{1 / (1 - short.length / 4):.2g} times" if short.length < 4 else "without end beside"
+        wide = (
+            f"is {1 / (1 - short.length / 4):.2g} times that of the posterior" if short.length < 4 else "has no limit"
+        )
         lines.append(
             f"steps are long: ε (nβ h + γ) is {short.length:.2g} in the steepest direction of the loss, and the "
-            f"variance there {times} that of the posterior; a step_size of "
-            f"{short.short_enough:.1g} is short enough"
+            f"variance of a chain there {wide}; a step_size of {short.short_enough:.1g} is short enough"
         )
     share = short.noise / rise if rise > 0 else 0.0
     if share > NOISY:
@@ -111,8 +112,8 @@ def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains:
         size = math.ceil(chains.batch_size * short.noise / (AIM * exact))
         lines.append(
             f"minibatches are small: about {min(share, 1):.0%} of the rise of the loss is the noise of "
-            f"{chains.batch_size} rows, and χ and λ̂ are about {rise / exact:.2g} times too large; batch_size={size}, "
-            "or as many times shorter and more steps, leaves a tenth"
+            f"{chains.batch_size} rows, and χ and λ̂ are about {rise / exact:.2g} times too large; batch_size={size} "
+            "leaves a tenth, and so do steps that are as many times shorter and more"
         )
     return lines
 

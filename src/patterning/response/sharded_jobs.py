@@ -19,6 +19,7 @@ from patterning.models.components import Component
 from patterning.models.probe import shard_rows
 from patterning.posterior.band import advise
 from patterning.posterior.chains import ChainConfig, Kernel
+from patterning.posterior.short_chain import step_warnings, try_chain
 from patterning.response.draws import Chains, Sampled
 from patterning.response.one_component import LostError, Settings, short_of, whose_phi
 from patterning.response.sample import SampledResponse
@@ -66,6 +67,8 @@ class ShardedComponent(ABC):
         self.known: list[Sampled] = []
         self.label = re.sub("[^a-z0-9]+", "-", component.name.lower())
         self.shards = self.shards_of(plan.settings.rows, self.samples)
+        free = self._chains(0).restricted()
+        self.short = try_chain(free, free.anchor, plan.kernel, plan.config)
 
     def shards_of(self, rows: Tensor, samples: Samples) -> list[Shard]:
         """Parts of `rows` that hold samples."""
@@ -116,7 +119,9 @@ class ShardedComponent(ABC):
             if (note := note_of(response, plan.settings, len(self.rounds))) is None:
                 return None
             response = self.judged(response)
-            response = replace(response, warnings=(*response.warnings, *short_of(response, plan.settings)))
+            more = step_warnings(self.short, response.rise, plan.kernel, plan.config)
+            more += short_of(response, plan.settings)
+            response = replace(response, warnings=(*response.warnings, *more))
         except LostError as error:
             free = self.rounds[-1].restricted()
             advice = advise(free, free.anchor, plan.kernel, plan.config, current.band.loss)

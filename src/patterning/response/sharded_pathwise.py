@@ -40,7 +40,9 @@ class PathwiseComponent(ShardedComponent):
         super().__init__(plan, component, pool)
         assert isinstance(plan.kernel, SGLD)
         free = self._chains(0).restricted()
-        self._warnings, reason = try_pathwise(free, plan.kernel, plan.settings.observables, by_name=True)
+        self._warnings, reason = (), None if self.short is None else self.short.why_no_response
+        if reason is None:
+            self._warnings, reason = try_pathwise(free, plan.kernel, plan.settings.observables, by_name=True)
         if reason is not None:
             raise PatterningError(_cannot(reason))
         self._read: list[dict[str, Pathwise]] = []

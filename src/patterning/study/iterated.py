@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
-from patterning.core.flat import evaluate
 from patterning.core.plain import Document
 from patterning.study.bench import ROUND, Bench, Kind, Solution
+from patterning.study.readings_of_solutions import mean_losses
 from patterning.study.settings import Rounds
 from patterning.study.strength import weigh
 from patterning.study.subject import Subject
@@ -51,7 +49,9 @@ def purer_pilots(bench: Bench, subject: Subject, pair: Pair, rounds: Rounds, kee
         impure = [i for i in (0, 1) if ends[i].measures[kinds[i].measure] < kinds[i].at_least]
         if not impure:
             return told
-        direction = bench.direction("round", "losses at the two ends", _gap(bench, ends[0], ends[1]))
+        direction = bench.direction(
+            "round", "losses at the two ends", mean_losses(bench, ends[1:]) - mean_losses(bench, ends[:1])
+        )
         for i in impure:
             weights = weigh(bench, direction, ("up", "down")[i], rounds.strength)
             label = f"{ROUND}{number} towards {pair.names[i]}"
@@ -89,11 +89,3 @@ def _worst(bench: Bench, pair: Pair) -> tuple[Solution, Solution]:
     _, a, b = min(apart)
     up, down = (bench.checkpoint(name, "", r, len(runs.steps) - 1) for name, r in zip(pair.names, (a, b), strict=True))
     return up, down
-
-
-def _gap(bench: Bench, up: Solution, down: Solution) -> Floats:
-    """Loss of every sample (n,) at `down` less that at `up`, nats: positive where weight favours `up`."""
-    task = bench.subject.flat
-    flat = torch.from_numpy(np.stack([up.flat, down.flat])).to(bench.subject.device)
-    losses = evaluate(task.losses, flat, len(task.base_weights)).double().cpu().numpy()
-    return losses[1] - losses[0]

@@ -109,14 +109,16 @@ class LossGap:
 
     def read(self, name: str, bench: Bench) -> Found:
         """Exact, for these solutions."""
-        means = []
-        for kind, side in zip(self.names, (self.up, self.down), strict=True):
-            flat = np.stack([solution.flat for solution in bench.solutions(kind, side)])
-            task = bench.subject.flat
-            losses = evaluate(task.losses, torch.from_numpy(flat).to(bench.subject.device), len(task.base_weights))
-            means.append(losses.double().cpu().numpy().mean(0))
+        up, down = (bench.solutions(name, kind) for name, kind in zip(self.names, (self.up, self.down), strict=True))
         what = f"loss at {self.names[1]} less loss at {self.names[0]}, without sampling"
-        return Found(bench.direction(name, what, means[1] - means[0]))
+        return Found(bench.direction(name, what, mean_losses(bench, down) - mean_losses(bench, up)))
+
+
+def mean_losses(bench: Bench, solutions: Sequence[Solution]) -> Floats:
+    """Loss of every sample (n,) in the mean over solutions, nats."""
+    task, flat = bench.subject.flat, np.stack([solution.flat for solution in solutions])
+    losses = evaluate(task.losses, torch.from_numpy(flat).to(bench.subject.device), len(task.base_weights))
+    return losses.double().cpu().numpy().mean(0)
 
 
 @dataclass(frozen=True)
