@@ -98,6 +98,17 @@ def test_one_run_under_two_seeds_is_no_two_pairs() -> None:
         pt.verify(train, up, {"m": lambda r: r}, range(12))
 
 
+def test_accuracies_may_well_agree_over_seeds() -> None:
+    """Most runs are right on all of 300 test rows, under either weights: that tells nothing of their seeds."""
+    up = {"up": pt.Weights.of_rows(np.r_[np.full(20, 0.5), np.full(20, 1.5)])}
+
+    def train(weights: pt.Weights, seed: int) -> float:
+        wrong = max(0, seed % 5 - 2 + (weights.rho[0] < 1))
+        return float(np.float32(1 - wrong / 300))
+
+    assert pt.verify(train, up, {"accuracy": lambda r: r}, range(10)).rows()
+
+
 @pytest.mark.parametrize(
     ("module", "says"),
     [
