@@ -10,7 +10,7 @@
 Names are imported when they are first used, so that importing the package takes no time.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from patterning.tasks.preference import preference_task
     from patterning.verification.evidence import Evidence
     from patterning.verification.verify import Measure, verify
+
+    __version__: str
 
 _PLACES = {
     "Task": ("core.task", "Task"),
@@ -68,6 +70,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("patterning")
     if name == "hf":
         return import_module("patterning.hf")
     if name not in _PLACES:

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. What went wrong becomes one sentence and exit code 2 (`shell`)."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,21 @@ app.add_typer(data, name="data")
 _output = Output()
 
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output, and nothing else.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"patterning {metadata.version('patterning')}")
+        raise typer.Exit
+
+
+@app.callback()
+def patterning(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and leave.")
+    ] = False,
+) -> None:
+    """Which training data makes a neural network grow the internal structure you want?"""
 
 
 def _place(workers: int, kind: str, address: str | None, cpus: float, gpus: float) -> Any:

@@ -83,16 +83,21 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_kinks_away_from_the_checkpoint_are_seen(name: str) -> None:
-    rng, n_beta, gamma, loss = np.random.default_rng(0), 100, 10, LOSSES[name]
+def kinked(name: str) -> pt.Task:
+    rng, loss = np.random.default_rng(0), LOSSES[name]
     x = torch.from_numpy(rng.normal(size=24).astype("f4"))
     y = 1.5 * x + 0.5 + 0.05 * torch.from_numpy(rng.normal(size=24).astype("f4"))
     model = nn.Linear(1, 1)
     with torch.no_grad():
         model.weight.fill_(1.5)
         model.bias.fill_(0.5)
-    task = pt.Task(model, lambda m, batch: loss(m(batch[0])[:, 0] - batch[1]), (x[:, None], y))
+    return pt.Task(model, lambda m, batch: loss(m(batch[0])[:, 0] - batch[1]), (x[:, None], y))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_kinks_away_from_the_checkpoint_are_seen(name: str) -> None:
+    n_beta, gamma, loss, task = 100, 10, LOSSES[name], kinked(name)
+    x, y = task.data[0][:, 0], task.data[1]
     chi = pt.measure(
         task, {"phi": lambda m: m.weight.sum() ** 2 + m.bias.sum()}, sampler=pt.SGLD(n_beta, gamma, 1e-3), chains=8,
         draws=40, burn_in=300, steps_between_draws=20, batch_size=24, budget=1, progress=False, reliability=None,
@@ -117,3 +122,17 @@ def test_shards_say_the_same_of_their_chains(estimator: str, tmp_path) -> None:
     if estimator == "pathwise":
         with pytest.raises(pt.PatterningError, match=r"the steps are too long: .* Lower step_size to about"):
             measured(task, step_size(design, 2.8), **stated | {"out": tmp_path / "other"})
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "Huber"])
+def test_shards_see_kinks_away_from_the_checkpoint_as_well(name: str, tmp_path) -> None:
+    settings = {"sampler": pt.SGLD(100, 10, 1e-3), "chains": 4, "draws": 20, "burn_in": 300, "batch_size": 24,
+                "steps_between_draws": 20, "budget": 1, "progress": False, "reliability": None}  # fmt: skip
+    said = []
+    for sharded in ({}, {"shards": 2, "out": tmp_path / "run"}):
+        try:
+            said.append(pt.measure(kinked(name), estimator="pathwise", **settings, **sharded).warnings)
+        except pt.PatterningError as error:
+            said.append(str(error).partition("; use")[0])
+    assert said[0] == said[1]
+    assert "kinks of the loss" in str(said[1]) or "the second derivative of the loss does not say" in str(said[1])

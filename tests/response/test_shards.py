@@ -10,6 +10,7 @@ from faults.test_hostile_stages import ROUGH
 import patterning as pt
 from patterning.models import restricted
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
+from patterning.posterior import short_chain
 from patterning.response import draws, one_component, pathwise_shards, sharded_pathwise, way_back
 
 TOKENS = torch.randint(9, (24, 5), generator=torch.Generator().manual_seed(0))
@@ -35,8 +36,9 @@ def task() -> pt.Task:
 
 @pytest.fixture(autouse=True)
 def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of the model takes 4 rows of a replica, as 4,096 of a large one would."""
+    """A call of the model takes 4 rows of a replica, as 4,096 of a large one would; the short chain takes few."""
     monkeypatch.setitem(restricted.CELLS_AT_ONCE, "cpu", 4 * 4 * 3)
+    monkeypatch.setattr(short_chain, "ROWS", 8)
 
 
 def logit(model: torch.nn.Module) -> torch.Tensor:

@@ -52,9 +52,13 @@ def invert_to(wish: Wish, out: Path) -> Document:
     store = wish.folder / "chi.zarr" if (wish.folder / "chi.zarr").exists() else wish.folder
     response = load(store, load_task(wish.task))
     direction = response.invert(wanted, hold=list(wish.hold))
-    weights = direction.weights(
-        wish.strength, cast("Policy", wish.policy), cap=wish.cap, min_ess=wish.min_ess, per=wish.per, force=wish.force
-    )
+    try:
+        weights = direction.weights(
+            wish.strength, cast("Policy", wish.policy), cap=wish.cap, min_ess=wish.min_ess, per=wish.per,
+            force=wish.force,
+        )  # fmt: skip
+    except PatterningError as error:
+        raise PatterningError(str(error).replace("force=True", "--force")) from None
     weights.to_parquet(out)
     return {"direction": str(direction), "refused": direction.refused, "weights": dict(weights.facts), "file": str(out)}
 

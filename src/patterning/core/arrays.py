@@ -10,6 +10,8 @@ from patterning.core.tensors import check_layout, without_mask
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+MOST_COUNTED = 2000
+"""Test rows up to which a share of them is told from a real number."""
 
 
 def as_floats(name: str, values: Any, ndim: int | None = None) -> Floats:
@@ -71,6 +73,12 @@ def check_level(level: float) -> None:
     """Raise `PatterningError` unless a confidence level lies between 0 and 1."""
     if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
         raise PatterningError(f"level is {level!r}: it must be between 0 and 1, such as 0.95")
+
+
+def are_shares(values: Floats) -> bool:
+    """Whether all values are whole numbers of some 1/n, n <= 2,000, as an accuracy is: these agree by chance, too."""
+    multiples = np.arange(1, MOST_COUNTED + 1)[:, None] * values
+    return bool((np.abs(multiples - np.round(multiples)).max(1) < 1e-3).any())
 
 
 def as_array(name: str, values: Any) -> np.ndarray:

@@ -148,7 +148,12 @@ def measure(
             )  # fmt: skip
     tree = to_tree(response)
     tree["susceptibility"].attrs.update(
-        calibration=found.text, verdict=found.verdict, untrained=untrained, memory_estimate=need.total
+        calibration=found.text,
+        verdict=found.verdict,
+        untrained=untrained,
+        memory_estimate=need.total,
+        rows_probed=len(rows),
+        data_rows=len(task.base_weights),
     )
     if out is not None:
         keep(tree, out)

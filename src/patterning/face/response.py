@@ -19,7 +19,7 @@ from patterning.core.shapes import Chi, PerSample, SampleNumbers, shaped
 from patterning.core.task import Task
 from patterning.face.examples import Decode, Example, Texts, as_text
 from patterning.face.response_table import cautions, component_table, warnings_of
-from patterning.face.rows import RowMeans, shown_rows
+from patterning.face.rows import RowMeans, of_data, shown_rows
 from patterning.face.signs import as_docstring
 from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
@@ -261,7 +261,7 @@ class Response:
             for i, (name, (c, _)) in enumerate(zip(self.names, self.rows_of, strict=True))
         ]
         count = "1 row" if len(self.names) == 1 else f"{len(self.names)} rows"
-        first = f"χ: {count}, {len(self.row):,} samples, {self._settings()}"
+        first = f"χ: {count}, {len(self.row):,} samples{of_data(self.data)}, {self._settings()}"
         return "\n".join([first, head, *lines, *(f"! {line}" for line in self.warnings)])
 
     __repr__ = __str__

@@ -28,7 +28,7 @@ from patterning.face.response_table import (
     warnings_of,
 )
 from patterning.face.row_view import POINTS, RowView, row_details, thinned
-from patterning.face.rows import ChiRow, shown_rows
+from patterning.face.rows import ChiRow, of_data, shown_rows
 from patterning.face.sample_views import with_error
 from patterning.face.signs import TITLE, WHICH_SIGN, in_words
 from patterning.report.charts import BLUE, COLOURS, GREY, Curve, curves, matrix
@@ -268,7 +268,7 @@ def _subtitle(tree: "xarray.DataTree", rows: int) -> str:
     at = ", ".join(f"{sign} {float(settings[name]):g}" for sign, name in signs if name in settings)
     return (
         f"{rows} row{'s' if rows > 1 else ''} × {tree['susceptibility'].sizes['sample']:,} samples"
-        f" · estimator {settings['estimator']} · {at}"
+        f"{of_data(tree['susceptibility'].to_dataset())} · estimator {settings['estimator']} · {at}"
         f"{' · antithetic chains' if settings['chains_antithetic'] else ''}"
     )
 

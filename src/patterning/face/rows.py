@@ -54,6 +54,12 @@ class RowMeans:
         return float(stdtrit(self.degrees_of_freedom, (1 + level) / 2)) * self.standard_error
 
 
+def of_data(data: "xarray.Dataset") -> str:
+    """How many rows of the data were probed, where not all: χ is relative to their mean, so that it sums to 0."""
+    rows, count = (int(data.attrs.get(name, 0)) for name in ("rows_probed", "data_rows"))
+    return f" in {rows:,} of {count:,} rows, relative to whose mean χ is" if rows < count else ""
+
+
 def shown_rows(data: "xarray.Dataset") -> list[ChiRow]:
     """Every component with every observable; the component loss only where there is no other observable.
 

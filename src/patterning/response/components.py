@@ -207,6 +207,8 @@ def row_numbers(name: str, rows: Tensor | Sequence[int] | None, count: int) -> T
     """Row numbers as int64 (m,), all of them for None; raises `PatterningError` for anything else."""
     if rows is None:
         return torch.arange(count)
+    if isinstance(rows, int):
+        raise PatterningError(f"{name} is {rows}: it must be row numbers, range({rows}) for so many of the first rows")
     numbers = as_batch(rows)
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.dtype == torch.bool:
         raise PatterningError(f"{name} must be row numbers (for a mask: mask.nonzero()[:, 0])")

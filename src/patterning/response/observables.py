@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from patterning.core.answers import reason_of, same
+from patterning.core.arrays import are_shares
 from patterning.core.batch import Batch, leaves
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
@@ -55,6 +56,7 @@ def try_observables(observables: Mapping[str, Callable[[Tensor], Tensor]], ancho
     depend on the parameters.
     """
     check_names(observables)
+    seen = dict[tuple[float, ...], str]()
     for name, function in observables.items():
         written = versions(data)
         value = evaluated(name, function, anchor[None])
@@ -86,6 +88,13 @@ def try_observables(observables: Mapping[str, Callable[[Tensor], Tensor]], ancho
                 f"observable {name!r} is {float(value[0]):.6g} whatever the parameters are: it must be computed from "
                 "the module or the parameter row that it is given"
             )
+        values = tuple(together.tolist())
+        if values in seen and not are_shares(together.double().cpu().numpy()):
+            raise PatterningError(
+                f"observables {seen[values]!r} and {name!r} are the same at w* and beside it. A function made in a "
+                "loop sees the loop's last value: bind it (lambda model, i=i: …), or leave one of them out"
+            )
+        seen[values] = name
 
 
 def evaluated(name: str, function: Callable[[Tensor], Tensor], flat: Tensor) -> Tensor:

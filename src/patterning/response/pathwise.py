@@ -35,6 +35,7 @@ from patterning.posterior import sgld
 from patterning.posterior.chains import ChainConfig, StepNumbers
 from patterning.posterior.diagnostics import diagnose
 from patterning.response.adjoint import Floats, ProbeLoss, Reading, positions_of
+from patterning.response.blocks import Blocks
 from patterning.response.moderated import moderate
 from patterning.response.sample import COMPONENT_LOSS, SampledResponse
 from patterning.response.susceptibility import Susceptibility
@@ -73,6 +74,12 @@ def join_pathwise(parts: Sequence[Pathwise]) -> Pathwise:
     )
 
 
+def seen_of(positions: Tensor | Blocks, steps: int) -> Tensor:
+    """Some of the positions where chains were (k, P_C): those of `SEEN` chains at as many times."""
+    times = torch.linspace(0, steps, SEEN + 1).round().long().tolist()[1:]
+    return torch.cat([positions[time][:SEEN] for time in times])
+
+
 def pathwise_chains(
     free: Restricted,
     probe: Probe,
@@ -103,8 +110,7 @@ def pathwise_chains(
         empty = Pathwise(nothing, np.zeros((chains.draws, chains.chains)), nothing, nothing[:, 0], diverged)
         return dict.fromkeys(readings or [COMPONENT_LOSS], empty)
     if on_way is not None and not diverged:
-        times = torch.linspace(0, chains.steps, SEEN + 1).round().long()[1:]
-        on_way(positions[times][:, :SEEN].flatten(0, 1))
+        on_way(seen_of(positions, chains.steps))
     q = torch.from_numpy(weights).to(free.anchor.device)
     phis: Mapping[str, Reading | str] = {COMPONENT_LOSS: ProbeLoss(probe, q)} if readings is None else readings
     back = _WayBack(free, probe, q, kernel, chains, numbers)

@@ -12,10 +12,11 @@ from patterning.core.store import Arrays, Unit
 from patterning.core.workers import Workers
 from patterning.models.components import Component
 from patterning.posterior.sgld import SGLD
-from patterning.response.capability import try_pathwise
+from patterning.response.blocks import Blocks
+from patterning.response.capability import missed_on_the_way, try_pathwise, what_is_missed
 from patterning.response.judged import judged
 from patterning.response.one_component import REFUSED_EXPANSION
-from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_of, summarise_pathwise
+from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_of, seen_of, summarise_pathwise
 from patterning.response.pathwise_shards import (
     Adjoints,
     LossOf,
@@ -61,6 +62,19 @@ class PathwiseComponent(ShardedComponent):
             return [Leaving(self._back_unit(work), work.path) for work in self._ways().values()]
         return [Leaving(unit) for work in self._ways().values() for unit in self._shard_units(work)]
 
+    def _look(self) -> None:
+        """Refuse, or warn of, kinks between w* and where the first chains were (`capability.missed_on_the_way`)."""
+        chains, known = self.rounds[0], self.known[0]
+        if known.diverged:
+            return
+        free, shape = chains.restricted(), (chains.config.replicas, self.component.count(self.plan.task.module))
+        reached = seen_of(Blocks(path_of(chains), shape, known.sums, free.anchor), chains.config.steps)
+        assert isinstance(self.plan.kernel, SGLD)
+        warnings, reason = what_is_missed(missed_on_the_way(free, self.plan.kernel, reached), by_name=True)
+        if reason is not None:
+            raise PatterningError(_cannot(reason))
+        self._warnings = tuple(dict.fromkeys((*self._warnings, *warnings)))
+
     def _ways(self) -> dict[str, Adjoints]:
         """Every φ of the last round, by name: the component loss first."""
         settings, chains, sums = self.plan.settings, self.rounds[-1], self.known[-1].sums
@@ -93,6 +107,7 @@ class PathwiseComponent(ShardedComponent):
         """From χ by chain of all rounds."""
         self._read.append({name: self._joined_shards(work) for name, work in self._ways().items()})
         if len(self._read) == 1:
+            self._look()
             expansion = max(float(np.median(part.expansion)) for part in self._read[0].values())
             if not expansion <= REFUSED_EXPANSION:
                 raise PatterningError(_cannot(

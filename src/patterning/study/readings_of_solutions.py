@@ -62,12 +62,13 @@ class Gap:
     def _sample(self, bench: Bench) -> tuple[SolutionGap, dict[str, Solution]]:
         """The gap between the solutions whose chains stayed; the others are left out by name."""
         sides = [bench.solutions(name, kind) for name, kind in zip(self.names, (self.up, self.down), strict=True)]
-        responses, left_out = dict[str, FourResponses](), dict[str, str]()
+        responses, left_out, warnings = dict[str, FourResponses](), dict[str, str](), list[str]()
         for solution in [one for side in sides for one in side]:
             anchor = {solution.name: solution.flat}
             try:
                 (one,) = sample_around(bench.subject, bench.pool, self.sampling, anchor, self.loss_band).values()
                 responses[solution.name] = four_responses(one.response, one.kernel, observable=LLC)
+                warnings += one.warnings
             except PatterningError as error:
                 left_out[solution.name] = str(error)
         stayed = [[one for one in side if one.name in responses] for side in sides]
@@ -75,7 +76,7 @@ class Gap:
             raise PatterningError("; ".join(left_out.values()))
         up, down = ([responses[one.name] for one in side] for side in stayed)
         gap = free_energy_gap(up, down)
-        notes = tuple(f"left out: {why}" for why in left_out.values())
+        notes = (*warnings, *(f"left out: {why}" for why in left_out.values()))
         return replace(gap, notes=(*gap.notes, *notes)), {one.name: one for side in stayed for one in side}
 
 
@@ -160,7 +161,12 @@ class Around:
         held = f", {', '.join(self.hold)} held" if self.hold else ""
         asked = ", ".join(f"{'more' if value > 0 else 'less'} {name}" for name, value in self.wanted.items())
         refused = f"{names[0]} is too noisy: reliability {', '.join(low)}" if low else None
-        facts = {"reliability": min(reliability.values()), "rank": solution.rank, "condition": solution.condition}
+        facts = {
+            "reliability": min(reliability.values()),
+            "rank": solution.rank,
+            "condition": solution.condition,
+            "notes": [line for one in sampled.values() for line in one.warnings],
+        }
         what = f"{asked}{held}, around {len(sampled)} {self.name_of_kind}"
         return Found(bench.direction(name, what, solution.s, refused=refused, **facts))
 

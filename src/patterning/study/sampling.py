@@ -17,6 +17,7 @@ from patterning.core.workers import Workers
 from patterning.posterior.calibrate import calibrate
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.sgld import SGLD
+from patterning.posterior.short_chain import ShortChain, step_warnings, try_chain
 from patterning.response.moments import Moments
 from patterning.response.sample import (
     Draws,
@@ -109,6 +110,27 @@ class ChainJob(Job):
 
 
 @dataclass(frozen=True)
+class TryJob(Job):
+    """A short chain around `anchor` (P,): are its steps short enough, and its minibatches large enough?"""
+
+    subject: Subject
+    anchor: Parameters
+    kernel: SGLD
+    config: ChainConfig
+
+    def run(self, scratch: Path) -> Arrays:
+        """`ShortChain` as an array, empty where the chain blows up: the long ones are then left out by name."""
+        del scratch
+        anchor = torch.from_numpy(self.anchor).to(self.subject.device)
+        short = try_chain(self.subject.flat, anchor, self.kernel, self.config)
+        return {"short": np.array([] if short is None else [short.length, short.noise, short.step_size])}
+
+    def read(self, arrays: Arrays) -> ShortChain | None:
+        """What `run` returned."""
+        return ShortChain(*(float(value) for value in arrays["short"])) if len(arrays["short"]) else None
+
+
+@dataclass(frozen=True)
 class CalibrateJob(Job):
     """γ and ε around `anchor` (P,) for the wanted rise."""
 
@@ -136,10 +158,11 @@ class CalibrateJob(Job):
 
 @dataclass(frozen=True)
 class Sampled:
-    """A solution's response, and the sampler that gave it."""
+    """A solution's response, the sampler that gave it, and what to know of its steps and minibatches."""
 
     response: SampledResponse
     kernel: SGLD
+    warnings: tuple[str, ...] = ()
 
 
 def sample_around(
@@ -166,6 +189,11 @@ def sample_around(
         ]
         for name, anchor in anchors.items()
     }  # fmt: skip
+    tries = {
+        name: TryJob(subject, anchor, kernels[name], sampling.chain, label=f"short-{name}")
+        for name, anchor in anchors.items()
+    }  # fmt: skip
+    short = dict(zip(tries, pool.compute(list(tries.values()), "short chains"), strict=True))
     done = iter(pool.compute([job for own in jobs.values() for job in own], "posterior chains"))
     weights = Readout.of(subject.flat).weights
     result = {}
@@ -175,7 +203,8 @@ def sample_around(
             response = summarise(draws, (LLC, *subject.observables()), weights, sampling.n_beta)
         except PatterningError as error:
             raise PatterningError(f"around {name}: {error}: raise sampling.localization or sampling.chains") from None
-        result[name] = Sampled(response, kernels[name])
+        more = step_warnings(tries[name].read(short[name]), response.rise, kernels[name], sampling.chain)
+        result[name] = Sampled(response, kernels[name], tuple(f"around {name}: {line}" for line in more))
     return result
 
 

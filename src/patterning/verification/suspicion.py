@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from patterning.core.arrays import Floats
+from patterning.core.arrays import Floats, are_shares
 from patterning.core.errors import PatterningError
 from patterning.core.store import Arrays
 
 STATE = "state_of_result"
 """Name under which a run stores the digest of the parameters that `train` returned, where it returned a module."""
 
-MOST_COUNTED = 2000
-"""Test rows up to which a share of them is told from a real number."""
 Outcomes = Mapping[str, Mapping[str, Floats]]
 """Arm → measure → values (seeds,)."""
 
@@ -47,12 +45,6 @@ def refuse_equal_states(outcomes: Mapping[str, Sequence[Arrays]], seeds: Sequenc
                 f"{seeds[place]}): it does not use its weights; multiply each loss by them (weights.loss), or draw "
                 "rows by them (weights.sampler)"
             )
-
-
-def _counts(values: Floats) -> bool:
-    """Whether all values are whole numbers of some 1/n, n <= 2,000, as an accuracy is: these agree by chance, too."""
-    multiples = np.arange(1, MOST_COUNTED + 1)[:, None] * values
-    return bool((np.abs(multiples - np.round(multiples)).max(1) < 1e-3).any())
 
 
 def _twins(rows: Sequence[Floats]) -> list[tuple[int, int]]:
@@ -103,7 +95,7 @@ def refuse_equal_outcomes(
             f"{float(values[base][name][0]):.6g}): train does not use its seed, so that there is one run and no pairs; "
             "let the seed decide the initial weights and the order of the data"
         )
-    fine = [name for name in clear if not _counts(np.concatenate([values[arm][name] for arm in constant_arms]))]
+    fine = [name for name in clear if not are_shares(np.concatenate([values[arm][name] for arm in constant_arms]))]
     twins = _twins([values[arm][name] for name in fine for arm in constant_arms])
     if twins and 3 * len(twins) >= len(seeds):
         one, other = (seeds[place] for place in twins[0])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
@@ -212,7 +213,9 @@ def _check_wanted(
 
 
 def _key(code: str, weights: Weights, seed: int) -> str:
-    more = () if weights.swapped is None else (weights.swapped,)
+    more: tuple[object, ...] = () if weights.swapped is None else (weights.swapped,)
+    if torch.get_default_dtype() != torch.float32:  # what train makes is of that type
+        more = (*more, str(torch.get_default_dtype()))
     return digest(code, weights.rho, weights.ids, weights.base_weights, seed, *more)
 
 

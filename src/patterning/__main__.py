@@ -1,0 +1,5 @@
+"""`python -m patterning`: the `patterning` command."""
+
+from patterning.cli import main
+
+main()
