@@ -3,12 +3,14 @@
 import runpy
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import patterning as pt
 from patterning.core.errors import PatterningError
+from patterning.verification.suspicion import notes_on_jumps
 from patterning.verification.verify import _key
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -63,3 +65,12 @@ def test_the_package_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(sys, "argv", ["patterning", "--version"])
     runpy.run_module("patterning", run_name="__main__")
     assert capsys.readouterr().out == f"patterning {pt.__version__}\n"
+
+
+@pytest.mark.parametrize(("jumps", "told"), [([], False), ([3], True), ([3, 6], True), ([0, 2, 4, 6], False)])
+def test_runs_that_jump_now_and_then_are_named(jumps: list[int], told: bool) -> None:
+    noise = np.random.default_rng(0).normal(size=(2, 8)) / 100
+    noise[1, jumps] -= 1
+    notes = notes_on_jumps({"unweighted": {"loss": noise[0]}, "mine": {"loss": noise[1]}}, "unweighted", ["loss"])
+    assert bool(notes) is told
+    assert all(f"'loss' under mine: {len(jumps)} of 8 pairs" in note for note in notes)

@@ -16,6 +16,8 @@ from patterning.core.store import Arrays
 STATE = "state_of_result"
 """Name under which a run stores the digest of the parameters that `train` returned, where it returned a module."""
 
+JUMP, MANY_PAIRS = 15.0, 16
+"""A pair is far from the rest at so many times their median distance from the median; looked for below so many."""
 Outcomes = Mapping[str, Mapping[str, Floats]]
 """Arm → measure → values (seeds,)."""
 
@@ -122,4 +124,25 @@ def refuse_equal_outcomes(
     for arm, own in values.items():
         if arm != base and clear and all(np.array_equal(own[name], values[base][name]) for name in clear):
             notes.append(f"{arm}: every run ended as the unweighted one of its seed, to the last bit")
+    return tuple(notes)
+
+
+def notes_on_jumps(values: Mapping[str, Mapping[str, Floats]], base: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for each arm and measure of which a pair in four or fewer is far from the rest.
+
+    How often runs jump is then a guess, and an interval over so few pairs may miss it. Arms of `MANY_PAIRS` pairs and
+    more are let be.
+    """
+    notes = []
+    for arm, own in values.items():
+        for name in names if arm != base else ():
+            change = own[name] - values[base][name]
+            apart = np.abs(change - np.median(change))
+            rest = float(np.median(apart))
+            jumped = int((apart > JUMP * rest).sum())
+            if rest > 0 and 0 < jumped <= len(change) / 4 and len(change) < MANY_PAIRS:
+                notes.append(
+                    f"{name!r} under {arm}: {jumped} of {len(change)} pairs lies far from the others. Where runs jump "
+                    f"now and then, an interval over so few pairs is often too narrow; use {MANY_PAIRS} seeds or more"
+                )
     return tuple(notes)

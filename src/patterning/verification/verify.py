@@ -29,7 +29,7 @@ from patterning.verification.jobs import Measure, Train, TrainJob, run_job
 from patterning.verification.plan import Planned, parts_of_plan, plan_arms
 from patterning.verification.recheck import CHANGED, NOT_REPEATED, note_on_repeat
 from patterning.verification.stored import store_claim
-from patterning.verification.suspicion import STATE, refuse_equal_outcomes, refuse_equal_states
+from patterning.verification.suspicion import STATE, notes_on_jumps, refuse_equal_outcomes, refuse_equal_states
 
 COMPONENT_NAME = re.compile(r"l\d+ ?(h\d+|mlp|attention)")
 """Names of heads and layers, as `list_components` gives them."""
@@ -277,6 +277,7 @@ def _evidence(
     constant = [name for name, planned in plan.items() if planned.kind != "control"]
     unclear = {name: _unclear(values, name, measures[name], yes_or_no) for name in measures}
     notes = refuse_equal_outcomes(values, seeds, UNWEIGHTED, constant, unclear, yes_or_no)
+    notes += notes_on_jumps(values, UNWEIGHTED, [name for name in measures if not yes_or_no[name]])
     ranges = {name: Range(m.low, m.high, yes_or_no[name]) for name, m in measures.items()}
     arms = [
         ArmRuns(
