@@ -9,6 +9,7 @@ at a time. A refusal names the reason and the remedy.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from textwrap import shorten
 from typing import Literal
 
 import torch
@@ -203,6 +204,9 @@ def _vectorised(task: Triable, rows: Tensor, losses: Tensor) -> Trial:
             raise
         except Exception as error:
             reason = reason_of(error)
-        what = "on rows of their own" if level == "rows" else "on the same rows"
-        notes.append(f"replicas {what} run one after the other, as torch.func.vmap cannot run them: {reason[:90]}")
+        what = "with rows of their own" if level == "rows" else ""
+        notes.append(
+            f"chains {what} run one after the other, which is slower and gives the same numbers: torch.func.vmap "
+            f"cannot run this model for several at once ({shorten(reason, 120, placeholder=' …')})".replace("  ", " ")
+        )
     return replace(trial, vectorise="none", notes=(*trial.notes, *notes[-1:]))
