@@ -25,7 +25,9 @@ def test_names_say_no_more_than_they_must(components: list, observables: list | 
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     data = (torch.randn(12, 3), torch.randint(2, (12,)))
     task = pt.Task(net, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"), data)
-    functions = {name: lambda m: m[0].weight.sum() + m[2].bias.square().sum() for name in observables or []}
+    functions = {
+        name: lambda m, name=name: m[0].weight.sum() + ord(name) * m[2].bias.sum() for name in observables or []
+    }
     chi = pt.measure(task, functions or None, components, sampler=pt.SGLD(30, 300, 1e-4), estimator="first-order")
     assert chi.names == names
     assert chi.chi.shape == (len(names), 12)

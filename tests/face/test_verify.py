@@ -36,8 +36,8 @@ def test_what_steers_and_what_does_not(evidence: pt.Evidence) -> None:
         evidence.steers("up", "grew")
     assert evidence.findings()[0].startswith("up, tilt: steers")
     assert evidence.findings()[1] == (
-        "up, not asked for: moves, not shown beyond permuted: uneven; no clear change: nothing; moved beyond "
-        "permuted: grew."
+        "up, not asked for: moves, not shown beyond permuted: uneven (+0.22); no clear change: nothing; moved beyond "
+        "permuted: grew (+1)."
     )
     assert [arm.name for arm in evidence.arms] == [UNWEIGHTED, "up", permuted_name("up"), "down"]
     assert any(line.startswith("up, tilt: steers: against unweighted +") for line in evidence.sentences())
@@ -106,7 +106,7 @@ def test_the_level_allows_for_the_directions_tried() -> None:
     more = {"tilt": MEASURES["tilt"], "nothing": MEASURES["nothing"]}
     asked = pt.verify(train, arms, more, range(8), wanted=wanted | {"a": {"tilt": 1, "nothing": 1}})
     assert {verdict.tried for verdict in asked.verdicts.values()} == {4}  # arms × measures that were asked to move
-    assert asked.level().endswith("intervals of 98.75 %.")
+    assert asked.level().endswith("intervals of 98.75 %, wider than those of the table.")
     assert {v.finding for v in evidence.verdicts.values()} == {"steers"}
 
 

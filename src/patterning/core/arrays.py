@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.errors import PatterningError
+from patterning.core.indexes import refuse_shuffled
 from patterning.core.tensors import check_layout, without_mask
 
 Floats = NDArray[np.float64]
@@ -34,6 +35,7 @@ def as_mask(name: str, mask: Any, count: int) -> Bools:
     """
     if mask is None:
         return np.ones(count, dtype=bool)
+    refuse_shuffled(name, mask)
     array = as_array(name, mask)
     if array.dtype != np.bool_:
         raise PatterningError(
@@ -49,10 +51,11 @@ def as_ids(ids: Any) -> NDArray[Any]:
     """Names of rows (n,): all whole numbers or all text, no two alike; raises `PatterningError` else."""
     given = as_array("ids", ids) if isinstance(ids, np.ndarray) or hasattr(ids, "detach") else list(ids)
     array = as_array("ids", given)
-    if array.ndim != 1 or array.dtype.kind not in "iuUSO" or len({_kind_of(name) for name in given}) > 1:
+    kinds = {_kind_of(name) for name in given}
+    if array.ndim != 1 or array.dtype.kind not in "iuUSO" or len(kinds) > 1 or not kinds <= {"number", "text"}:
         raise PatterningError(
             f"ids must be one name a row, all whole numbers or all text (found an array of {array.dtype} "
-            f"{array.shape}, such as {', '.join(repr(name) for name in list(given)[:3])})"
+            f"{array.shape}, such as {', '.join(repr(name) for name in list(given)[:3])}); str(name) is text"
         )
     first: dict[Any, int] = {}
     for place, name in enumerate(array.tolist()):

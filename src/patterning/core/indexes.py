@@ -31,3 +31,19 @@ def _indexes(part: object, place: str) -> list[tuple[str, list[Any]]]:
     if isinstance(part, Sequence) or index is None or not (hasattr(part, "iloc") and hasattr(index, "tolist")):
         return []
     return [(place, index.tolist())]
+
+
+def index_of(part: object) -> list[Any] | None:
+    """The names of a pandas series' rows; None where it is none, or where they are no more than 0, 1, 2, …"""
+    found = _indexes(part, "")
+    return found[0][1] if found and found[0][1] != list(range(len(found[0][1]))) else None
+
+
+def refuse_shuffled(name: str, part: object) -> None:
+    """Raise `PatterningError` for a pandas series whose index is 0, 1, 2, … in another order: it is taken by place."""
+    index = index_of(part)
+    if index is not None and sorted(index, key=str) == sorted(range(len(index)), key=str):
+        raise PatterningError(
+            f"the index of {name} holds the numbers of the rows in another order, and rows are paired by place: sort "
+            "it (.sort_index()), or, where it does lie as the rows do, reset_index(drop=True)"
+        )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patterning.core.arrays import Floats
+from patterning.core.errors import PatterningError
 
 DRAWS_PER_SAMPLE = 16
 """Most draws for each sample in an epoch, on average: how finely they follow uneven base weights."""
@@ -49,3 +50,25 @@ def draws_of(q: Tensor) -> Tensor:
     count = math.floor(ratios.sum() + 0.5) if whole else DRAWS_PER_SAMPLE * len(q)
     points = (np.arange(count) + 0.5) / count
     return torch.from_numpy(np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1))
+
+
+def samples_of(rows: Tensor, shares: Tensor, cells: Tensor | None, t: int) -> Samples:
+    """The samples in rows `rows` (b,) of data whose rows have `shares` (n,) of L and samples of weight `cells` (n, t).
+
+    Rows count alike where all have no share. Raises `PatterningError` where there is no sample.
+    """
+    own = torch.ones(len(rows), t) if cells is None else cells.cpu()[rows]
+    # a row's share of L, dealt out to its samples
+    total = own.double().sum(1, keepdim=True)
+    weight = (shares[rows, None] * own.double() / total.clamp(min=1e-300)).flatten().numpy()
+    place = np.flatnonzero(own.flatten().numpy() > 0)
+    if not len(place):
+        raise PatterningError("these rows hold no sample: each is masked")
+    if not weight[place].sum() > 0:
+        weight = own.double().flatten().numpy()
+    return Samples(
+        row=np.repeat(rows.numpy(), t)[place],
+        position=np.tile(np.arange(t), len(rows))[place],
+        weight=weight[place] / weight[place].sum(),
+        place=place,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
 
 Chi = Float64[np.ndarray, "k n"]
 ChiByChain = Float64[np.ndarray, "c k n"]
@@ -18,6 +19,8 @@ SampleNumbers = Int64[np.ndarray, " n"]
 SampleMask = Bool[np.ndarray, " n"]
 Rho = Float64[np.ndarray, "..."]
 """(n,) for rows, (n, t) for the tokens of rows."""
+Losses = Tensor | tuple[Tensor, Tensor]
+"""Of a minibatch: (b,) or (b, t), alone or with their mask."""
 
 CHECK = "PATTERNING_CHECK_SHAPES"
 """Environment variable that the tests set: with it, `shaped` functions check their types at every call."""

@@ -26,8 +26,9 @@ from patterning.core.modules import COMPILED, copy_module, eager, fresh_module, 
 from patterning.core.outside import check_copy
 from patterning.core.rng import seeds_of
 from patterning.core.rows import RowSource
-from patterning.core.samples import Samples, draws_of
+from patterning.core.samples import Samples, draws_of, samples_of
 from patterning.core.state import keep_attributes
+from patterning.core.threads import undisturbed
 from patterning.core.trial import FEW_ROWS, check_base_weights, check_still_the_same, tried_losses, try_task
 from patterning.core.whole_data import read_rows
 
@@ -49,10 +50,11 @@ class Task:
     `make(seed)` returns a fresh module; without it, `init` calls what the module has to initialise itself. `bfloat16`
     computes matrix products in that type (weights, sums and losses stay float32): for GPUs and wide models.
 
-    What a later stage needs is tried once, here: shapes, a finite loss that is the same twice, alone and in company,
-    and a gradient. Raises `PatterningError` for data, losses or modules that cannot serve, with the remedy.
+    What later stages need is tried here: shapes, a finite loss, the same twice, alone and in company, and a gradient.
+    Raises `PatterningError` for data, losses or modules that cannot serve, with the remedy.
     """
 
+    @undisturbed()
     def __init__(
         self,
         module: nn.Module,
@@ -99,6 +101,7 @@ class Task:
         self._tried = tried_losses(self, spread(n, FEW_ROWS))
         give_back(self.num_parameters)
 
+    @undisturbed()
     def to(self, device: DeviceLike) -> Self:
         """The same task on another device ("cuda"): module and data are moved there, and tried again.
 
@@ -128,6 +131,11 @@ class Task:
         """What a user should know of how the task runs, a sentence each."""
         return (*self._compiled, *self.trial.notes)
 
+    def __repr__(self) -> str:
+        """Model, parameters and data."""
+        what = f"{type(self.module).__name__} of {self.num_parameters:,} parameters"
+        return f"Task({what}, {len(self.base_weights):,} rows × {self.samples_per_row})"
+
     @property
     def fingerprint(self) -> str:
         """Changes with the weights, the module, the data, the base weights and the loss.
@@ -151,11 +159,8 @@ class Task:
         A function of the seed alone: the global random state is left as it was. Raises `PatterningError` where the
         module does not say how; other uses of the task do not need it.
         """
-        rows = [
-            row_of(fresh_module(self.module, self.make, seed, list(self.shapes)), self.shapes)
-            for seed in seeds_of(seeds)
-        ]
-        return torch.stack(rows).to(self.device)
+        fresh = [fresh_module(self.module, self.make, seed, list(self.shapes)) for seed in seeds_of(seeds)]
+        return torch.stack([row_of(module, self.shapes) for module in fresh]).to(self.device)
 
     def flatten(self, module: nn.Module) -> Tensor:
         """The row (P,) float32 of a (trained) module of the same architecture: a checkpoint w*.
@@ -177,27 +182,11 @@ class Task:
         return module
 
     def samples(self, rows: Tensor) -> Samples:
-        """The samples in rows `rows` (b,), in order.
+        """The samples in rows `rows` (b,), in order; rows count alike where all have base weight 0 (held-out rows).
 
-        Where all have base weight 0 (held-out rows), all rows count alike.
         Raises `PatterningError` when there is none.
         """
-        t = self.samples_per_row
-        own = torch.ones(len(rows), t) if self.sample_weights is None else self.sample_weights.cpu()[rows]
-        # a row's share of L, dealt out to its samples
-        total = own.double().sum(1, keepdim=True)
-        weight = (self.base_weights[rows, None] * own.double() / total.clamp(min=1e-300)).flatten().numpy()
-        place = np.flatnonzero(own.flatten().numpy() > 0)
-        if not len(place):
-            raise PatterningError("these rows hold no sample: each is masked")
-        if not weight[place].sum() > 0:
-            weight = own.double().flatten().numpy()
-        return Samples(
-            row=np.repeat(rows.numpy(), t)[place],
-            position=np.tile(np.arange(t), len(rows))[place],
-            weight=weight[place] / weight[place].sum(),
-            place=place,
-        )
+        return samples_of(rows, self.base_weights, self.sample_weights, self.samples_per_row)
 
     def losses(self, flat: Tensor, index: Tensor) -> Tensor:
         """Loss in nats of rows `index` (r, b) under parameters `flat` (r, P): (r, b), the mean over a row's samples."""
@@ -267,7 +256,10 @@ class Task:
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Named views (r, *shape) of rows (r, P)."""
         parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
-        return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {
+            name: part.reshape(len(flat), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
     def all_names(self, name: str) -> tuple[str, ...]:
         """A parameter's name, and those it has in other modules (tied weights)."""
@@ -305,8 +297,8 @@ class Task:
     def check_still_the_same(self) -> None:
         """Raise `PatterningError` if the losses at w* are not what they were when the task was made.
 
-        They are where the loss keeps state of its own that every call changes (a counter, a cache, an average): what
-        was computed in between is no result then. Call it after long computations; it takes one forward pass.
+        They are where the loss keeps a state that calls change (a counter, a cache, an average): what was computed in
+        between is no result then. It takes one forward pass.
         """
         check_still_the_same(self, *self._tried)
 

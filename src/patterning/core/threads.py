@@ -3,6 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
+
+_LOCK = RLock()
 
 
 def default_workers() -> int:
@@ -21,3 +24,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """One computation at a time in this process, with derivatives and without autocast, wherever it is called from.
+
+    A module stands under other parameters while it runs, and forward derivatives have levels that belong to the whole
+    process: of two threads, each would see what the other is doing.
+    """
+    import torch
+
+    off = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
+    with _LOCK, torch.inference_mode(False), torch.enable_grad(), off[0], off[1]:
+        yield

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patterning.core.answers import ROUNDING, Triable, Trial, kept, reason_of, run_plain, same
 from patterning.core.batch import as_batch, count_rows
 from patterning.core.errors import PatterningError
+from patterning.core.indexes import refuse_shuffled
 from patterning.core.modules import displaced, spread
 from patterning.core.outside import check_calls, check_reads, check_views, watched
 from patterning.core.seen import same_values
@@ -44,6 +45,7 @@ def check_base_weights(weights: object, rows: int) -> Tensor:
     """Base weights (n,) as a tensor, 1 for each row where there are none; raises `PatterningError` for bad ones."""
     if weights is None:
         return torch.ones(rows)
+    refuse_shuffled("base_weights", weights)
     try:
         found = as_batch(weights)
     except PatterningError as error:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patterning.core.answers import reason_of
 from patterning.core.batch import leaves, map_batch, take_rows
 from patterning.core.errors import PatterningError
 from patterning.core.task import Task
@@ -57,7 +58,13 @@ def as_text(decode: Decode, task: Task | Texts, row: int, position: int) -> str:
     if not hasattr(decode, "decode"):
         if not callable(decode):
             raise PatterningError("decode must be a tokenizer or a function of (row of the data, position)")
-        return str(decode(_first_row(data), position))
+        try:
+            return str(decode(_first_row(data), position))
+        except Exception as error:
+            raise PatterningError(
+                f"decode failed for row {row}, position {position} ({type(error).__name__}: {reason_of(error)}): it "
+                "must be a tokenizer or a function of (row of the data, position) that returns a text"
+            ) from error
     tokens = tokens_of(data)[0].tolist()
     if task.samples_per_row == 1:
         return _said(decode, tokens)

@@ -7,6 +7,7 @@ from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
+from patterning.core.threads import undisturbed
 from patterning.intervention.aligned import aligned
 from patterning.intervention.data_weights import Weights
 from patterning.tasks.preference import exchanged
@@ -14,6 +15,7 @@ from patterning.training.runaway import warn_of_runaway
 from patterning.training.weighted import TrainConfig, advance, init_state
 
 
+@undisturbed()
 def fit(
     task: Task,
     weights: Weights | None,
@@ -47,7 +49,7 @@ def fit(
             raise PatterningError(
                 "fit weights whole rows: use weights.by_row(), or a loop of your own with weights.loss"
             )
-        rho = torch.from_numpy(weights.rho)
+        rho = torch.tensor(weights.rho)
         if weights.swapped is not None:
             task = exchanged(task, weights.swapped)
     home, task = task, task if device is None else task.to(device)

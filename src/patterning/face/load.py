@@ -1,5 +1,6 @@
 """`load`: χ that was stored, by this package or by devinterp 2 (`from_devinterp`)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patterning.core.arrays import Floats
-from patterning.core.errors import PatterningError, check_whole
+from patterning.core.errors import PatterningError, PatterningWarning, check_whole
+from patterning.core.identity import digest
 from patterning.core.task import Task
 from patterning.face.examples import tokens_of
 from patterning.face.response import Response
@@ -47,12 +49,26 @@ def load(path: str | Path, task: Task | None = None) -> Response:
     if kind_of(path) is not None:
         return from_devinterp(path, task)
     tree = open_response(path)
-    if task is not None and tree["susceptibility"].attrs["task"] != task.fingerprint:
-        raise PatterningError(
-            f"{path} was measured on another task (fingerprint {tree['susceptibility'].attrs['task']}, not "
-            f"{task.fingerprint}): the model, its weights, the loss or the data have changed"
-        )
+    if task is not None:
+        _check_task(path, {str(key): value for key, value in tree["susceptibility"].attrs.items()}, task)
     return Response(tree, task)
+
+
+def _check_task(path: Path, stored: Mapping[str, Any], task: Task) -> None:
+    """Raise `PatterningError` where the data are others; warn where only the model or the loss is another one."""
+    if stored["task"] == task.fingerprint:
+        return
+    if stored.get("data") != task.data_fingerprint or stored.get("base_weights") != digest(task.base_weights):
+        raise PatterningError(
+            f"{path} was measured on another task (fingerprint {stored['task']}, not {task.fingerprint}): the model, "
+            "its weights, the loss or the data have changed"
+        )
+    warnings.warn(
+        f"{path} was measured on the same data, with another model, other parameters in it or another loss: χ is that "
+        "of then. (A module that is made anew has other random parameters, unless it is seeded.)",
+        PatterningWarning,
+        stacklevel=3,
+    )
 
 
 def from_devinterp(

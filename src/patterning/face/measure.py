@@ -15,7 +15,9 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.give_back import give_back
+from patterning.core.identity import digest
 from patterning.core.task import Task
+from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
 from patterning.face.before_sampling import Choice, check_asked, chosen_sampler, default_phi, untrained_sentence
 from patterning.face.first_looks import first_looks
@@ -34,6 +36,7 @@ from patterning.response.sample import COMPONENT_LOSS
 from patterning.response.store import to_tree
 
 
+@undisturbed()
 def measure(
     task: Task,
     observables: Mapping[str, ModuleFunction] | None = None,
@@ -152,6 +155,8 @@ def measure(
         verdict=found.verdict,
         untrained=untrained,
         memory_estimate=need.total,
+        data=task.data_fingerprint,
+        base_weights=digest(task.base_weights),
         rows_probed=len(rows),
         data_rows=len(task.base_weights),
     )

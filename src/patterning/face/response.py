@@ -220,7 +220,7 @@ class Response:
             if (row := self.names[self.index(name)]) in names:
                 raise PatterningError(f"row {row!r} is wanted twice, the second time as {name!r}: ask for it once")
             names[row] = value
-        held = [self.names[self.index(name)] for name in ([hold] if isinstance(hold, str) else hold)]
+        held = [self.names[self.index(name)] for name in ([hold] if isinstance(hold, str) else hold or ())]
         if not np.isfinite(self.n_beta):
             raise PatterningError("nβ of this χ is not known: give it, pt.from_devinterp(path, n_beta=...)")
         halves = [self._pick_half(half) for half in (0, 1)] if self.errors_known else [self.chi, self.chi]

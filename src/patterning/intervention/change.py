@@ -42,8 +42,15 @@ def what_rows_keep(facts: Mapping[str, Any]) -> str:
         row = by_row.get(name, {}).get("value")
         if isinstance(row, int | float) and token and math.isfinite(row):
             told.append(f"{100 * row / token:.0f} % of the change of {name} ({row:+.3g} instead of {token:+.3g})")
+    moved = []
+    for name, sign in facts.get("target", {}).items():
+        change = by_row.get(name) or {}
+        low, high = change.get("low"), change.get("high")
+        if not sign and low is not None and high is not None and low * high > 0:
+            moved.append(f"{name}, which was to be held, moves by {Change(**change)}")
     each = "for each unit of strength, by linear response"
-    return f"averaging over the tokens of a row leaves {', '.join(told)}, {each}" if told else ""
+    parts = [*([f"leaves {', '.join(told)}"] if told else []), *moved]
+    return f"averaging over the tokens of a row {'; '.join(parts)}, {each}" if parts else ""
 
 
 def changes_of_chains(table: Floats) -> list[Change]:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from patterning.core.arrays import Bools, Floats, as_floats, as_ids, as_mask
 from patterning.core.errors import PatterningError
+from patterning.core.indexes import in_one_order, index_of
 from patterning.core.plain import Facts, Plain
-from patterning.core.shapes import Rho, SampleNumbers, shaped
+from patterning.core.shapes import Losses, Rho, SampleNumbers, shaped
 from patterning.intervention.card import TABLE, push_card, save_card
 from patterning.intervention.change import what_rows_keep
 from patterning.intervention.loading import WeightedRows, attached
 from patterning.intervention.permute import dealt, dealt_order, labels_of_cells
-from patterning.intervention.row_ids import ROW_ID, check_order, places_of, refuse_no_samples, with_ids
+from patterning.intervention.row_ids import ROW_ID, check_order, in_groups, places_of, refuse_no_samples, with_ids
 from patterning.intervention.weights import WeightSummary, summarise
 from patterning.intervention.weights_file import read_weights, write_weights
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 ROUNDING = 1e-12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """ρ of every row (n,), or of every token of every row (n, t), float64, with mean 1 under the base weights.
 
@@ -75,6 +76,7 @@ class Weights:
         free = as_mask("free", np.asarray(self.free).ravel(), rho.size).reshape(rho.shape)
         rho = rho if abs(mean - 1) < ROUNDING else rho / mean  # so that a file gives back the same bits
         for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", names)):
+            value.flags.writeable = value is names  # changed in place, the mean would not be 1
             object.__setattr__(self, name, value)
         if self.swapped is not None:
             if rho.ndim != 1:
@@ -85,21 +87,22 @@ class Weights:
     def __repr__(self) -> str:
         """What the weights ask for, and how hard they pull."""
         pull, what = self.summary(), self.facts.get("what", "weights")
-        shape = " × ".join(str(size) for size in self.rho.shape)
         return (
-            f"Weights({what}: {shape}, ρ from {pull.smallest:.3g} to {pull.largest:.3g}, effective sample size "
-            f"{100 * pull.effective_sample_size:.0f} % of what may move"
+            f"Weights({what}: {' × '.join(map(str, self.rho.shape))}, ρ {pull.smallest:.3g} to {pull.largest:.3g}, "
+            f"effective sample size {100 * pull.effective_sample_size:.0f} % of what may move"
             f"{'' if self.swapped is None else f', labels of {int(self.swapped.sum())} rows exchanged'}"
             f"{'; ' + kept if (kept := what_rows_keep(self.facts)) else ''})"
         )
 
     @classmethod
     def of_rows(cls, rho: Any, ids: Sequence[Any] | None = None, base_weights: Any = None) -> "Weights":
-        """Weights of your own: ρ (n,) or (n, t)."""
+        """Weights of your own: ρ (n,) or (n, t). The index of a pandas series is its ids, unless these are given."""
+        in_one_order((rho, ids), base_weights)
         values = as_floats("the weights", rho)
         if values.ndim not in (1, 2) or not values.size:
             raise PatterningError(f"ρ has shape {values.shape}: it must be (rows,) or (rows, tokens), and not empty")
         q = np.ones(values.shape) if base_weights is None else as_floats("base_weights", base_weights)
+        ids = index_of(rho) if ids is None else ids
         names = np.arange(len(values)) if ids is None else as_ids(ids)
         return cls(values, names, q, np.ones(values.shape, dtype=bool))
 
@@ -118,18 +121,15 @@ class Weights:
         ρ says how the groups compare; it is scaled to mean 1. With `task`: rows, base weights and fingerprint of its
         data. Raises `PatterningError` for a group without a ρ, and for a ρ without rows.
         """
-        labels = np.asarray(groups)
-        kinds, place = np.unique(labels, return_inverse=True) if labels.ndim == 1 else (labels, labels)
-        if labels.ndim != 1 or set(kinds.tolist()) != set(rho_by_group):
-            raise PatterningError(
-                f"groups {labels.shape} are {', '.join(map(str, np.unique(labels)[:8]))} and rho_by_group names "
-                f"{', '.join(map(str, rho_by_group))}: give a label a row, and a ρ for each of these labels"
-            )
-        rho = as_floats("rho_by_group", [rho_by_group[kind] for kind in kinds.tolist()], 1)[place]
-        base = cls.of_rows(np.ones(len(rho))) if task is None else cls.uniform(task)
+        kinds, place = in_groups(np.asarray(groups), list(rho_by_group))
+        rho = as_floats("rho_by_group", [rho_by_group[kind] for kind in kinds], 1)[place]
+        index = index_of(groups)
+        base = cls.of_rows(np.ones(len(rho)), ids=index) if task is None else cls.uniform(task)
+        if task is not None and index is not None and set(index) == set(task.ids.tolist()):
+            check_order(np.array(index), task.ids)
         if len(base) != len(rho):
             raise PatterningError(f"{len(rho)} labels for the {len(base)} rows of the task")
-        facts = {"what": "groups", "rho_by_group": {str(kind): float(rho_by_group[kind]) for kind in kinds.tolist()}}
+        facts = {"what": "groups", "rho_by_group": {str(kind): float(rho_by_group[kind]) for kind in kinds}}
         return replace(base, rho=rho, facts=facts)
 
     def __len__(self) -> int:
@@ -157,8 +157,7 @@ class Weights:
             return self
         total = self.base_weights.sum(1)
         mean = (self.base_weights * self.rho).sum(1) / np.where(total > 0, total, 1.0)
-        rho = np.where(total > 0, mean, 1.0)
-        return replace(self, rho=rho, base_weights=total, free=self.free.any(1))
+        return replace(self, rho=np.where(total > 0, mean, 1.0), base_weights=total, free=self.free.any(1))
 
     def check(self, task: "Task") -> None:
         """Raise `PatterningError` unless these weights are of the data and the rows (ids) of `task`, in its order."""
@@ -175,16 +174,19 @@ class Weights:
                 f"{self.data}, not {fingerprint}); look rows up by their ids with .of(ids) instead"
             )
 
-    def loss(self, losses: Tensor, rows: Any, mask: Tensor | None = None, *, exchanged: Tensor | None = None) -> Tensor:
+    def loss(self, losses: Losses, rows: Any, mask: Tensor | None = None, *, exchanged: Tensor | None = None) -> Tensor:
         """The weighted mean loss of a minibatch drawn without regard to ρ: `losses` (b,) or (b, t) of rows `rows`.
 
-        The mean of ρ ℓ over the samples (of `mask`, where there is one). ρ has mean 1 over the data and not over the
-        minibatch: where rows are drawn in proportion to the base weights q (uniformly, where these are even) and hold
-        equally many samples, the gradient is unbiased for that of L_ρ. `exchanged` (b,): the losses of the same pairs
-        with their labels exchanged, which count where `swapped` says so.
+        The mean of ρ ℓ over the samples, those of `mask` if there is one. `losses` may be the pair (losses, mask)
+        that a task's loss returns. Of padded rows give a mask: without one, padding counts. ρ has mean 1 over the data
+        and not over the minibatch: where rows are drawn in proportion to the base weights q (uniformly, where these are
+        even) and hold equally many samples, the gradient is unbiased for that of L_ρ. `exchanged` (b,): the losses of
+        the same pairs with their labels exchanged, which count where `swapped` says so.
         """
+        if isinstance(losses, tuple) and len(losses) == 2 and mask is None:
+            losses, mask = losses
         if not isinstance(losses, Tensor):
-            raise PatterningError(f"the losses are {type(losses).__name__}: they must be a tensor")
+            raise PatterningError(f"the losses are {type(losses).__name__}: they must be a tensor, or (losses, mask)")
         if self.swapped is not None:
             if exchanged is None or exchanged.shape != losses.shape:
                 raise PatterningError(

@@ -26,7 +26,7 @@ from patterning.intervention.rows_of_chi import MIN_RELIABILITY, Rows, untrusted
 from patterning.intervention.solve import solve
 from patterning.intervention.strength import check_limits, is_number, strong_enough
 from patterning.intervention.weights import PairPolicy, standardise, swaps
-from patterning.intervention.wishes import in_words, plan_in_words, unconfirmed, wished
+from patterning.intervention.wishes import in_words, not_held, plan_in_words, unconfirmed, wished
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Fold:
     response: Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction:
     """Signed scores `s` (n,) of the samples, with root mean square 1 under q; or why there are none (`refused`).
 
@@ -45,7 +45,7 @@ class Direction:
     unit of strength, from chains that did not take part in choosing s (cross-fitted); `folds` are the halves of the
     chains it was made from. `theta` (k,): s is Σ θ_k χ_k, up to a constant. `singular_values` and `noise_floor` are
     of the rows of χ; what lies under the floor was cut. `kept` (rank, n): the other directions of χ, orthonormal under
-    q over the free samples; 0 elsewhere.
+    q over the free samples; 0 elsewhere. `free` (n,): the samples that it was made for, None for all.
     `name`, `what` and `facts`: of a reading of a study, in words and plain values.
     `opposite`: the direction of the opposite wish, where that is not -s (something else is held). `component_losses`:
     the rows in `wanted` whose observable is the component's own loss, which bear the component's name.
@@ -68,6 +68,7 @@ class Direction:
     opposite: "Direction | None" = None
     component_losses: tuple[str, ...] = ()
     kept: Floats | None = None
+    free: Bools | None = None
 
     def reversed(self) -> "Direction":
         """The opposite wish: -s, or `opposite`."""
@@ -97,7 +98,7 @@ class Direction:
     ) -> Weights:
         """Weights along s: ρ = 1 + strength · s, made non-negative by `policy` (`intervention.weights`).
 
-        `free` (n,) bool: which samples may move (default: all that χ was read for); the others, and rows that were not
+        `free` (n,) bool: which samples may move (default: all that it was made for); the others, and rows that were not
         probed, stay at ρ = 1. `within` (n,): groups that each keep their total weight, labels say. `cap`: no ρ above
         this. `min_ess`: the strength is lowered until the effective sample size of the free samples is at least this
         share. `per="row"`: one weight a row, from the mean of s over its tokens. `policy="swap"`, for preference pairs:
@@ -111,7 +112,7 @@ class Direction:
         if per not in ("sample", "row"):
             raise PatterningError(f"per is {per!r}: it must be 'sample' or 'row'")
         s, q, row = self.s, self.samples.weight, self.samples.row
-        moving = as_mask("free", free, len(s))
+        moving = as_mask("free", free, len(s)) & as_mask("free", self.free, len(s))
         if not (q[moving] > 0).any():
             raise PatterningError("no free sample has a base weight: nothing can move")
         certificate = None
@@ -127,8 +128,8 @@ class Direction:
             "component_losses": list(self.component_losses),
             "policy": policy,
             "per": per,
-            "strength": used,
-            "asked_strength": strength,
+            "strength": float(used),
+            "asked_strength": float(strength),
         }
         if certificate is not None:
             facts["certificate"] = vars(certificate)
@@ -247,7 +248,7 @@ def find_direction(
     asked = [i for i, value in zip(picks, change, strict=True) if value]
     refused = untrusted(
         {rows.names[i]: rows.reliability[i] for i in asked},
-        {rows.names[i]: rows.r_hat[i] for i in asked if rows.r_hat},
+        {rows.names[i]: rows.r_hat[i] for i in picks if rows.r_hat},  # of held rows as well: s is orthogonal to them
         min_reliability,
     )
     zero = {name: Change(0.0, 0.0, 0.0) for name in rows.names}
@@ -258,6 +259,7 @@ def find_direction(
         return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
     folds = _folds(rows, picks, q, change, n_beta, mask)
     predicted = _changes(rows.names, folds, q, lambda s: s)
+    refused = refused or not_held(target, rows.chi[picks], s, np.where(mask, q, 0.0))
     if refused is None and (wrong := unconfirmed(target, predicted)):
         refused = f"chains that did not choose it do not confirm it: {wrong}; more chains or a larger budget may"
     own = solution.inverse
@@ -266,6 +268,7 @@ def find_direction(
     return Direction(
         s, target, predicted, refused, samples, data, dict(zip(names, theta.tolist(), strict=True)),
         tuple(solution.singular_values.tolist()), solution.noise_floor, solution.rank, folds, kept=kept,
+        free=None if free is None else mask,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from patterning.core.arrays import Bools, Floats, as_floats, as_mask
 from patterning.core.errors import PatterningError, PatterningWarning
+from patterning.core.indexes import refuse_shuffled
 from patterning.core.rng import Stream, generator
 
 Ints = NDArray[np.int64]
@@ -101,6 +102,7 @@ def dealt_order(base_weights: Floats, free: Bools, seed: int, labels: NDArray[An
 
 def labels_of_cells(within: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """A label for each sample of weights of `shape`, (n·t,), from one for each row or for each token."""
+    refuse_shuffled("within", within)
     labels = np.asarray(within)
     if labels.shape not in (shape, shape[:1], (shape[0], 1)):
         raise PatterningError(f"labels {labels.shape} for weights {shape}: give one for each row, or for each token")

@@ -54,6 +54,21 @@ def with_ids(dataset: Any, ids: NDArray[Any], column: str = ROW_ID) -> Any:
     return Named(dataset, ids, column)
 
 
+def in_groups(labels: NDArray[Any], named: list[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+    """The different labels of (n,), in the order in which they come, and which of them each row has (n,).
+
+    Raises `PatterningError` unless they are those that are `named`.
+    """
+    known: dict[Any, int] = {}
+    place = [known.setdefault(label, len(known)) for label in labels.tolist()] if labels.ndim == 1 else []
+    if labels.ndim != 1 or set(known) != set(named):
+        raise PatterningError(
+            f"groups {labels.shape} are {list(known)[:8]} and rho_by_group names {named[:8]}: give a label a row, and "
+            "a ρ for each of these labels"
+        )
+    return list(known), np.array(place, dtype=np.int64)
+
+
 def check_row(row: Any) -> None:
     """Raise `PatterningError` unless one item is asked for: a slice of items has no one id or weight."""
     try:

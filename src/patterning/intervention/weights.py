@@ -19,6 +19,7 @@ from scipy.special import ndtri
 
 from patterning.core.arrays import as_array, as_floats, as_mask
 from patterning.core.errors import PatterningError
+from patterning.core.indexes import refuse_shuffled
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -138,6 +139,7 @@ def _group_by_group(
 
 def group_labels(within: Any, count: int) -> NDArray[Any]:
     """A label for each of `count` samples, (count,), from a list, an array or a tensor of numbers or of text."""
+    refuse_shuffled("within", within)
     labels = as_array("within", within)
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
         labels = labels.astype(str)  # a column of a data frame

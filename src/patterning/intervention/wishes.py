@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
 from patterning.intervention.change import Change
 
@@ -25,6 +26,28 @@ def wished(names: Sequence[str], wanted: Mapping[str, float], hold: Sequence[str
     if not all(np.isfinite(value) for value in target.values()) or not any(target.values()):
         raise PatterningError("the wanted change must be finite and not 0 for some row")
     return target
+
+
+NOT_HELD = 0.5
+"""A held row that moves at least so much as one that was asked for, each in units of its own size, is not held."""
+
+
+def not_held(target: Mapping[str, float], chi: Floats, s: Floats, q: Floats) -> str | None:
+    """Why no weights can hold what was to be held, by χ (k, n) of the rows in `target` itself; None where they can.
+
+    `s` (n,) is the direction that was found, `q` (n,) the weights of the samples that may move. Where two rows of χ are
+    alike, none moves without the other.
+    """
+    size = np.sqrt(((chi - chi @ q[:, None] / q.sum()) ** 2) @ q)
+    moves = np.abs(chi @ (q * s)) / np.where(size > 0, size, np.inf)
+    asked = max(move for move, value in zip(moves, target.values(), strict=True) if value)
+    for name, value, move in zip(target, target.values(), moves, strict=True):
+        if not value and move > NOT_HELD * asked:
+            return (
+                f"{name} cannot be held: the samples that move what was asked for move it as well "
+                f"({move / asked:.0%} as much, each in units of its own spread)"
+            )
+    return None
 
 
 def unconfirmed(target: Mapping[str, float], predicted: Mapping[str, Change]) -> str:

@@ -166,7 +166,7 @@ class Restricted:
             return self.varied(flat)
         own = {name: p.shape for name, p in self.module.named_parameters() if name.startswith(self._alone)}
         parts = self._checked(flat).split([shape.numel() for shape in own.values()], dim=1)
-        return {name: part.view(-1, *own[name]) for name, part in zip(own, parts, strict=True)}
+        return {name: part.reshape(len(part), *own[name]) for name, part in zip(own, parts, strict=True)}
 
     def varied(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters that the component touches, (r, *shape), at free coordinates `flat` (r, P_C)."""
@@ -175,7 +175,7 @@ class Restricted:
         for (name, pick), part in zip(self._picks.items(), parts, strict=True):
             whole = self._whole[name]
             rows = part if pick is None else whole.flatten().expand(len(flat), -1).index_copy(1, pick, part)
-            result[name] = rows.reshape(-1, *whole.shape)
+            result[name] = rows.reshape(len(rows), *whole.shape)
         return result
 
     def expand(self, flat: Tensor) -> Tensor:

@@ -30,8 +30,12 @@ WANTED = 0.02
 """Rise of the mean loss that is aimed at, as a share of the way to a model that knows nothing."""
 PULL = 0.2
 """ε (γ + nβ h), with h the largest curvature: the stationary variance is then off by at most 5 %."""
+MOST_PULL = 0.3
+"""What a short chain may find of it in the steepest direction; past that ε is made shorter, down to 0.2."""
 RANGE = (1.0, 1e7)
-"""Where γ is looked for."""
+"""Where γ is looked for, over the mean square of the parameters where that is above 1."""
+NEARER = 0.1
+"""By how much a pilot must come nearer, in powers of e: where γ no longer matters, the first that was tried is kept."""
 PILOTS = 9
 """Most pilots of a component."""
 TRIED = 3
@@ -110,6 +114,7 @@ def find_settings(
     kernel = replace(tightest.kernel, step_size=epsilon)
     verdict, advice = _verdict(tightest, wanted)
     if verdict == "healthy":
+        kernel = _shorter(task, anchor, picked, kernel, batch_size, seed)
         free = Restricted(task, anchor, picked[place])
         verdict, advice = _of_minibatches(free, kernel, tightest.rise, band, batch_size, seed)
     text = (
@@ -132,13 +137,14 @@ def _search(
 ) -> list[PilotRun]:
     """Pilots of one component; the last is the chosen one."""
     config = ChainConfig(2, max(4, steps // 8), steps // 2, 4, batch_size, seed)
-    low, high = (math.log(value) for value in RANGE)
+    scale = max(1.0, float(free.anchor.double().square().mean()))  # of large parameters, small changes are larger
+    low, high = math.log(RANGE[0] / scale), math.log(RANGE[1])
     log_gamma, runs, best = math.log(1e3), list[PilotRun](), None
     for _ in range(PILOTS):
         run = _pilot(free, n_beta, math.exp(log_gamma), band, config)
         runs.append(run)
         told(len(runs))
-        if not run.diverged and (best is None or _miss(run, wanted) < _miss(best, wanted)):
+        if not run.diverged and (best is None or _miss(run, wanted) < _miss(best, wanted) - NEARER):
             best = run
         if not run.diverged and 0.5 * wanted <= run.rise <= 2 * wanted:
             break
@@ -201,14 +207,31 @@ def _verdict(run: PilotRun, wanted: float) -> tuple[str, str]:
         return "chains disagree", "raise burn_in"
     if run.spike > 100:
         return "spikes", "single minibatches dominate: raise batch_size"
-    if run.rise < wanted / 10:
+    by_data = PULL / run.kernel.step_size - run.kernel.localization  # nβ h in the steepest direction
+    if run.rise < wanted / 10 and by_data < run.kernel.localization:
         return (
             "too little signal",
-            "the loss hardly answers to this component: raise n_beta, or measure another observable",
+            "the loss hardly answers to this component: lower n_beta, or measure another observable",
         )
     if run.error > run.rise:
         return "too noisy", "raise batch_size, chains or draws"
     return "healthy", ""
+
+
+def _shorter(
+    task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: SGLD, batch_size: int, seed: int
+) -> SGLD:
+    """The kernel with steps that are short in the steepest direction that a short chain of any component meets.
+
+    The pilots' own steps may have seen less of it.
+    """
+    chains, step_size = ChainConfig(1, 1, 40, 1, batch_size, seed), kernel.step_size
+    for what in components:
+        free = Restricted(task, anchor, what)
+        short = try_chain(free, free.anchor, kernel, chains)
+        if short is not None and short.length > MOST_PULL:
+            step_size = min(step_size, short.short_enough)
+    return replace(kernel, step_size=step_size)
 
 
 def _of_minibatches(

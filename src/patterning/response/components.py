@@ -209,6 +209,10 @@ def row_numbers(name: str, rows: Tensor | Sequence[int] | None, count: int) -> T
         return torch.arange(count)
     if isinstance(rows, int):
         raise PatterningError(f"{name} is {rows}: it must be row numbers, range({rows}) for so many of the first rows")
+    if isinstance(rows, set | frozenset | slice | dict | str):
+        raise PatterningError(f"{name} is a {type(rows).__name__}: it must be row numbers, a list or a range of them")
+    if isinstance(rows, list | tuple) and not rows:
+        raise PatterningError(f"{name} is empty: name at least one row, or leave it out for all")
     numbers = as_batch(rows)
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.dtype == torch.bool:
         raise PatterningError(f"{name} must be row numbers (for a mask: mask.nonzero()[:, 0])")

@@ -89,9 +89,11 @@ class Work:
         settings += [own.reliability, own.rounds, str(own.loss_band), own.component_loss]
         settings += [] if self.anchor.device.type == "cpu" else ["numbers of a device"]
         phi = own.phi if isinstance(own.phi, str) else own.phi.numpy()
+        with torch.no_grad():  # what an observable reads from outside (a file) may be another thing than it was
+            values = [float(function(self.anchor[None])) for function in own.observables.values()]
         return fingerprint(
             self.task_key, self.anchor.cpu().numpy(), masks, own.rows.numpy(), phi, digest(dict(own.observables)),
-            settings,
+            np.array(values, dtype=np.float32), settings,
         )  # fmt: skip
 
 

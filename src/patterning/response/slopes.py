@@ -66,7 +66,7 @@ def loss_slopes(model: LanguageModel, tokens: Tensor, directions: Tensor) -> Ten
     if directions.ndim != 2 or directions.shape[1] != sum(sizes):
         raise PatterningError(f"directions {tuple(directions.shape)} are not (k, {sum(sizes)}) for this model")
     parts = directions.split(sizes, dim=1)
-    tangents = {name: part.view(-1, *p.shape) for (name, p), part in zip(own.items(), parts, strict=True)}
+    tangents = {name: part.reshape(len(part), *p.shape) for (name, p), part in zip(own.items(), parts, strict=True)}
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
         return next_token_losses(lambda batch: functional_call(model, parameters, (batch,)), tokens).flatten()

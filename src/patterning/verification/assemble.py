@@ -1,7 +1,7 @@
 """From outcomes by arm and seed to evidence: paired effects, the permuted control, and a verdict by the one rule."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class ArmRuns:
     """Outcomes of one set of weights: `values` by measure (seeds,), the first seeds of those of the unweighted arm.
 
     `kind`: base (unweighted, the first arm), arm, control or extra. `control`: name of the arm of its permuted weights.
-    `wanted`: the sign of the change that was asked for, by measure.
+    `wanted`: the sign of the change that was asked for, by measure. `held`: measures that were asked not to change.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ArmRuns:
     control: str | None = None
     wanted: Mapping[str, float] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
+    held: Collection[str] = ()
 
 
 def assemble(
@@ -72,7 +73,8 @@ def assemble(
                 against = difference(arm.values[name], base.values[name], span, level)
                 strict = None if control is None else difference(arm.values[name], control.values[name], span, level)
                 if against is not None:
-                    verdicts[arm.name, name] = judge(against, strict, tried=tried, wanted=sign)
+                    verdict = judge(against, strict, tried=tried, wanted=sign)
+                    verdicts[arm.name, name] = replace(verdict, held=not sign and name in arm.held)
         table.append(Arm(arm.name, arm.kind, arm.values, effects, beyond, arm.facts))
     yes_or_no = {name: span.yes_or_no for name, span in ranges.items()}
     return Evidence(tuple(ranges), yes_or_no, tuple(int(seed) for seed in seeds), tuple(table), verdicts)

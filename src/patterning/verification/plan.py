@@ -30,6 +30,12 @@ def plan_arms(
     if unknown := set(controls) - {"permuted"}:
         raise PatterningError(f"unknown controls {', '.join(sorted(unknown))}: there is 'permuted'; others go in extra")
     first = next(iter(arms.values()))
+    for name, weights in {**arms, **extra}.items():
+        if weights.rho.shape == first.rho.shape and not np.allclose(weights.base_weights, first.base_weights, 1e-6, 0):
+            raise PatterningError(
+                f"the arm {name!r} has other base weights than {next(iter(arms))!r}: all arms are compared with one "
+                "unweighted arm, which has the base weights of the first; verify them apart"
+            )
     plain = replace(first, rho=np.ones_like(first.rho), facts={"what": UNWEIGHTED}, swapped=None)
     plan = {UNWEIGHTED: Planned("base", [plain] * len(seeds))}
     plan |= {name: Planned("arm", [weights] * len(seeds)) for name, weights in arms.items()}

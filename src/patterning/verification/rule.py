@@ -36,7 +36,7 @@ Finding = Literal[
 class Verdict:
     """What is found for one arm and measure, with the two effects it rests on, at the allowed-for level.
 
-    `wanted`: the sign of the change that was asked for, 0 where none was.
+    `wanted`: the sign of the change that was asked for, 0 where none was. `held`: no change was asked for.
     """
 
     finding: Finding
@@ -44,6 +44,7 @@ class Verdict:
     against_permuted: Effect | None
     tried: int
     wanted: float = 0.0
+    held: bool = False
 
     @property
     def steers(self) -> bool:

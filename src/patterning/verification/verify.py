@@ -231,7 +231,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 def _signs(
     arms: Mapping[str, Weights], measures: Mapping[str, Measure], wanted: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """The sign that each arm was asked to move each measure; 0 where nothing was asked."""
+    """The sign that each arm was asked to move measures: 0 for those that were to be held; others are left out."""
     signs: dict[str, dict[str, float]] = {}
     for name, weights in arms.items():
         asked = weights.facts.get("target")
@@ -240,7 +240,7 @@ def _signs(
         _refuse_signs_of_components(name, weights, {key: own[key] for key in own if own[key] and key in measures},
                                     wanted.get(name, {}))  # fmt: skip
         target = own | dict(wanted.get(name, {}))
-        signs[name] = {measure: float(np.sign(target.get(measure, 0.0))) for measure in measures}
+        signs[name] = {measure: float(np.sign(target[measure])) for measure in measures if measure in target}
     return signs
 
 
@@ -259,7 +259,7 @@ def _refuse_signs_of_components(
             raise PatterningError(
                 f"the measure {name!r} bears the name of a component whose own loss the weights of arm {arm!r} were "
                 f"asked to {'lower' if sign < 0 else 'raise'} ({sign:+g}): that is no sign for the measure; say which "
-                f"way it is to go, wanted={{{arm!r}: {{{name!r}: +1}}}} to rise, -1 to fall, 0 where nothing is asked"
+                f"way it is to go, wanted={{{arm!r}: {{{name!r}: +1}}}} to rise, -1 to fall, 0 to stay"
             )
 
 
@@ -283,6 +283,7 @@ def _evidence(
         ArmRuns(
             name, planned.kind, values[name], permuted_name(name) if permuted_name(name) in plan else None,
             signs.get(name, {}), dict(planned.weights[0].facts),
+            held=[measure for measure, sign in signs.get(name, {}).items() if not sign],
         )
         for name, planned in plan.items()
     ]  # fmt: skip

@@ -37,11 +37,19 @@ def cautions(verdicts: Verdicts, seeds: Sequence[int], notes: Sequence[str]) -> 
 def verdict_lines(verdicts: Verdicts) -> list[str]:
     """What was asked for, a sentence each; then, in one sentence an arm, what happened to the other measures."""
     lines = [f"{arm}, {measure}: {verdict}." for (arm, measure), verdict in verdicts.items() if verdict.wanted]
+    lines += [
+        f"{arm}, {measure}, which was to be held: {'not held, ' if verdict.against_unweighted.excludes_zero else ''}"
+        f"{verdict}."
+        for (arm, measure), verdict in verdicts.items()
+        if verdict.held
+    ]
     for arm in dict.fromkeys(arm for arm, _ in verdicts):
         others: dict[str, list[str]] = {}
         for (own, measure), verdict in verdicts.items():
-            if own == arm and not verdict.wanted:
-                others.setdefault(verdict.finding, []).append(measure)
+            if own == arm and not verdict.wanted and not verdict.held:
+                change = verdict.against_unweighted.difference
+                size = "" if verdict.finding in ("no clear change", "a look") else f" ({change:+.2g})"
+                others.setdefault(verdict.finding, []).append(f"{measure}{size}")
         if others:
             told = "; ".join(f"{finding}: {', '.join(names)}" for finding, names in others.items())
             lines.append(f"{arm}, not asked for: {told}.")
@@ -59,7 +67,7 @@ def level_line(verdicts: Verdicts) -> str:
         return f"Findings use intervals of {level}."
     return (
         f"k = {k} {'direction was' if k == 1 else 'directions were'} tried (arms × measures that they were asked to "
-        f"move), so findings use intervals of {level}."
+        f"move), so findings use intervals of {level}{', wider than those of the table' if k > 1 else ''}."
     )
 
 
