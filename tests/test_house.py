@@ -8,7 +8,7 @@ from patterning.core import code
 
 ROOMS = (
     "core", "report", "models", "tasks", "training", "posterior", "response", "intervention", "verification", "study",
-    "face", "hf", "edits", "experiments", "console", "cli",
+    "face", "hf", "edits", "experiments", "console", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a room may use those before it."""
 LONGEST = 320

@@ -1,13 +1,12 @@
 """The command line: parses, calls, prints. What went wrong becomes one sentence and exit code 2 (`shell`)."""
 
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from patterning.console.shell import Output, main_of
+from patterning.console.shell import Output, Version, main_of
 from patterning.console.where import Address, Count, Cpus, Gpus, Kind, place_of
 from patterning.core.errors import PatterningError
 from patterning.core.executors import executor_of
@@ -25,18 +24,8 @@ _output = Output()
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output, and nothing else.")]
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        print(f"patterning {metadata.version('patterning')}")
-        raise typer.Exit
-
-
 @app.callback()
-def patterning(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and leave.")
-    ] = False,
-) -> None:
+def patterning(version: Version = False) -> None:
     """Which training data makes a neural network grow the internal structure you want?"""
 
 

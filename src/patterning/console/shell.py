@@ -10,9 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from patterning.console.stopping import RESUMES, Stopped, leave, stoppable
@@ -202,3 +204,14 @@ def _flush_or_drop() -> None:
             stream.flush()
         except (OSError, ValueError):
             silence(descriptor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"patterning {metadata.version('patterning')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and leave.")
+]
