@@ -30,9 +30,9 @@ def task() -> pt.Task:
 
 def test_a_probed_part_says_what_chi_is_relative_to(tmp_path) -> None:
     part = pt.measure(task(), probes=range(10), **SETTINGS)
-    assert str(part).startswith("χ: 1 row, 10 samples in 10 of 40 rows, relative to whose mean χ is, nβ 30")
+    assert str(part).startswith("χ: 1 row, 10 samples in 10 of 40 rows (χ is relative to their mean), nβ 30")
     part.page(tmp_path / "page.html")
-    assert "10 samples in 10 of 40 rows, relative to whose mean χ is" in (tmp_path / "page.html").read_text()
+    assert "10 samples in 10 of 40 rows (χ is relative to their mean)" in (tmp_path / "page.html").read_text()
     assert "relative" not in str(pt.measure(task(), **SETTINGS)).splitlines()[0]
 
 

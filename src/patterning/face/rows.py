@@ -57,7 +57,7 @@ class RowMeans:
 def of_data(data: "xarray.Dataset") -> str:
     """How many rows of the data were probed, where not all: χ is relative to their mean, so that it sums to 0."""
     rows, count = (int(data.attrs.get(name, 0)) for name in ("rows_probed", "data_rows"))
-    return f" in {rows:,} of {count:,} rows, relative to whose mean χ is" if rows < count else ""
+    return f" in {rows:,} of {count:,} rows (χ is relative to their mean)" if rows < count else ""
 
 
 def shown_rows(data: "xarray.Dataset") -> list[ChiRow]:
