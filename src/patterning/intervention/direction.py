@@ -114,7 +114,9 @@ class Direction:
         s, q, row = self.s, self.samples.weight, self.samples.row
         moving = as_mask("free", free, len(s)) & as_mask("free", self.free, len(s))
         if not (q[moving] > 0).any():
-            raise PatterningError("no free sample that the direction was made for has a base weight: nothing can move")
+            raise PatterningError(
+                "no free sample has a base weight, of those that the direction was made for: nothing can move"
+            )
         certificate = None
         if policy == "constrained":
             moving, rho, certificate = self._nearest(strength, moving, within, cap, min_ess, per)
