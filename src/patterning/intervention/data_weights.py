@@ -76,7 +76,6 @@ class Weights:
         free = as_mask("free", np.asarray(self.free).ravel(), rho.size).reshape(rho.shape)
         rho = rho if abs(mean - 1) < ROUNDING else rho / mean  # so that a file gives back the same bits
         for name, value in (("rho", rho), ("base_weights", q), ("free", free), ("ids", names)):
-            value.flags.writeable = value is names  # changed in place, the mean would not be 1
             object.__setattr__(self, name, value)
         if self.swapped is not None:
             if rho.ndim != 1:
