@@ -14,6 +14,7 @@ from torch import nn
 import patterning as pt
 from patterning.core.errors import PatterningError
 from patterning.posterior.find_settings import find_settings
+from patterning.posterior.short_chain import ShortChain
 from patterning.verification.suspicion import notes_on_jumps
 from patterning.verification.verify import _key
 
@@ -232,12 +233,16 @@ def test_series_in_another_order_are_refused_where_rows_go_by_place() -> None:
             call()
 
 
-def test_losses_of_large_targets_are_calibrated() -> None:
-    y = 100 * (X @ torch.tensor([1.0, -0.5, 0.3]) + 0.5 * torch.randn(40, generator=torch.Generator().manual_seed(1)))
+def fitted(scale: float) -> pt.Task:
+    y = scale * (X @ torch.tensor([1.0, -0.5, 0.3]) + 0.5 * torch.randn(40, generator=torch.Generator().manual_seed(1)))
     model = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.linalg.lstsq(X, y[:, None]).solution.T)
-    large = pt.Task(model, lambda m, b: (m(b[0])[:, 0] - b[1]).square() / 2, (X, y))
+    return pt.Task(model, lambda m, b: (m(b[0])[:, 0] - b[1]).square() / 2, (X, y))
+
+
+def test_losses_of_large_targets_are_calibrated() -> None:
+    large = fitted(100)
     for n_beta in (0.01, None, 1000):
         found = find_settings(large, large.own_row(), ["full"], n_beta=n_beta, batch_size=40)
         assert found.verdict == "healthy", found.text
@@ -252,3 +257,24 @@ def test_facts_of_weights_are_plain_values() -> None:
 def test_what_names_no_rows_says_so(probes) -> None:
     with pytest.raises(PatterningError, match=r"^probes is (a set|a slice|empty)"):
         pt.measure(task(), probes=probes, **SETTINGS)
+
+
+def test_the_step_that_is_said_is_the_step_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, own = [], fitted(1)
+    for length in (0.2, 2.0):
+        monkeypatch.setattr(
+            "patterning.posterior.find_settings.try_chain",
+            lambda *of, length=length: ShortChain(length, 0.0, of[2].step_size),
+        )
+        found = find_settings(own, own.own_row(), ["full"], batch_size=40)
+        assert found.verdict == "healthy"
+        assert f"ε {found.kernel.step_size:.2g};" in found.text
+        steps.append(found.kernel.step_size)
+    assert steps[1] == pytest.approx(steps[0] / 10)
+
+
+def test_a_look_does_not_say_that_something_was_not_held() -> None:
+    rows = pt.Weights.of_rows(np.linspace(0.5, 1.5, 20))
+    moved = pt.verify(lambda w, seed: w.rho[0] + seed / 100 * w.rho[1], {"mine": rows}, {"x": float}, range(3),
+                      wanted={"mine": {"x": 0}})  # fmt: skip
+    assert moved.findings()[0].startswith("mine, x, which was to be held: a look")

@@ -98,3 +98,13 @@ def test_excludes_zero_means_both_ends_on_one_side(low: float, high: float, excl
 def test_what_is_not_paired_is_refused(arm: np.ndarray, baseline: np.ndarray, message: str) -> None:
     with pytest.raises(PatterningError, match=message):
         paired_effect(arm, baseline)
+
+
+@pytest.mark.parametrize(("pairs", "least", "most"), [(8, 0.45, 0.68), (32, 0.9, 1.0)])
+def test_few_pairs_do_not_know_of_rare_jumps(pairs: int, least: float, most: float) -> None:
+    rng, share, held = np.random.default_rng(0), 0.1, 0  # of runs that end somewhere else; docs/interpretation.md
+    for _ in range(300):
+        change = 0.02 * rng.normal(size=pairs) - (rng.random(pairs) < share)
+        found = paired_effect(change, np.zeros(pairs), resamples=500)
+        held += found.low <= -share <= found.high
+    assert least < held / 300 < most

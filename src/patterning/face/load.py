@@ -58,7 +58,7 @@ def _check_task(path: Path, stored: Mapping[str, Any], task: Task) -> None:
     """Raise `PatterningError` where the data are others; warn where only the model or the loss is another one."""
     if stored["task"] == task.fingerprint:
         return
-    if stored.get("data") != task.data_fingerprint or stored.get("base_weights") != digest(task.base_weights):
+    if stored.get("data_fingerprint") != digest(task.data_fingerprint, task.base_weights):
         raise PatterningError(
             f"{path} was measured on another task (fingerprint {stored['task']}, not {task.fingerprint}): the model, "
             "its weights, the loss or the data have changed"

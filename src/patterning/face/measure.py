@@ -155,8 +155,7 @@ def measure(
         verdict=found.verdict,
         untrained=untrained,
         memory_estimate=need.total,
-        data=task.data_fingerprint,
-        base_weights=digest(task.base_weights),
+        data_fingerprint=digest(task.data_fingerprint, task.base_weights),
         rows_probed=len(rows),
         data_rows=len(task.base_weights),
     )

@@ -96,7 +96,7 @@ class Weights:
     @classmethod
     def of_rows(cls, rho: Any, ids: Sequence[Any] | None = None, base_weights: Any = None) -> "Weights":
         """Weights of your own: ρ (n,) or (n, t). The index of a pandas series is its ids, unless these are given."""
-        values = as_floats("the weights", in_one_order((rho, ids), base_weights)[0])
+        values = as_floats("the weights", in_one_order({"rho": rho, "ids": ids}, base_weights)["rho"])
         if values.ndim not in (1, 2) or not values.size:
             raise PatterningError(f"ρ has shape {values.shape}: it must be (rows,) or (rows, tokens), and not empty")
         q = np.ones(values.shape) if base_weights is None else as_floats("base_weights", base_weights)

@@ -26,6 +26,7 @@ from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError, PatterningWarning
 from patterning.core.task import Task
+from patterning.core.threads import undisturbed
 from patterning.intervention.weights import gaussian_scores
 
 FOLDS = 4
@@ -62,6 +63,7 @@ class Rule:
         return self.rho[place]
 
 
+@undisturbed()
 def extended(weights: Any, task: Task, at: Any, *, force: bool) -> Any:
     """`Weights.extend`: the weights with ρ of all rows of the task."""
     anchor, known = ready(weights, task, at)

@@ -36,6 +36,7 @@ from patterning.core.store import (
     write_whole,
 )
 from patterning.core.task import Task
+from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
 from patterning.intervention.extend import BATCH, Rule, fit_rule, losses_and_slopes, ready
 from patterning.intervention.weights_file import FORMAT
@@ -62,6 +63,7 @@ class ExtendedFile:
     rows_per_second: float
 
 
+@undisturbed()
 def extend_to(
     weights: Any,
     out: Path,

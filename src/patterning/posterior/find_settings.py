@@ -23,7 +23,7 @@ from patterning.posterior.band import find_band, steepest
 from patterning.posterior.chains import ChainConfig, Kernel, run_chains
 from patterning.posterior.diagnostics import MOST_R_HAT, split_r_hat
 from patterning.posterior.sgld import SGLD
-from patterning.posterior.short_chain import step_warnings, try_chain
+from patterning.posterior.short_chain import ShortChain, step_warnings, try_chain
 
 MOST_N_BETA = 300.0
 WANTED = 0.02
@@ -114,13 +114,18 @@ def find_settings(
     kernel = replace(tightest.kernel, step_size=epsilon)
     verdict, advice = _verdict(tightest, wanted)
     if verdict == "healthy":
-        kernel = _shorter(task, anchor, picked, kernel, batch_size, seed)
-        free = Restricted(task, anchor, picked[place])
-        verdict, advice = _of_minibatches(free, kernel, tightest.rise, band, batch_size, seed)
+        chains = ChainConfig(1, 1, 40, 1, batch_size, seed)
+        frees = (Restricted(task, anchor, what) for what in picked)
+        short = [try_chain(free, free.anchor, kernel, chains) for free in frees]
+        kernel = _shorter(kernel, short)
+        nats = tightest.rise * (band - float(_mean_loss(Restricted(task, anchor, picked[place]))))
+        verdict, advice = _of_minibatches(short[place], nats, kernel, chains)
     text = (
-        f"calibrated: nβ {beta:.3g}, γ {kernel.localization:.3g}, ε {epsilon:.2g}; the loss of {tightest.component} "
-        f"rises by {tightest.rise:.1%} of the way to a model that knows nothing (wanted {wanted:.0%}); "
-        f"verdict: {verdict}" + (f" ({advice})" if advice else "") + (f"; {found.note}" if found.note else "")
+        f"calibrated: nβ {beta:.3g}, γ {kernel.localization:.3g}, ε {kernel.step_size:.2g}; the loss of "
+        f"{tightest.component} rises by {tightest.rise:.1%} of the way to a model that knows nothing "
+        f"(wanted {wanted:.0%}); verdict: {verdict}"
+        + (f" ({advice})" if advice else "")
+        + (f"; {found.note}" if found.note else "")
     )
     return Found(kernel, text, tuple(run for runs in chosen for run in runs), verdict)
 
@@ -218,30 +223,20 @@ def _verdict(run: PilotRun, wanted: float) -> tuple[str, str]:
     return "healthy", ""
 
 
-def _shorter(
-    task: Task, anchor: Tensor, components: Sequence[ComponentLike], kernel: SGLD, batch_size: int, seed: int
-) -> SGLD:
-    """The kernel with steps that are short in the steepest direction that a short chain of any component meets.
+def _shorter(kernel: SGLD, short: Sequence[ShortChain | None]) -> SGLD:
+    """The kernel with steps that are short in the steepest direction that a short chain of any component met.
 
     The pilots' own steps may have seen less of it.
     """
-    chains, step_size = ChainConfig(1, 1, 40, 1, batch_size, seed), kernel.step_size
-    for what in components:
-        free = Restricted(task, anchor, what)
-        short = try_chain(free, free.anchor, kernel, chains)
-        if short is not None and short.length > MOST_PULL:
-            step_size = min(step_size, short.short_enough)
-    return replace(kernel, step_size=step_size)
+    enough = [one.short_enough for one in short if one is not None and one.length > MOST_PULL]
+    return replace(kernel, step_size=min([kernel.step_size, *enough]))
 
 
-def _of_minibatches(
-    free: Restricted, kernel: SGLD, rise: float, band: float, batch_size: int, seed: int
-) -> tuple[str, str]:
-    """Whether minibatches of so many rows are large enough for the kernel that was found."""
-    chains = ChainConfig(1, 1, 40, 1, batch_size, seed)
-    nats = rise * (band - float(_mean_loss(free)))
-    lines = step_warnings(try_chain(free, free.anchor, kernel, chains), nats, kernel, chains)
+def _of_minibatches(short: ShortChain | None, rise: float, kernel: SGLD, chains: ChainConfig) -> tuple[str, str]:
+    """Whether minibatches are large enough for the kernel that was found, which raises the loss by `rise` nats."""
+    if short is not None:  # at its own step size, in proportion to which both numbers are
+        share = kernel.step_size / short.step_size
+        short = ShortChain(short.length * share, short.noise * share, kernel.step_size)
+    lines = step_warnings(short, rise, kernel, chains)
     small = [line.partition(": ")[2] for line in lines if line.startswith("minibatches")]
-    if small:
-        return "minibatches too small", small[0]
-    return "healthy", ""
+    return ("minibatches too small", small[0]) if small else ("healthy", "")

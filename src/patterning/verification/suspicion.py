@@ -16,7 +16,7 @@ from patterning.core.store import Arrays
 STATE = "state_of_result"
 """Name under which a run stores the digest of the parameters that `train` returned, where it returned a module."""
 
-JUMP, MANY_PAIRS = 15.0, 16
+JUMP, MANY_PAIRS = 15.0, 32
 """A pair is far from the rest at so many times their median distance from the median; looked for below so many."""
 Outcomes = Mapping[str, Mapping[str, Floats]]
 """Arm → measure → values (seeds,)."""

@@ -38,7 +38,7 @@ def verdict_lines(verdicts: Verdicts) -> list[str]:
     """What was asked for, a sentence each; then, in one sentence an arm, what happened to the other measures."""
     lines = [f"{arm}, {measure}: {verdict}." for (arm, measure), verdict in verdicts.items() if verdict.wanted]
     lines += [
-        f"{arm}, {measure}, which was to be held: {'not held, ' if verdict.against_unweighted.excludes_zero else ''}"
+        f"{arm}, {measure}, which was to be held: {'not held, ' if verdict.finding.startswith('move') else ''}"
         f"{verdict}."
         for (arm, measure), verdict in verdicts.items()
         if verdict.held
