@@ -105,7 +105,7 @@ def test_the_answer_comes_first(text_response: pt.Response) -> None:
         assert part in text
     for name in text_response.names:
         assert (
-            f"shaken around w*. Negative χ (orange): weighting it up lowers ⟨φ⟩; these are the samples that {name}"
+            f"{name} around w*. Negative χ (orange): weighting it up lowers ⟨φ⟩; these are the samples that {name}"
             in text
         )
     assert "nβ 30, γ 300, ε 0.001" in text

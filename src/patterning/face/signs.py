@@ -9,9 +9,9 @@ WHICH_SIGN = (
     'that it lowers ⟨φ⟩. invert({name: +1}) asks for more of φ, invert({name: -1}) for less. What "stronger" means '
     "hangs on what φ is:",
     "A component loss, φ_C = L(w) - L(w*) with only the coordinates of component C free (nβ⟨φ_C⟩ is its local learning "
-    "coefficient, in which nβ is a mere factor): less of it is stronger. A lower ⟨φ_C⟩ means that the data holds the "
-    "component tighter, and χ_j < 0 marks the samples that it serves: their losses rise together with L when it is "
-    'shaken. So invert({"l1h3": -1}) strengthens head l1h3, by this reading.',
+    "coefficient, in which nβ is a mere factor): less of it is stronger. A lower ⟨φ_C⟩ means that the data pins the "
+    "component down more closely, and χ_j < 0 marks the samples that it serves: their losses rise together with L when "
+    'chains move it. So invert({"l1h3": -1}) strengthens head l1h3, by this reading.',
     "A loss on a set of samples (in nats): less of it is better performance on that set, so ask for -1.",
     "A score where more is more of the structure (an accuracy, an attention score, a logit gap, a probe's output, a "
     "norm): ask for +1.",
@@ -28,8 +28,8 @@ def in_words(name: str, component: str, observable: str) -> str:
     """What a positive and a negative χ say of one row, as a caption."""
     if observable == COMPONENT_LOSS:
         return (
-            f"Positive χ (blue): weighting this sample up raises ⟨φ⟩, the mean rise of the loss when {component} is "
-            f"shaken around w*. Negative χ (orange): weighting it up lowers ⟨φ⟩; these are the samples that "
+            f"Positive χ (blue): weighting this sample up raises ⟨φ⟩, the mean rise of the loss when chains move "
+            f"{component} around w*. Negative χ (orange): weighting it up lowers ⟨φ⟩; these are the samples that "
             f"{component} serves. Less of φ is a stronger {component}: invert({{{name!r}: -1}})."
         )
     return (

@@ -37,6 +37,6 @@ def untrusted(reliability: Mapping[str, float], r_hat: Mapping[str, float], min_
     if apart:
         return (
             f"the chains have not settled: R-hat of φ {', '.join(apart)} (at most {MOST_R_HAT}), so that χ is that of "
-            "their way from w*, which ± and reliability do not show; raise burn_in and draws, or γ"
+            "chains still moving away from w*, which ± and reliability do not show; raise burn_in and draws, or γ"
         )
     return None

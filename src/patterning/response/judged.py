@@ -42,6 +42,6 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
         if diagnostics.r_hat > MOST_R_HAT:
             warnings.append(
                 f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, and χ is that of "
-                "the way from w*; raise burn_in and draws, or γ"
+                "chains still moving away from w*; raise burn_in and draws, or γ"
             )
     return replace(response, warnings=(*response.warnings, *warnings))

@@ -8,7 +8,7 @@ with loadings u_a on components and scores v_a on samples. Scores have mean squa
 depend on n and :math:`\sum_a \sigma_a^2` is the total variance.
 
 Which way is "more induction"? A mode is turned so that induction tokens score positive. χ_j(φ_C) < 0 means that weight
-on token j lowers ⟨φ_C⟩: around w* the loss rises less when component C is shaken, and ℓ_j rises with L, so C serves
+on token j lowers ⟨φ_C⟩: around w* the loss rises less when chains move component C, and ℓ_j rises with L, so C serves
 token j (in the words of Baker et al., C expresses j). Induction heads are expected to express induction tokens:
 χ < 0 there, so with positive scores their loadings should be **negative** (below the mean of all components, as the
 uniform mode is gone). `ModeChoice.direction` is +score: weight onto induction tokens, and by the response equation onto

@@ -249,8 +249,8 @@ def _refuse_signs_of_components(
 ) -> None:
     """Raise `PatterningError` where a measure bears the name of a target that is a component's own loss.
 
-    Less of that loss is a component that the data holds tighter: whether the measure should rise or fall, it does not
-    say. Weights of an earlier version do not know; there the form of the name (l1h0, l0 mlp) tells.
+    Less of that loss is a component that the data pins down more closely: it does not say whether the measure should
+    rise or fall. Weights of an earlier version do not know; there the form of the name (l1h0, l0 mlp) tells.
     """
     stated = weights.facts.get("component_losses")
     for name, sign in target.items():
