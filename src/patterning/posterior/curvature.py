@@ -8,6 +8,7 @@ says what a chain of such steps meets, and the result says that it was made so.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,14 +77,17 @@ class Curvature:
         """H v (1, P)."""
         if self.by_differences:
             return self._change(direction, 0.25)[0]
-        at = self.flat.clone().requires_grad_()
+        if len(self.losses) == 1:
+            return _product(*self._graph, direction, again=True)
         total = torch.zeros_like(self.flat)
-        for loss in self.losses:
-            (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
-            if gradient.requires_grad:  # a linear part has a constant gradient
-                (product,) = torch.autograd.grad(gradient, at, direction, materialize_grads=True)
-                total += product
+        for loss in self.losses:  # a graph at a time: those of all parts may not fit
+            total += _product(*_graph_of(loss, self.flat), direction, again=False)
         return total
+
+    @cached_property
+    def _graph(self) -> tuple[Tensor, Tensor]:
+        """Of the one part, for all products; it is let go with this object."""
+        return _graph_of(self.losses[0], self.flat)
 
     def _change(self, direction: Tensor, share: float) -> tuple[Tensor, float]:
         """The gradient's change along a direction per unit of it, by a central difference, and its rounding error."""
@@ -93,3 +97,17 @@ class Curvature:
         ahead, behind = (self.gradient(self.flat + sign * step * direction) for sign in (1, -1))
         rounding = 8 * torch.finfo(self.flat.dtype).eps * float(ahead.norm() + behind.norm()) / (2 * step)
         return (ahead - behind) / (2 * step), rounding
+
+
+def _graph_of(loss: Callable[[Tensor], Tensor], flat: Tensor) -> tuple[Tensor, Tensor]:
+    """A leaf at `flat` and the gradient of a loss there, which can be differentiated again."""
+    at = flat.clone().requires_grad_()
+    return at, torch.autograd.grad(loss(at), at, create_graph=True)[0]
+
+
+def _product(at: Tensor, gradient: Tensor, direction: Tensor, *, again: bool) -> Tensor:
+    """The derivative of a gradient along a direction; `again`: its graph stays for another."""
+    if not gradient.requires_grad:  # a linear loss has a constant gradient
+        return torch.zeros_like(at)
+    (product,) = torch.autograd.grad(gradient, at, direction, retain_graph=again, materialize_grads=True)
+    return product

@@ -16,7 +16,7 @@ a Gauss quadrature (Golub & Meurant 1994), and the largest curvature h besides.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,14 +29,18 @@ from patterning.posterior.chains import ChainConfig, StepNumbers, init, loss_and
 from patterning.posterior.curvature import Curvature
 from patterning.posterior.sgld import SGLD
 
-STEPS = 30
-"""Of the short chain: directions that the loss holds have settled by then."""
+STEPS, SHARE = 30, 8
+"""Of the short chain: directions that the loss holds have settled by then; and at most an eighth of all steps."""
 NUMBER = 1 << 20
 """The number of the short chain, whose minibatches and noise no long chain has."""
 PAIRS = 6
 """Pairs of minibatches whose gradients are compared."""
-ROWS, LANCZOS = 64, 4
-"""Rows on which the curvature along such a difference is taken, and steps of the Lanczos iteration from it."""
+ROWS, LEAST_ROWS, CELLS = 64, 8, 512
+"""Most and fewest rows, and about how many samples, on which curvature is taken."""
+LANCZOS = 4
+"""Steps of the Lanczos iteration."""
+LEAST_CHANGES = 4
+"""Changes of the gradient from step to step, from which the largest possible noise of minibatches is told."""
 LONG, TOO_LONG = 0.5, 2.0
 """ελ in the steepest direction: past the first a warning; from the second on the response of the chain has another sign
 than that of the posterior, as its variance grows with the curvature."""
@@ -50,12 +54,24 @@ AIM = 0.1
 class ShortChain:
     """What is met at the end of a short chain: the `length` ελ of its steps, and the `noise` of its minibatches, nats.
 
-    `length`: in the steepest direction that was met. `noise`: by how much minibatches raise E[L], at this `step_size`.
+    `length`: in the steepest direction that was met. `noise`: by how much minibatches raise E[L], at this `step_size`;
+    it is the most that this can be where there is a `measure`, which takes some seconds and says how much it is.
     """
 
     length: float
     noise: float
     step_size: float
+    measure: Callable[[], float] | None = None
+
+    def measured(self) -> "ShortChain":
+        """With the noise as it is, not the most that it can be."""
+        return self if self.measure is None else replace(self, noise=self.measure(), measure=None)
+
+    def at(self, step_size: float) -> "ShortChain":
+        """The same at other steps, in proportion to which both numbers are."""
+        own = self.measured()
+        share = step_size / self.step_size
+        return ShortChain(own.length * share, own.noise * share, step_size)
 
     @property
     def short_enough(self) -> float:
@@ -83,14 +99,21 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
         return None
     one = ChainConfig(1, 1, 0, 1, chains.batch_size, chains.seed)
     numbers, state = StepNumbers(task.base_weights, one, NUMBER, anchor), init(kernel, anchor, 1)
-    for step in range(min(STEPS, chains.steps)):
+    before, changes = torch.zeros_like(state.position), list[Tensor]()
+    for step in range(min(STEPS, chains.steps, max(LEAST_CHANGES + 1, chains.steps * chains.replicas // SHARE))):
         _, gradient = loss_and_gradient(task, state.position, numbers.rows(step))
         state = update(state, gradient, numbers.noise(step), kernel)
+        changes.append((gradient - before).square().sum() / 2)
+        before = gradient
     if not bool(state.position.isfinite().all()):
         return None
-    steepest, noise = _curvature_and_noise(task, anchor[None], state.position, kernel, chains)
-    length = kernel.step_size * (kernel.n_beta * steepest + kernel.localization)
-    return ShortChain(length, noise, kernel.step_size)
+    rough = _Rough(task, anchor[None], state.position, kernel, chains)
+    length = kernel.step_size * (kernel.n_beta * rough.steepest() + kernel.localization)
+    # f(h) = h / (nβ h + γ) is at most 1 / nβ, and the way from step to step adds to the changes; twice, for chance
+    most = math.inf
+    if len(changes) > LEAST_CHANGES:
+        most = kernel.step_size / 4 * kernel.n_beta * float(torch.stack(changes[1:]).mean())
+    return ShortChain(length, most, kernel.step_size, rough.noise)
 
 
 def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains: ChainConfig) -> list[str]:
@@ -106,6 +129,8 @@ def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains:
             f"steps are long: ε (nβ h + γ) is {short.length:.2g} in the steepest direction of the loss, and the "
             f"variance of a chain there {wide}; a step_size of {short.short_enough:.1g} is short enough"
         )
+    if rise > 0 and short.noise > NOISY * rise:
+        short = short.measured()
     share = short.noise / rise if rise > 0 else 0.0
     if share > NOISY:
         exact = max(rise - short.noise, 0.1 * rise)
@@ -118,46 +143,59 @@ def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains:
     return lines
 
 
-def _curvature_and_noise(
-    task: FlatTask, anchor: Tensor, position: Tensor, kernel: SGLD, chains: ChainConfig
-) -> tuple[float, float]:
-    """The largest curvature h at w* and at `position`, both (1, P), 0 where there is none; and the noise in nats.
+@dataclass(frozen=True)
+class _Rough:
+    """Curvature at w* and at the `position` that a short chain reached, both (1, P), and noise there, on a few rows."""
 
-    That is by how much minibatches raise E[L].
-    """
-    cumulative = np.cumsum(task.base_weights.cpu().numpy())
+    task: FlatTask
+    anchor: Tensor
+    position: Tensor
+    kernel: SGLD
+    chains: ChainConfig
 
-    def rows(number: int, step: int, size: int) -> Tensor:
-        index = minibatch(cumulative, chains.seed, NUMBER + number, step, size)
-        return torch.from_numpy(index)[None].to(position.device)
+    def steepest(self) -> float:
+        """The largest curvature h that is met at either place; 0 where there is none."""
+        first = self._gradient(0, 0)
+        if not float(first.norm()) > 0:
+            return 0.0
+        try:
+            hessians = [self._hessian(place, first) for place in (self.anchor, self.position)]
+            return max(0.0, *(float(lanczos(hessian.times, first / first.norm())[0].max()) for hessian in hessians))
+        except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
+            return 0.0
 
-    seen = rows(1, 0, ROWS)
-    most = getattr(task, "at_once", lambda *shape: shape)(1, ROWS)[1]
-    parts = [lambda at, part=part: task.losses(at, part).sum() / ROWS for part in seen.split(most, dim=1)]
+    def noise(self) -> float:
+        """By how much minibatches raise E[L], nats; 0 where nothing has curvature."""
+        kernel, total = self.kernel, 0.0
+        try:
+            hessian: Curvature | None = None
+            for pair in range(PAIRS):
+                difference = (self._gradient(pair, 0) - self._gradient(pair, 1)) / math.sqrt(2)
+                size = float(difference.norm())
+                if not size > 0:
+                    continue  # the rows have one and the same gradient, or a minibatch is all the data
+                hessian = hessian or self._hessian(self.position, difference)
+                curvatures, shares = lanczos(hessian.times, difference / size)
+                held = np.maximum(curvatures, 0.0)
+                total += size**2 * float(shares @ (held / (kernel.n_beta * held + kernel.localization)))
+        except (RuntimeError, NotImplementedError, PatterningError):
+            return 0.0
+        return kernel.step_size / 8 * kernel.n_beta**2 * total / PAIRS
 
-    def gradient(pair: int, which: int) -> Tensor:
-        return loss_and_gradient(task, position, rows(2 + which, pair, chains.batch_size))[1]
+    def _hessian(self, place: Tensor, direction: Tensor) -> Curvature:
+        count = min(ROWS, max(LEAST_ROWS, CELLS // getattr(self.task, "samples_per_row", 1)))
+        rows = self._rows(1, 0, count)
+        most = getattr(self.task, "at_once", lambda *shape: shape)(1, count)[1]
+        parts = [lambda at, part=part: self.task.losses(at, part).sum() / count for part in rows.split(most, dim=1)]
+        return Curvature.of(parts, place, direction / direction.norm())
 
-    first = gradient(0, 0)
-    if not float(first.norm()) > 0:
-        return 0.0, 0.0
-    try:
-        hessian = Curvature.of(parts, position, first / first.norm())
-        at_anchor = Curvature.of(parts, anchor, first / first.norm())
-        steepest = max(float(lanczos(there.times, first / first.norm())[0].max()) for there in (hessian, at_anchor))
-        total = 0.0
-        for pair in range(PAIRS):
-            difference = (gradient(pair, 0) - gradient(pair, 1)) / math.sqrt(2)
-            size = float(difference.norm())
-            if not size > 0:
-                continue  # the rows have one and the same gradient, or a minibatch is all the data
-            curvatures, shares = lanczos(hessian.times, difference / size)
-            held = np.maximum(curvatures, 0.0)
-            steepest = max(steepest, float(held.max()))
-            total += size**2 * float(shares @ (held / (kernel.n_beta * held + kernel.localization)))
-    except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
-        return 0.0, 0.0
-    return max(steepest, 0.0), kernel.step_size / 8 * kernel.n_beta**2 * total / PAIRS
+    def _gradient(self, pair: int, which: int) -> Tensor:
+        return loss_and_gradient(self.task, self.position, self._rows(2 + which, pair, self.chains.batch_size))[1]
+
+    def _rows(self, number: int, step: int, size: int) -> Tensor:
+        cumulative = np.cumsum(self.task.base_weights.cpu().numpy())
+        index = minibatch(cumulative, self.chains.seed, NUMBER + number, step, size)
+        return torch.from_numpy(index)[None].to(self.position.device)
 
 
 def lanczos(times: Callable[[Tensor], Tensor], start: Tensor, steps: int = LANCZOS) -> tuple[Floats, Floats]:

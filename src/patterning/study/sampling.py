@@ -123,7 +123,8 @@ class TryJob(Job):
         del scratch
         anchor = torch.from_numpy(self.anchor).to(self.subject.device)
         short = try_chain(self.subject.flat, anchor, self.kernel, self.config)
-        return {"short": np.array([] if short is None else [short.length, short.noise, short.step_size])}
+        own = None if short is None else short.measured()
+        return {"short": np.array([] if own is None else [own.length, own.noise, own.step_size])}
 
     def read(self, arrays: Arrays) -> ShortChain | None:
         """What `run` returned."""
