@@ -29,8 +29,8 @@ from patterning.posterior.chains import ChainConfig, StepNumbers, init, loss_and
 from patterning.posterior.curvature import Curvature
 from patterning.posterior.sgld import SGLD
 
-STEPS, SHARE = 30, 8
-"""Of the short chain: directions that the loss holds have settled by then; and at most an eighth of all steps."""
+STEPS, SHARE = 20, 16
+"""Of the short chain: directions that the loss holds have settled by then; and at most a sixteenth of all steps."""
 NUMBER = 1 << 20
 """The number of the short chain, whose minibatches and noise no long chain has."""
 PAIRS = 6
@@ -159,8 +159,9 @@ class _Rough:
         if not float(first.norm()) > 0:
             return 0.0
         try:
-            hessians = [self._hessian(place, first) for place in (self.anchor, self.position)]
-            return max(0.0, *(float(lanczos(hessian.times, first / first.norm())[0].max()) for hessian in hessians))
+            here = self._hessian(self.anchor, first)
+            there = replace(here, flat=self.position)  # products are made in the same way
+            return max(0.0, *(float(lanczos(one.times, first / first.norm())[0].max()) for one in (here, there)))
         except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
             return 0.0
 

@@ -128,7 +128,8 @@ class TryJob(Job):
 
     def read(self, arrays: Arrays) -> ShortChain | None:
         """What `run` returned."""
-        return ShortChain(*(float(value) for value in arrays["short"])) if len(arrays["short"]) else None
+        own = arrays["short"].tolist()
+        return ShortChain(own[0], own[1], own[2]) if own else None
 
 
 @dataclass(frozen=True)
