@@ -29,7 +29,7 @@ from patterning.posterior.chains import ChainConfig, StepNumbers, init, loss_and
 from patterning.posterior.curvature import Curvature
 from patterning.posterior.sgld import SGLD
 
-STEPS, SHARE = 20, 16
+STEPS, SHARE = 10, 16
 """Of the short chain: directions that the loss holds have settled by then; and at most a sixteenth of all steps."""
 NUMBER = 1 << 20
 """The number of the short chain, whose minibatches and noise no long chain has."""
@@ -159,9 +159,8 @@ class _Rough:
         if not float(first.norm()) > 0:
             return 0.0
         try:
-            here = self._hessian(self.anchor, first)
-            there = replace(here, flat=self.position)  # products are made in the same way
-            return max(0.0, *(float(lanczos(one.times, first / first.norm())[0].max()) for one in (here, there)))
+            hessian = self._hessian(self.position, first)
+            return max(0.0, float(lanczos(hessian.times, first / first.norm())[0].max()))
         except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
             return 0.0
 
