@@ -11,6 +11,7 @@ import patterning as pt
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.long
 def test_digits_reweighted_for_the_eights(capsys):
     check = runpy.run_path(str(EXAMPLES / "digits.py"))["main"](pairs=6, steps=300, chains=4, draws=20)
     arms = {arm.name: arm for arm in check.arms}

@@ -1,4 +1,4 @@
-"""Every Python block of README (`make test`) and docs (`make docs`) runs. Blocks of a page share their names, in order.
+"""Every Python block of README and docs runs (`make docs`). Blocks of a page share their names, in order.
 
 What a block needs and a reader does not, a page holds in comments: `<!-- test`, Python, `-->`.
 """
@@ -19,10 +19,8 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=[] if page.name == "README.md" else pytest.mark.site, id=page.name) for page in PAGES],
-)
+@pytest.mark.site
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}

@@ -36,6 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_results_hold_every_arm_paired(finished: Path) -> None:
     results = numbers(finished)
     lead = {f"structure → {way} induction{end}" for way in ("more", "less") for end in ("", ", permuted")}
@@ -69,6 +70,7 @@ def test_results_hold_every_arm_paired(finished: Path) -> None:
     assert arms["structure → less induction"]["wanted"]["onset"] == 1.0
 
 
+@pytest.mark.long
 def test_results_hold_what_was_read(finished: Path) -> None:
     results = numbers(finished)
     read = {one["name"]: one for one in results["directions"]}
@@ -89,6 +91,7 @@ def test_results_hold_what_was_read(finished: Path) -> None:
     assert shifts[name]["onset"]["difference"] == pytest.approx(wanted.mean())
 
 
+@pytest.mark.long
 def test_page_is_self_contained_and_made_from_the_results_alone(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +180,7 @@ def test_bad_files_get_one_sentence_and_exit_code_2(
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_predictor_under_the_stated_r2_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "units").symlink_to(finished / "units")  # what was computed is found again
     (tmp_path / "corpus").symlink_to(finished / "corpus")

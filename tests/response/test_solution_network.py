@@ -99,6 +99,7 @@ def test_the_posterior_response_is_how_the_mean_of_the_old_observable_moves() ->
     assert not agree(measured, predicted("llc-total"))
 
 
+@pytest.mark.long
 def test_the_free_energy_is_the_change_of_minus_log_z() -> None:
     """Thermodynamic integration of F over α, by chains at new weights, against importance weights of the old ones."""
     it = experiment()

@@ -15,7 +15,7 @@ from patterning.core.anchors import check_anchor
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask, evaluate
 from patterning.posterior.chains import ChainConfig, run_chains
-from patterning.posterior.curvature import NOTE, Curvature
+from patterning.posterior.curvature import NOTE, Curvature, lanczos
 from patterning.posterior.diagnostics import split_r_hat
 from patterning.posterior.sgld import SGLD
 
@@ -59,7 +59,7 @@ def calibrate(
 ) -> Calibration:
     """Settings at which E[L] - L(w*) is `rise` · (constant_loss - L(w*)), within a factor `tolerance`.
 
-    The step size is `step_fraction / (γ + nβ h)` with h the largest curvature of L at w* (power iteration): the
+    The step size is `step_fraction / (γ + nβ h)` with h the largest curvature of L at w* (Lanczos): the
     discretisation error of the stationary variance is then at most `step_fraction / 4`. A pilot that diverges (NaN, or
     a loss past the constant predictor's) halves the step. Raises `PatterningError` when no γ in the range will do.
     """
@@ -114,8 +114,8 @@ def _check_search(steps: int, tolerance: float, step_fraction: float, localizati
         raise PatterningError(f"localization is {localization}: it is a range of γ, (low, high) with 0 < low < high")
 
 
-def top_curvature(task: FlatTask, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0) -> float:
-    """Largest curvature of the mean loss at w*, by power iteration on Hessian-vector products of a fixed minibatch.
+def top_curvature(task: FlatTask, anchor: Tensor, *, iterations: int = 10, samples: int = 512, seed: int = 0) -> float:
+    """Largest curvature of the mean loss at w*, by Lanczos steps with Hessian-vector products of a fixed minibatch.
 
     Where the loss has no usable second derivative, products are differences of gradients (`posterior.curvature`).
     Raises `PatterningError` where it has no finite gradient.
@@ -124,7 +124,7 @@ def top_curvature(task: FlatTask, anchor: Tensor, *, iterations: int = 12, sampl
 
 
 def top_curvature_of(
-    task: FlatTask, anchor: Tensor, *, iterations: int = 12, samples: int = 512, seed: int = 0
+    task: FlatTask, anchor: Tensor, *, iterations: int = 10, samples: int = 512, seed: int = 0
 ) -> tuple[float, str]:
     """`top_curvature`, and a note on how it was made where the loss has no usable second derivative."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,23 +134,8 @@ def top_curvature_of(
     most = getattr(task, "at_once", lambda *shape: shape)(1, samples)[1]
     parts = [lambda at, part=part: task.losses(at, part).sum() / samples for part in index.split(most, dim=1)]
     hessian = Curvature.of(parts, flat, start / start.norm())
-
-    def dominant(shift: float) -> float:
-        """The eigenvalue of largest magnitude of H - shift."""
-        vector, value = start, 0.0
-        for _ in range(iterations):
-            size = float(vector.norm())
-            if not size > 0:
-                break  # nothing bends
-            vector = vector / size
-            product = hessian.times(vector) - shift * vector
-            value = float((vector * product).sum())
-            vector = product
-        return value
-
-    value = dominant(0.0)
-    # Away from a minimum the most negative curvature may dominate: then the largest is found from there.
-    return value if value >= 0 else value + dominant(value), NOTE if hessian.by_differences else ""
+    value = float(lanczos(hessian.times, start / start.norm(), iterations)[0].max())
+    return value, NOTE if hessian.by_differences else ""
 
 
 def _pilot(

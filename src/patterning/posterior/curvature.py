@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
 
 DISAGREEMENT = 0.3
@@ -111,3 +113,25 @@ def _product(at: Tensor, gradient: Tensor, direction: Tensor, *, again: bool) ->
         return torch.zeros_like(at)
     (product,) = torch.autograd.grad(gradient, at, direction, retain_graph=again, materialize_grads=True)
     return product
+
+
+def lanczos(times: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Floats, Floats]:
+    """Nodes and weights (k,) of the Gauss quadrature of vᵀ f(H) v, v the unit vector `start` (1, P); k <= `steps`.
+
+    `times` multiplies by H. The largest node is a lower bound of the largest eigenvalue that v has a part of.
+    """
+    basis, diagonal, beside = [start], list[float](), list[float]()
+    for _ in range(steps):
+        product = times(basis[-1])
+        diagonal.append(float((product * basis[-1]).sum()))
+        if not math.isfinite(diagonal[-1]):
+            return np.array([math.nan]), np.ones(1)
+        for vector in basis:  # few vectors: made orthogonal to all of them, against rounding
+            product = product - (product * vector).sum() * vector
+        size = float(product.norm())
+        if not size > 1e-6 * abs(diagonal[0]) or len(diagonal) == steps:
+            break
+        beside.append(size)
+        basis.append(product / size)
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+    return values, vectors[0] ** 2

@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
 from patterning.posterior.chains import ChainConfig, StepNumbers, init, loss_and_gradient, minibatch, update
-from patterning.posterior.curvature import Curvature
+from patterning.posterior.curvature import Curvature, lanczos
 from patterning.posterior.sgld import SGLD
 
 STEPS, SHARE = 10, 16
@@ -160,7 +159,7 @@ class _Rough:
             return 0.0
         try:
             hessian = self._hessian(self.position, first)
-            return max(0.0, float(lanczos(hessian.times, first / first.norm())[0].max()))
+            return max(0.0, float(lanczos(hessian.times, first / first.norm(), LANCZOS)[0].max()))
         except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
             return 0.0
 
@@ -175,7 +174,7 @@ class _Rough:
                 if not size > 0:
                     continue  # the rows have one and the same gradient, or a minibatch is all the data
                 hessian = hessian or self._hessian(self.position, difference)
-                curvatures, shares = lanczos(hessian.times, difference / size)
+                curvatures, shares = lanczos(hessian.times, difference / size, LANCZOS)
                 held = np.maximum(curvatures, 0.0)
                 total += size**2 * float(shares @ (held / (kernel.n_beta * held + kernel.localization)))
         except (RuntimeError, NotImplementedError, PatterningError):
@@ -196,23 +195,3 @@ class _Rough:
         cumulative = np.cumsum(self.task.base_weights.cpu().numpy())
         index = minibatch(cumulative, self.chains.seed, NUMBER + number, step, size)
         return torch.from_numpy(index)[None].to(self.position.device)
-
-
-def lanczos(times: Callable[[Tensor], Tensor], start: Tensor, steps: int = LANCZOS) -> tuple[Floats, Floats]:
-    """Nodes and weights (k,) of the Gauss quadrature of vᵀ f(H) v, v the unit vector `start` (1, P); k <= `steps`.
-
-    `times` multiplies by H. The largest node is a lower bound of the largest eigenvalue that v has a part of.
-    """
-    basis, diagonal, beside = [start], list[float](), list[float]()
-    for _ in range(steps):
-        product = times(basis[-1])
-        diagonal.append(float((product * basis[-1]).sum()))
-        for vector in basis:  # few vectors: made orthogonal to all of them, against rounding
-            product = product - (product * vector).sum() * vector
-        size = float(product.norm())
-        if not size > 1e-6 * abs(diagonal[0]) or len(diagonal) == steps:
-            break
-        beside.append(size)
-        basis.append(product / size)
-    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
-    return values, vectors[0] ** 2
