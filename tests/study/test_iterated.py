@@ -88,6 +88,9 @@ def test_rounds_make_both_kinds_pure(from_worst: bool, tmp_path: Path) -> None:
     assert {one["towards"]: one["after"] for one in told}.keys() == {"high", "low"}
     assert min(max(one["after"] for one in told if one["towards"] == way) for way in ("high", "low")) >= 0.9
     assert set(results["pilots"]) == {"pilots"} | {f"round {one['round']} towards {one['towards']}" for one in told}
+    seeds = {one: results["pilots"][one]["seeds"] for one in results["pilots"] if one.startswith("round")}
+    expected = {"1": [1000, 1001], "2": [1002, 1003], "3": [1000, 1001]}  # the next of four pilots, and round again
+    assert all(own == expected[name.split()[1]] for name, own in seeds.items())
     page = (tmp_path / "report.html").read_text()
     assert "agreement before" in page
     assert finding(results) == "steers"

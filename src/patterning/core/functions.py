@@ -56,7 +56,10 @@ class OfModule:
             own.look_after()
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             what = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise PatterningError(f"observable {self.name!r} returned {what}: it must return a real scalar tensor")
+            raise PatterningError(
+                f"observable {self.name!r} returned {what}: it must return a real scalar tensor (the "
+                "parameters that it is given do not require a gradient: a filter by requires_grad leaves none)"
+            )
         if value.device != row.device:
             raise PatterningError(
                 f"observable {self.name!r} returned a number on {value.device}, and the module is on {row.device}: "

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from patterning.core.code import PACKAGE, code_version
 from patterning.core.errors import PatterningWarning
+from patterning.core.held import held_by
 from patterning.core.libraries import is_library
 from patterning.core.module_reads import globals_read, imported, read_from_modules
 from patterning.core.notes import without_notes
@@ -153,7 +154,7 @@ class _Walk:
             (_DESCRIPTORS, lambda value: self._join("descriptor", value.__objclass__, value.__name__)),
             (ModuleType, self._file),
             (CodeType, self._code),
-            (Mapping, lambda value: self._join("mapping", *(part for item in value.items() for part in item))),
+            (Mapping, self._mapping),
             ((list, tuple), lambda value: self._join(type(value).__name__, *value)),
             ((set, frozenset), self._set),
         ]
@@ -162,6 +163,9 @@ class _Walk:
         return _hash(kind, *(self.of(part) for part in parts))
 
     def _tensor(self, value: Tensor) -> str:
+        own = {} if isinstance(value, nn.Parameter) else vars(value)  # libraries mark parameters
+        if own:
+            return self._join("tensor with attributes", value.detach(), dict(own))
         value = value.detach()
         try:
             if (parts := parts_of(value)) is not None:
@@ -179,9 +183,14 @@ class _Walk:
         return _hash("set", *found)
 
     def _array(self, value: np.ndarray) -> str:
+        if isinstance(value, np.ma.MaskedArray):
+            return self._join("masked", value.data, np.ma.getmaskarray(value))
         if value.dtype.hasobject:
             return self._join("array", value.tolist())
         return _hash("array", f"{value.dtype}{value.shape}", np.ascontiguousarray(value).tobytes())
+
+    def _mapping(self, value: Mapping[Any, Any]) -> str:
+        return self._join("mapping", list(value), list(value.values()), getattr(value, "default_factory", None))
 
     def _builtin(self, value: BuiltinFunctionType) -> str:
         owner = value.__self__
@@ -189,14 +198,16 @@ class _Walk:
         return self._join("builtin", value.__module__, value.__qualname__, owner if bound else None)
 
     def _function(self, value: FunctionType) -> str:
-        if value.__module__ not in (None, "builtins") and is_library(value.__module__):  # these are typed in
-            return _hash("function", value.__module__, value.__qualname__, _own_code(value.__module__))
         held = [_contents(cell) for cell in value.__closure__ or ()]
+        if value.__module__ not in (None, "builtins") and is_library(value.__module__):  # these are typed in
+            made = [held, value.__defaults__, value.__kwdefaults__] if "<locals>" in value.__qualname__ else []
+            return self._join("function", value.__module__, value.__qualname__, _own_code(value.__module__), made)
         named = {name: value.__globals__[name] for name in globals_read(value.__code__) if name in value.__globals__}
         named |= imported(value.__code__)
         closed = dict(zip(value.__code__.co_freevars, held, strict=True))
         read = [*named.values(), *read_from_modules(value.__code__, closed | named).values()]
-        return self._join("function", value.__code__, value.__defaults__, value.__kwdefaults__, held, read)
+        own = without_notes(value, vars(value))
+        return self._join("function", value.__code__, value.__defaults__, value.__kwdefaults__, held, read, own)
 
     def _code(self, value: CodeType) -> str:
         return self._join("code", value.co_code, value.co_names, value.co_varnames, value.co_freevars, value.co_consts)
@@ -228,19 +239,8 @@ class _Walk:
     def _object(self, value: object) -> str:
         if isinstance(value, Iterator | AsyncIterator | Coroutine | io.IOBase):
             return self._unkeyed(value)  # what they will give next is not in what they hold
-        held = getattr(value, "__dict__", None)
-        slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
-        if held is not None or slots:
-            held = None if held is None else without_notes(value, held)
-            return self._join("object", type(value), held, {name: getattr(value, name) for name in slots})
-        if isinstance(value, property | staticmethod | classmethod):
-            return self._join("wrapper", getattr(value, "__func__", None), getattr(value, "fget", None))
-        try:
-            made = value.__reduce_ex__(4)
-        except Exception:  # whatever keeps it from being pickled, it has no key
-            return self._unkeyed(value)
-        parts = made if isinstance(made, tuple) else (made,)
-        return self._join("reduced", *(list(part) if isinstance(part, Iterator) else part for part in parts))
+        parts = held_by(value)
+        return self._unkeyed(value) if parts is None else self._join("object", *parts)
 
     def _unkeyed(self, value: object) -> str:
         owner = next((part for part in reversed(self._path) if part is not value and _has_name(part)), None)
@@ -305,8 +305,3 @@ def _is_bookkeeping(name: str) -> bool:
         "__annotations_cache__", "__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl",
         "__parameters__", "__orig_bases__", "__qualname__",
     }  # fmt: skip
-
-
-def _slots(kind: type) -> list[str]:
-    names = vars(kind).get("__slots__", ())
-    return [names] if isinstance(names, str) else [name for name in names if name not in ("__dict__", "__weakref__")]

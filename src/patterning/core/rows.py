@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from patterning.core.errors import PatterningError
 from patterning.core.tensors import from_numbers, from_numpy, from_tensor
@@ -65,7 +66,8 @@ class RowSource:
 
     def _item(self, row: int) -> Any:
         try:
-            return self.source[row]
+            with temporarily_clear_interpreter_stack():  # a data set may read values, which derivatives would forbid
+                return self.source[row]
         except Exception as error:
             raise PatterningError(
                 f"row {row} of the data set cannot be read ({type(error).__name__}: {error})"

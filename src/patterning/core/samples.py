@@ -20,13 +20,15 @@ DRAWS_PER_SAMPLE = 16
 class Samples:
     """The samples in some rows of the data, masked ones left out: `row`, `position` within it, and `weight` q, (n,).
 
-    `place` (n,): where each lies among all cells of the rows, row by row. Weights sum to 1.
+    `place` (n,): where each lies among all cells of the rows, row by row. Weights sum to 1; `share` is what these
+    samples have of the weight of all the data.
     """
 
     row: NDArray[np.int64]
     position: NDArray[np.int64]
     weight: NDArray[np.float64]
     place: NDArray[np.int64]
+    share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.row)
@@ -44,12 +46,23 @@ class Data:
 
 
 def draws_of(q: Tensor) -> Tensor:
-    """Sample numbers int64 (N,), j about N q_j times: exactly, where q is in the ratio of small whole numbers."""
+    """Sample numbers int64 (N,), j about N q_j times: exactly, where q is in the ratio of small whole numbers.
+
+    Whoever has a weight is drawn once at least; `times_too_often` says what that and rounding make of its weight.
+    """
     ratios = (q / q[q > 0].min()).numpy()
     whole = np.allclose(ratios, ratios.round(), rtol=0, atol=1e-4) and ratios.sum() <= DRAWS_PER_SAMPLE * len(q)
     count = math.floor(ratios.sum() + 0.5) if whole else DRAWS_PER_SAMPLE * len(q)
     points = (np.arange(count) + 0.5) / count
-    return torch.from_numpy(np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1))
+    drawn = np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1)
+    return torch.from_numpy(np.sort(np.append(drawn, np.setdiff1d(np.flatnonzero(q.numpy() > 0), drawn))))
+
+
+def times_too_often(draws: Tensor, q: Tensor) -> Tensor:
+    """How much more often than its weight q_j each sample j is drawn, (n,) float64; exactly 1 where it is not."""
+    counts = torch.bincount(draws.cpu(), minlength=len(q)).double()
+    ratio = torch.where(counts > 0, counts / len(draws) / q.double().cpu().clamp(min=1e-300), 1.0)
+    return torch.where((ratio - 1).abs() < 1e-9, 1.0, ratio)
 
 
 def samples_of(rows: Tensor, shares: Tensor, cells: Tensor | None, t: int) -> Samples:

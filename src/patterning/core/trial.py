@@ -112,7 +112,8 @@ def check_still_the_same(task: Triable, rows: Tensor, before: Tensor) -> None:
             f"the loss of the same rows at w* was {float(before.mean()):.6g} when the task was made, and is "
             f"{float(after.mean()):.6g} now: a call of it changes something outside of the module (a counter, a cache, "
             "an average, or the data), so that its numbers depend on when it is called. What was computed with it is "
-            "no result: keep such state out of the loss"
+            "no result: keep such state out of the loss. Where the module or the data were changed after the task was "
+            "made, make it anew"
         )
 
 

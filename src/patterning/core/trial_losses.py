@@ -75,7 +75,10 @@ def check_company(task: Triable, rows: Tensor, losses: Tensor, mask: Tensor | No
                 "earlier call (a cache)?"
             )
         if mask is not None and own is not None and not torch.equal(mask[order].float(), own.float()):
-            raise PatterningError("the mask of a row depends on the other rows of its batch: it must not")
+            raise PatterningError(
+                "the mask of a row depends on the other rows of its batch: it must not. A pair that a loss returns is "
+                "(losses, mask): losses of two heads are to be added"
+            )
     if mask is not None:
         moved = {name: value[0] for name, value in displaced(task.named(task.own_row()[None]), 0).items()}
         elsewhere = run_plain(task, rows, moved)[1]

@@ -103,7 +103,7 @@ def measure(
     rows = row_numbers("probes", probes, len(task.base_weights))
     check_asked(estimator, phi, bool(functions), chains, draws, reliability, budget)
     estimator = _estimator(estimator, sampler)
-    out = None if out is None else Path(out).absolute()  # an observable may change the working folder
+    out = None if out is None else Path(out).expanduser().absolute()  # an observable may change the working folder
     check_whole("workers", workers, 1)
     where = chosen(executor, workers)
     _check_shards(shards, estimator)
@@ -118,6 +118,7 @@ def measure(
     at_once = math.ceil(len(rows) / (shards or 1))
     plan = Plan(estimator, config, at_once, len(functions), workers, stored=shards is not None)
     need = check_memory(task, parts, plan) if executor is None else largest_need(task, parts, plan)
+    task.check_still_the_same()
     try_observables(functions, anchor, task.data)
     say = Say(progress)
     untrained = untrained_sentence(task, anchor)
@@ -158,6 +159,7 @@ def measure(
         data_fingerprint=digest(task.data_fingerprint, task.base_weights),
         rows_probed=len(rows),
         data_rows=len(task.base_weights),
+        share_of_data=float(task.base_weights[rows.cpu()].sum() / task.base_weights.sum()),
     )
     if out is not None:
         keep(tree, out)

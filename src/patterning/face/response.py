@@ -19,7 +19,7 @@ from patterning.core.shapes import Chi, PerSample, SampleNumbers, shaped
 from patterning.core.task import Task
 from patterning.face.examples import Decode, Example, Texts, as_text
 from patterning.face.response_table import cautions, component_table, warnings_of
-from patterning.face.rows import RowMeans, of_data, shown_rows
+from patterning.face.rows import RowMeans, of_data, share_of_data, shown_rows
 from patterning.face.signs import as_docstring
 from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, find_direction
 from patterning.response.moderated import moderate
@@ -162,20 +162,23 @@ class Response:
         ]
 
     def rows(self) -> RowMeans:
-        """χ of each row of the data: the mean over its samples under q, with errors; masked tokens are none of them."""
+        """χ of each row of the data: the mean over its samples under q, with errors; masked tokens are none of them.
+
+        The samples of a row without a base weight count alike.
+        """
         members, place = np.unique(self.row, return_inverse=True)
-        q = self.base_weights
+        q = np.where(np.bincount(place, self.base_weights)[place] > 0, self.base_weights, 1.0)
         mass = np.bincount(place, q)
         known = self.data["chi_of_chain"].transpose("chain", "component", "observable", "sample").values
         means, errors, freedoms = [], [], []
         if not self.errors_known:
-            mean = np.stack([np.bincount(place, q * chi) / np.where(mass > 0, mass, 1.0) for chi in self.chi])
+            mean = np.stack([np.bincount(place, q * chi) / mass for chi in self.chi])
             return RowMeans(self.names, members, mean, np.full_like(mean, np.nan), float("nan"))
         for c, o in self._places:
             chains = [chain for chain in known[:, c, o] if np.isfinite(chain).all()]
             if len(chains) < 2:
                 raise PatterningError("fewer than 2 chains are known: errors over chains cannot be given")
-            table = np.stack([np.bincount(place, q * chain) / np.where(mass > 0, mass, 1.0) for chain in chains])
+            table = np.stack([np.bincount(place, q * chain) / mass for chain in chains])
             variance, freedom = moderate(table.var(0, ddof=1), len(table) - 1, np.abs(table.mean(0)))
             means.append(table.mean(0))
             errors.append(np.sqrt(variance / len(table)))
@@ -229,7 +232,9 @@ class Response:
             self.names, self.chi, chains, (halves[0] - halves[1]) / 2, tuple(self.reliability.values()),
             tuple(self.r_hat.values()),
         )  # fmt: skip
-        samples = Samples(self.row, self.position, self.base_weights, np.arange(len(self.row)))
+        samples = Samples(
+            self.row, self.position, self.base_weights, np.arange(len(self.row)), share_of_data(self.data)
+        )
         direction = find_direction(
             rows, samples, self._data(), self.n_beta, names, held, free=free, min_reliability=min_reliability
         )

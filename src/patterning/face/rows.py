@@ -60,6 +60,12 @@ def of_data(data: "xarray.Dataset") -> str:
     return f" in {rows:,} of {count:,} rows (χ is relative to their mean)" if rows < count else ""
 
 
+def share_of_data(data: "xarray.Dataset") -> float:
+    """The share of the data's weight that the probed rows have: all, where it was not stored."""
+    rows, count = (int(data.attrs.get(name, 1)) for name in ("rows_probed", "data_rows"))
+    return float(data.attrs.get("share_of_data", rows / count))
+
+
 def shown_rows(data: "xarray.Dataset") -> list[ChiRow]:
     """Every component with every observable; the component loss only where there is no other observable.
 

@@ -11,7 +11,7 @@ import numpy as np
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.store import cannot_write, part_of
-from patterning.face.rows import ChiRow, shown_rows
+from patterning.face.rows import ChiRow, share_of_data, shown_rows
 from patterning.intervention.change import Change
 from patterning.intervention.chunked import Chunk, ChunkedSolution, invert_chunks
 from patterning.intervention.rows_of_chi import MIN_RELIABILITY, untrusted
@@ -191,7 +191,8 @@ def invert_store(
     )
     chunks = StoredChunks(data, chosen, free, samples)
     solution = invert_chunks(chunks, list(target.values()), float(data.attrs["n_beta"]))
-    expected = dict(zip(target, solution.changes, strict=True)) if solution.changes else {}
+    share = share_of_data(data)
+    expected = dict(zip(target, (one.times(share) for one in solution.changes or ()), strict=False))
     refused = untrusted(reliability, r_hat, min_reliability)
     if refused is None and not expected:
         refused = "fewer than 2 chains are known of every row: no chain is left to confirm it"

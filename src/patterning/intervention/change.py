@@ -19,6 +19,10 @@ class Change:
     low: float
     high: float
 
+    def times(self, share: float) -> "Change":
+        """A positive share of it."""
+        return Change(share * self.value, share * self.low, share * self.high)
+
     def ends(self) -> tuple[float, float]:
         """Of the interval; the value itself, twice, where the interval is not known."""
         return (self.low, self.high) if math.isfinite(self.low + self.high) else (self.value, self.value)

@@ -183,6 +183,7 @@ class Weights:
         """
         if isinstance(losses, tuple) and len(losses) == 2 and mask is None:
             losses, mask = losses
+        mask = mask if mask is None else torch.as_tensor(mask, device=getattr(losses, "device", None))
         if not isinstance(losses, Tensor):
             raise PatterningError(f"the losses are {type(losses).__name__}: they must be a tensor, or (losses, mask)")
         if self.swapped is not None:

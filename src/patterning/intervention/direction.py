@@ -197,8 +197,9 @@ class Direction:
 
         if policy == "constrained":
             chains = np.concatenate([fold.response for fold in self.folds])
-            return dict(zip(self.predicted, changes_of_chains((chains * q) @ share(rho)), strict=True))
-        return _changes(tuple(self.predicted), self.folds, q, carried)
+            changes = changes_of_chains(self.samples.share * (chains * q) @ share(rho))
+            return dict(zip(self.predicted, changes, strict=True))
+        return _changes(tuple(self.predicted), self.folds, self.samples, carried)
 
     def needed(self, name: str, change: float) -> float:
         """The strength at which row `name` would move by `change`, by linear response; NaN where it does not move."""
@@ -260,8 +261,10 @@ def find_direction(
     except PatterningError as error:
         return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
     folds = _folds(rows, picks, q, change, n_beta, mask)
-    predicted = _changes(rows.names, folds, q, lambda s: s)
+    predicted = _changes(rows.names, folds, samples, lambda s: s)
     refused = refused or not_held(target, rows.chi[picks], s, np.where(mask, q, 0.0))
+    if samples.share == 0:
+        refused = "the probed rows have no base weight: L does not hold them, and weights on them change nothing"
     if refused is None and (wrong := unconfirmed(target, predicted)):
         refused = f"chains that did not choose it do not confirm it: {wrong}; more chains or a larger budget may"
     own = solution.inverse
@@ -292,9 +295,13 @@ def _folds(rows: Rows, picks: Sequence[int], q: Floats, change: Floats, n_beta: 
 
 
 def _changes(
-    names: Sequence[str], folds: Sequence[Fold], q: Floats, carried: Callable[[Floats], Floats]
+    names: Sequence[str], folds: Sequence[Fold], samples: Samples, carried: Callable[[Floats], Floats]
 ) -> dict[str, Change]:
-    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on."""
+    """What each row does along `carried(s)` at strength 1, measured on chains that s was not chosen on.
+
+    Samples that were not probed keep their part of the data's weight, and dilute what the others do.
+    """
+    q = samples.share * samples.weight
     values = [(chain * q) @ carried(fold.s) for fold in folds for chain in fold.response]
     return dict(zip(names, changes_of_chains(np.stack(values)), strict=True))
 

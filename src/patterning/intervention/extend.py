@@ -14,7 +14,7 @@ and slope, and needs no other row, so that a corpus can go by in parts (`interve
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from patterning.core.anchors import check_anchor
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError, PatterningWarning
+from patterning.core.plain import Facts, Plain
 from patterning.core.task import Task
 from patterning.core.threads import undisturbed
 from patterning.intervention.weights import gaussian_scores
@@ -73,8 +74,25 @@ def extended(weights: Any, task: Task, at: Any, *, force: bool) -> Any:
     rule = fit_rule(rho, q, known, task, anchor, force=force)
     losses, slopes = losses_and_slopes(task.sample_losses, anchor, rule.direction, torch.arange(len(weights)))
     whole = np.where(q > 0, np.where(known, rho, rule.weights(losses, slopes)), 1.0)
-    facts = {**weights.facts, "held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
+    facts = facts_of_all(weights.facts, float(q[known].sum() / q.sum()))
+    facts |= {"held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
     return replace(weights, rho=whole.reshape(weights.rho.shape), free=weights.base_weights > 0, facts=facts)
+
+
+def facts_of_all(facts: Facts, share: float) -> dict[str, Plain]:
+    """What is expected of weights for each unit of strength, once all rows have weights and not a `share` of them."""
+    told = dict(facts)
+    for name in ("predicted_per_strength", "by_token_per_strength"):
+        own = told.get(name)
+        if isinstance(own, Mapping):
+            told[name] = {row: _over(value, share) for row, value in own.items()}
+    return told
+
+
+def _over(value: Any, share: float) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _over(part, share) for name, part in value.items()}
+    return value / share if isinstance(value, int | float) else value
 
 
 def ready(weights: Any, task: Task, at: Any) -> tuple[Tensor, Bools]:

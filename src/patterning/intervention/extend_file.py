@@ -38,7 +38,7 @@ from patterning.core.store import (
 from patterning.core.task import Task
 from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
-from patterning.intervention.extend import BATCH, Rule, fit_rule, losses_and_slopes, ready
+from patterning.intervention.extend import BATCH, Rule, facts_of_all, fit_rule, losses_and_slopes, ready
 from patterning.intervention.weights_file import FORMAT
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def extend_to(
         rule = _rule(folder / "rule.safetensors", lambda: fit_rule(rho, q, known, task, anchor, force=force))
         corpus = _Corpus(task, anchor, rule, source, weights if data is None else None)
         speed = _compute(corpus, folder, rows_per_part, progress)
-        facts = {**weights.facts, "held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
+        facts = facts_of_all(weights.facts, float(q[known].sum() / q.sum()))
+        facts |= {"held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
         ess = _join(folder, out, {"data": digest(source), "facts": facts})
         remove_tree(folder)
     return ExtendedFile(out, corpus.rows, rule.held_out_r2, ess, speed)

@@ -151,10 +151,14 @@ def places_of(ids: NDArray[Any], rows: Any) -> NDArray[np.int64]:
         if wanted.dtype.kind not in "iu" or (wanted < 0).any() or (wanted >= len(ids)).any():
             raise PatterningError(f"rows must be numbers from 0 to {len(ids) - 1}")
         return wanted.astype(np.int64)
+    if {ids.dtype.kind, wanted.dtype.kind} == {"i", "u"}:  # together they would be rounded to floating point
+        ids, wanted = ids.astype(object), wanted.astype(object)
+    if wanted.dtype.kind == "O" and any(part is None for part in wanted):
+        raise PatterningError("rows hold None: rows are asked for by their ids")
     order = np.argsort(ids)
     found = order[np.searchsorted(ids[order], wanted).clip(max=len(order) - 1)]
     if (missing := ids[found] != wanted).any():
-        raise PatterningError(f"these weights know no row {wanted[missing][0].item()!r}")
+        raise PatterningError(f"these weights know no row {wanted[missing].tolist()[0]!r}")
     return found.astype(np.int64)
 
 

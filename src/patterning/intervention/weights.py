@@ -45,7 +45,7 @@ def gaussian_scores(s: Floats, base_weights: Floats, free: Bools) -> Floats:
     values, place = np.unique(s[free], return_inverse=True)
     mass = np.bincount(place, weights=base_weights[free], minlength=len(values))
     middle = (np.cumsum(mass) - mass / 2) / mass.sum()
-    result[free] = ndtri(middle)[place]
+    result[free] = ndtri(middle.clip(1e-300, 1 - 1e-16))[place]  # the ends have samples without a base weight
     return result
 
 

@@ -66,6 +66,8 @@ class ChainConfig:
             check_whole(name, getattr(self, name), 1)
         for name in ("burn_in", "seed"):
             check_whole(name, getattr(self, name), 0)
+        for name in ("chains", "draws", "burn_in", "steps_between_draws", "batch_size", "seed"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # numpy's numbers are no part of a key or a file
         for name in ("matched", "antithetic"):
             if not isinstance(getattr(self, name), bool):
                 raise PatterningError(f"{name} is {getattr(self, name)!r}: it must be True or False")

@@ -44,6 +44,8 @@ class RMSPropSGLD:
         if not (math.isfinite(self.damping) and self.damping > 0):
             raise PatterningError(f"damping is {self.damping}: it must be finite and > 0")
         check_settings(self.n_beta, self.localization, self.step_size, self.damping)
+        for name in ("n_beta", "localization", "step_size", "decay", "damping"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True)

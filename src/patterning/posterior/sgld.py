@@ -66,6 +66,8 @@ class SGLD:
     def __post_init__(self) -> None:
         """Refuse settings that define no chain."""
         check_settings(self.n_beta, self.localization, self.step_size)
+        for name, value in vars(self).items():  # numpy's numbers are no part of a key or a file
+            object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True)

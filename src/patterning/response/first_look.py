@@ -112,22 +112,33 @@ def phi_gradients(
     gradients: dict[str, list[Tensor]] = {}
     if with_loss:
         if phi == "data" if isinstance(phi, str) else False:
-            weighted = (free.base_weights > 0).nonzero()[:, 0]
-            halves = [mean_gradient(free, weighted[half::2]) for half in (0, 1)]
+            rows = (free.base_weights > 0).nonzero()[:, 0]
+            halves = [mean_gradient(free, rows[half::2]) for half in (0, 1)]
         elif probe is None:
             assert isinstance(phi, Tensor)
+            rows = phi
             halves = [
-                mean_gradient(free, phi[half::2]) if len(phi) > 1 else mean_gradient(free, phi) for half in (0, 1)
+                mean_gradient(free, rows[half::2]) if len(rows) > 1 else mean_gradient(free, rows) for half in (0, 1)
             ]
         else:
             rows = phi if isinstance(phi, Tensor) else torch.cat(probe.chunks).cpu()
             halves = [_mean_slope(Probe(free, rows[half::2])) if len(rows) > 1 else None for half in (0, 1)]
             halves = [part for part in halves if part is not None] or [_mean_slope(probe)] * 2
-        gradients[COMPONENT_LOSS] = [(halves[0] + halves[1]) / 2, *halves]
+        mass = _masses(free, rows)
+        gradients[COMPONENT_LOSS] = [(mass[0] * halves[0] + mass[1] * halves[1]) / sum(mass), *halves]
     for name, function in observables.items():
         slope = ModelReading(name, free, function)(free.anchor[None])[2][0]
         gradients[name] = [slope] * 3
     return gradients
+
+
+def _masses(free: Restricted, rows: Tensor) -> tuple[float, float]:
+    """What the even and the odd of `rows` weigh in a mean over all of them; rows count alike where none has a share."""
+    rows, cells = rows.cpu(), free.task.sample_weights
+    shares = free.base_weights.cpu()[rows].double()
+    if not bool((shares > 0).any()):
+        shares = torch.ones(len(rows)).double() if cells is None else cells.cpu()[rows].double().sum(1)
+    return (float(shares[::2].sum()), float(shares[1::2].sum())) if len(rows) > 1 else (0.5, 0.5)
 
 
 def _mean_slope(probe: Probe) -> Tensor:

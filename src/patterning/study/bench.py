@@ -31,11 +31,12 @@ class Solution:
     step: int
     flat: Parameters
     measures: Mapping[str, float]
+    settings: str = ""
 
     @property
     def name(self) -> str:
-        """For people and files."""
-        return f"{self.kind}-{self.seed}-{self.step}"
+        """For people and files; with the `settings` of the pilot, as one seed is trained under several."""
+        return "-".join([self.kind, *self.settings.split(), str(self.seed), str(self.step)])
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Bench:
     """The subject and its pilots: `pilots` by the name of their settings ("" are the subject's own).
 
     `min_reliability`: a row of χ under it is refused, unless `force`. `chosen`: the strength of each direction and way,
-    once it is chosen.
+    once it is chosen. `round_seeds`: of pilots under weights, by their name.
     """
 
     subject: Subject
@@ -70,6 +71,7 @@ class Bench:
     min_reliability: float = 0.5
     force: bool = False
     chosen: Mapping[tuple[str, Way], Strength] = field(default_factory=dict)
+    round_seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def train(self, plan: Mapping[str, Planned], stage: str) -> dict[str, Runs]:
@@ -109,7 +111,12 @@ class Bench:
         runs = self.pilots[settings]
         step = int(runs.steps[place])
         measures = {key: float(curve[run, place]) for key, curve in runs.curves.items() if curve.ndim == 2}
-        return Solution(name, self.seeds.pilots[run], step, runs.kept[step][run], measures)
+        seed = self.seeds_of(settings)[run]
+        return Solution(name, seed, step, runs.kept[step][run], measures, settings)
+
+    def seeds_of(self, settings: str) -> Sequence[int]:
+        """The seeds of the pilots under `settings`."""
+        return self.round_seeds.get(settings, self.seeds.pilots)
 
     def _best_of_runs(self, name: str, kind: Kind) -> tuple[list[Solution], list[str]]:
         """The checkpoint of every run that comes nearest to a kind, best first; and what was seen, in words."""

@@ -3,7 +3,9 @@
 A gap is read between two kinds of solutions. Where training as it is finds one of them missing or impure, the purest
 checkpoints that there are of either kind tell already which samples each fits better. Weights along that difference of
 losses ask for the impure kind; training under them, on the pilots' seeds, leads to purer checkpoints; and these are
-read in the next round. No claim rests on a round: it only finds where the chains of a reading start.
+read in the next round. Each round takes the next of the pilots' seeds: where one found nothing purer, the same seeds
+under the same weights would give the same runs. No claim rests on a round: it only finds where the chains of a
+reading start.
 """
 
 from collections.abc import Sequence
@@ -45,7 +47,7 @@ def purer_pilots(bench: Bench, subject: Subject, pair: Pair, rounds: Rounds, kee
             ends = _worst(bench, pair) if rounds.from_worst and number == 1 else _purest(bench, pair)
         except PatterningError:  # a kind of which there is nothing yet: the readings say what was seen
             return told
-        kinds = (pair.up, pair.down)
+        kinds, own = (pair.up, pair.down), bench.seeds.pilots
         impure = [i for i in (0, 1) if ends[i].measures[kinds[i].measure] < kinds[i].at_least]
         if not impure:
             return told
@@ -55,10 +57,10 @@ def purer_pilots(bench: Bench, subject: Subject, pair: Pair, rounds: Rounds, kee
         for i in impure:
             weights = weigh(bench, direction, ("up", "down")[i], rounds.strength)
             label = f"{ROUND}{number} towards {pair.names[i]}"
-            seeds = bench.seeds.pilots[: rounds.seeds]
+            seeds = [own[(k + (number - 1) * rounds.seeds) % len(own)] for k in range(min(rounds.seeds, len(own)))]
             plan = {f"pilot-round-{number}-{i}": Planned.alike(weights.rho, seeds, keep)}
             (runs,) = train_all(subject, bench.pool, plan, label).values()
-            bench.pilots = {**bench.pilots, label: runs}
+            bench.pilots, bench.round_seeds = {**bench.pilots, label: runs}, {**bench.round_seeds, label: seeds}
             told.append(
                 {
                     "round": number,

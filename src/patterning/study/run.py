@@ -113,7 +113,7 @@ def stages(
         "config": config.model_dump(mode="json"),
         "subject": describe(subject),
         "pilots": {
-            name or "pilots": described_runs(subject, part, seeds.pilots[: len(part)])
+            name or "pilots": described_runs(subject, part, bench.seeds_of(name)[: len(part)])
             for name, part in bench.pilots.items()
         },
         "rounds": rounds,

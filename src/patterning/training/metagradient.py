@@ -25,8 +25,8 @@ from patterning.training.weighted import (
     TrainConfig,
     TrainState,
     advance,
+    drawn_weights,
     init_state,
-    normalise_weights,
     uniform_weights,
 )
 
@@ -122,7 +122,7 @@ def _start(
     task: FlatTask, config: TrainConfig, seed: int, rho: Tensor, device: torch.device
 ) -> tuple[Tensor, Callable[[int], Tensor]]:
     """Normalised weights (n,) and minibatches, step → (1, b), on a device."""
-    weights = normalise_weights(rho, task.base_weights).float().to(device)
+    weights = drawn_weights(rho, task).float().to(device)
     return weights, EpochRows(task.draws, [seed], config.batch_size, device)
 
 

@@ -1,7 +1,9 @@
 """Weighted training of many replicas at once: minimise `Σ_j q_j ρ_j ℓ_j / Σ_j q_j ρ_j`.
 
-Epochs permute the data as it was drawn, so sample j comes up in proportion to q_j, and the relative weight ρ_j, scaled
-to mean 1 under q, multiplies its loss. Minibatches and initial weights depend on the seed alone: the same seed in two
+Epochs permute the data as it was drawn, so sample j comes up about in proportion to q_j, and the relative weight ρ_j,
+scaled to mean 1 under q, multiplies its loss (divided by how much too often it comes up).
+
+Minibatches and initial weights depend on the seed alone: the same seed in two
 arms is a pair. They are the same on every device: the host permutes, and a GPU is given a whole epoch at a time.
 """
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask
 from patterning.core.rng import Stream, generator
+from patterning.core.samples import times_too_often
 
 FUSED = ("cpu", "cuda")
 """Kinds of devices on which PyTorch has Adam's step in one kernel."""
@@ -101,6 +104,11 @@ def normalise_weights(rho: Tensor, base_weights: Tensor) -> Tensor:
     if bool((mean <= 0).any()):
         raise PatterningError("the weights are all zero: there is nothing left to train on")
     return rho.double() / mean
+
+
+def drawn_weights(rho: Tensor, task: FlatTask) -> Tensor:
+    """What the losses of drawn samples are multiplied by, so that their mean is that of L_ρ: (n,) or (r, n)."""
+    return normalise_weights(rho, task.base_weights) / times_too_often(task.draws, task.base_weights)
 
 
 def epoch_minibatches(task: FlatTask, seed: int, batch_size: int) -> Callable[[int], Tensor]:
@@ -209,7 +217,7 @@ def advance(
     if rho.ndim == 2 and len(rho) not in (1, len(seeds)):
         raise PatterningError(f"there are weights for {len(rho)} replicas, and {len(seeds)} seeds")
     device = state.flat.device
-    weights = normalise_weights(rho, task.base_weights).to(device, state.flat.dtype).expand(len(seeds), -1)
+    weights = drawn_weights(rho, task).to(device, state.flat.dtype).expand(len(seeds), -1)
     losses_at = _Losses(task, seeds, config.batch_size, device)
     flat = state.flat.detach().clone().requires_grad_()
     fused = device.type in FUSED

@@ -12,6 +12,10 @@ from patterning.core.rng import Stream, generator
 Floats = NDArray[np.float64]
 
 
+SMALLEST = 1e-100
+"""Differences below this are scaled before they are squared."""
+
+
 @dataclass(frozen=True)
 class Effect:
     """Mean paired difference with its interval `low`..`high` at `level`, over `pairs` seeds."""
@@ -45,6 +49,10 @@ def paired_effect(arm: Floats, baseline: Floats, *, level: float = 0.95, resampl
     if len(arm) < 3:
         raise PatterningError(f"{len(arm)} paired seeds give no interval: use at least 3")
     d = arm - baseline
+    if 0 < np.abs(d).max() < SMALLEST:  # their squares would be 0
+        own = paired_effect(arm / SMALLEST**2, baseline / SMALLEST**2, level=level, resamples=resamples)
+        difference, low, high = (SMALLEST**2 * value for value in (own.difference, own.low, own.high))
+        return Effect(difference, low, high, len(d), level)
     mean, error = d.mean(), d.std(ddof=1) / np.sqrt(len(d))
     if error == 0:
         return Effect(float(mean), float(mean), float(mean), len(d), level)

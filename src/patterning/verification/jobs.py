@@ -26,6 +26,10 @@ Train = Callable[[Weights, int], Any]
 """(weights, seed) → a trained model, or whatever the measures take. It must depend on these two alone."""
 
 
+LARGEST = 1e100
+"""Measures beyond this cannot be squared."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """A number read off what `train` returned, with the range that it can take.
@@ -149,7 +153,15 @@ def _measured(name: str, measure: Measure, result: Any, where: str) -> tuple[flo
     )
     if not yes_or_no and not is_number:
         raise PatterningError(f"measure {name!r} returned {type(value).__name__} ({where}): it must return a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # 10**400
+        number = math.inf
+    if LARGEST < abs(number) < math.inf:
+        raise PatterningError(
+            f"measure {name!r} is {number:.3g} ({where}): differences of numbers past {LARGEST:g} have no error in "
+            "float64; divide it"
+        )
     if not math.isfinite(number):
         raise PatterningError(
             f"measure {name!r} is {number} ({where}): a pair without an outcome cannot be left out, as failing may "

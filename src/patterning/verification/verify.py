@@ -216,13 +216,13 @@ def _key(code: str, weights: Weights, seed: int) -> str:
     more: tuple[object, ...] = () if weights.swapped is None else (weights.swapped,)
     if torch.get_default_dtype() != torch.float32:  # what train makes is of that type
         more = (*more, str(torch.get_default_dtype()))
-    return digest(code, weights.rho, weights.ids, weights.base_weights, seed, *more)
+    return digest(code, weights.rho, weights.ids, weights.base_weights, weights.free, dict(weights.facts), seed, *more)
 
 
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out).absolute()  # train may change the working folder
+        yield Path(out).expanduser().absolute()  # train may change the working folder
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / "run"
