@@ -165,7 +165,7 @@ def test_four_responses_take_pathwise_results_of_their_own_samples_alone() -> No
 def test_four_responses_know_the_kernel_of_their_chains(kernel) -> None:
     found = chi(linear_task()).by_component["full"]
     four_responses(found, KERNEL)
-    with pytest.raises(PatterningError, match=r"the chains ran with SGLD\(n_beta=30, localization=100, .*not with"):
+    with pytest.raises(PatterningError, match=r"the chains ran with SGLD\(n_beta=30.0, localization=100.0, .*not with"):
         four_responses(found, kernel)
 
 

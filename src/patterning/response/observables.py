@@ -1,5 +1,6 @@
 """Observables as a user gives them, tried on one row before anything is sampled."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -122,3 +123,18 @@ def _others(anchor: Tensor) -> Tensor:
     size = float(anchor.double().square().mean().sqrt()) + 0.05
     noise = generator(0, Stream.TRIAL, 1).standard_normal((2, len(anchor)), dtype="float32")
     return anchor + size * torch.from_numpy(noise).to(anchor)
+
+
+def at_two_places(function: Callable[[Tensor], Tensor], anchor: Tensor) -> list[float]:
+    """An observable at w* and beside it: what it reads from outside, a file say, may be another thing than it was.
+
+    At w* alone a factor of 0 may hide that, as in a distance from w*.
+    """
+    noise = torch.from_numpy(generator(0, Stream.TRIAL).standard_normal(len(anchor))).to(anchor)
+    size = 0.05 * float(anchor.abs().mean()) + 1e-3
+    with torch.no_grad():
+        first = float(function(anchor[None]))
+        try:
+            return [first, float(function((anchor + size * noise)[None]))]
+        except Exception:  # it may be defined near w* alone
+            return [first, math.nan]

@@ -14,7 +14,6 @@ from patterning.core.errors import PatterningError
 from patterning.core.give_back import give_back
 from patterning.core.identity import digest
 from patterning.core.progress import portion
-from patterning.core.rng import Stream, generator
 from patterning.core.store import Arrays, fingerprint
 from patterning.core.task import Task
 from patterning.models.components import Component
@@ -27,6 +26,7 @@ from patterning.posterior.short_chain import ShortChain, step_warnings, try_chai
 from patterning.response.adjoint import ModelObservable, ModelReading, ProbeLoss, Reading
 from patterning.response.capability import missed_on_the_way, try_pathwise, what_is_missed
 from patterning.response.judged import MOST_EXPANSION, LostError, judged
+from patterning.response.observables import at_two_places
 from patterning.response.packing import pack, pack_refusal
 from patterning.response.pathwise import Pathwise, join_pathwise, pathwise_chains, summarise_pathwise
 from patterning.response.sample import (
@@ -90,26 +90,11 @@ class Work:
         settings += [own.reliability, own.rounds, str(own.loss_band), own.component_loss]
         settings += [] if self.anchor.device.type == "cpu" else ["numbers of a device"]
         phi = own.phi if isinstance(own.phi, str) else own.phi.numpy()
-        values = [_at_two_places(function, self.anchor) for function in own.observables.values()]
+        values = [at_two_places(function, self.anchor) for function in own.observables.values()]
         return fingerprint(
             self.task_key, self.anchor.cpu().numpy(), masks, own.rows.numpy(), phi, digest(dict(own.observables)),
             np.array(values, dtype=np.float32), settings,
         )  # fmt: skip
-
-
-def _at_two_places(function: ModelObservable, anchor: Tensor) -> list[float]:
-    """An observable at w* and beside it: what it reads from outside, a file say, may be another thing than it was.
-
-    At w* alone a factor of 0 may hide that, as in a distance from w*.
-    """
-    noise = torch.from_numpy(generator(0, Stream.TRIAL).standard_normal(len(anchor))).to(anchor)
-    size = 0.05 * float(anchor.abs().mean()) + 1e-3
-    with torch.no_grad():
-        first = float(function(anchor[None]))
-        try:
-            return [first, float(function((anchor + size * noise)[None]))]
-        except Exception:  # it may be defined near w* alone
-            return [first, math.nan]
 
 
 def component_unit(*, work: Work, scratch: Path) -> Arrays:
