@@ -163,7 +163,7 @@ class _Walk:
         return _hash(kind, *(self.of(part) for part in parts))
 
     def _tensor(self, value: Tensor) -> str:
-        own = {} if isinstance(value, nn.Parameter) else vars(value)  # libraries mark parameters
+        own = vars(value) if type(value) is Tensor else {}  # libraries mark parameters, and have kinds of their own
         if own:
             return self._join("tensor with attributes", value.detach(), dict(own))
         value = value.detach()
