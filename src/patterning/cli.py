@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from patterning.console.shell import Output, Version, main_of
+from patterning.console.shell import Output, Version, main_of, once_each
 from patterning.console.where import Address, Count, Cpus, Gpus, Kind, place_of
 from patterning.core.errors import PatterningError
 from patterning.core.executors import executor_of
@@ -310,7 +310,7 @@ def text(
 
 def main() -> None:
     """Entry point of the `patterning` command."""
-    status = main_of(lambda: app(standalone_mode=False), _output)
+    status = main_of(lambda: once_each(app, data)(standalone_mode=False), _output)
     if status:
         sys.exit(status)
 

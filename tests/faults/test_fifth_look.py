@@ -300,3 +300,74 @@ def test_a_folder_in_the_home_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     pt.measure(regression(40), sampler=SAMPLER, out="~/run", **QUICK)
     assert (tmp_path / "home" / "run").is_dir()
     assert not (tmp_path / "~").exists()
+
+
+# --- what a sixth round found
+
+
+def test_chains_that_have_hardly_settled_say_how_much_is_missing() -> None:
+    task = regression(40)
+    x, w = task.data[0].double(), task.module.weight[0].detach().double()
+    settings = {"burn_in": 40, "draws": 20, "batch_size": 40, "progress": False}
+    chi = pt.measure(task, {"a": first_weight}, sampler=pt.SGLD(50, 20, 1e-3), **settings)
+    gradients = 2 * x * (x @ w - task.data[1].double())[:, None]
+    inverse = torch.linalg.inv(50 * 2 * x.T @ x / 40 + 20 * torch.eye(2))
+    exact = -((gradients - gradients.mean(0)) @ inverse[0]).numpy()
+    assert float(chi.chi[0] @ exact / (exact @ exact)) < 0.99
+    assert 1.25 < chi.r_hat["a"] < 1.5
+    assert any("chains have hardly settled on a" in line for line in chi.warnings)
+
+
+def test_an_option_that_is_given_twice_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patterning.cli import main
+
+    monkeypatch.setattr(
+        "sys.argv", ["patterning", "measure", "mine.py:task", "--components", "0.*", "--components=2.*"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "--components was given twice" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bias_that_cancels_is_no_step(seed: int) -> None:
+    torch.manual_seed(seed)
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    task = pt.Task(encoder, lambda m, b: (m(b[0]) - m(b[1])).square().sum(1), (torch.randn(64, 5), torch.randn(64, 5)))
+    assert task.num_parameters == sum(p.numel() for p in encoder.parameters())
+
+
+def test_a_loss_with_a_derivative_in_it_is_measured() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)), torch.linspace(0, 1, 32)[:, None]
+
+    def residual(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        slope = torch.func.vmap(torch.func.grad(lambda point: model(point[None])[0, 0]))(batch)
+        return (slope[:, 0] + model(batch)[:, 0]) ** 2
+
+    found = pt.measure(pt.Task(net, residual, x), sampler=SAMPLER, estimator="covariance", **QUICK)
+    assert np.isfinite(found.chi).all()
+
+
+def test_remedies_of_observables_that_fail() -> None:
+    x = torch.randn(8, 2)
+    for function, says in (
+        (
+            lambda m: torch.autograd.grad(m(x).square().mean(), m.weight)[0].norm(),
+            "take derivatives by torch.func.grad",
+        ),
+        (lambda m: m(x.double()).mean(), "modules are run in float32"),
+    ):
+        with pytest.raises(pt.PatterningError, match=says):
+            pt.measure(regression(40), {"a": function}, sampler=SAMPLER, **QUICK)
+
+
+def test_labels_in_another_order_name_the_remedy() -> None:
+    task = regression(40)
+    task.ids = np.array([f"s{i}" for i in range(40)])
+    labels = pd.Series(["a", "b"] * 20, index=task.ids[::-1])
+    with pytest.raises(pt.PatterningError, match=r"take groups.loc\[task.ids\]"):
+        pt.Weights.of_groups(labels, {"a": 2, "b": 1}, task)

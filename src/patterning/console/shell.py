@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from patterning.console.stopping import RESUMES, Stopped, leave, stoppable
@@ -115,6 +116,27 @@ def main_of(command: Callable[[], Any], output: Output) -> int:
             _flush_or_drop()
             return 2
     return status
+
+
+class _OnceEach(typer.core.TyperCommand):
+    """A command that refuses an option given twice, of which click would take the last without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises `PatterningError`."""
+        given = [arg.partition("=")[0] for arg in (args[: args.index("--")] if "--" in args else args)]
+        for option in self.params:
+            single = isinstance(option, typer.core.TyperOption) and not option.multiple and not option.is_flag
+            if single and sum(given.count(name) for name in option.opts) > 1:
+                raise PatterningError(f"{option.opts[0]} was given twice: give it once (several names by commas)")
+        return super().parse_args(ctx, args)
+
+
+def once_each(*apps: typer.Typer) -> typer.Typer:
+    """The first of the apps, with commands of all of them that take each option once, unless it is repeatable."""
+    for app in apps:
+        for command in app.registered_commands:
+            command.cls = _OnceEach
+    return apps[0]
 
 
 def sentence_of(error: Exception) -> str | None:

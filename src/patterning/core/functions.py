@@ -49,8 +49,8 @@ class OfModule:
             raise
         except Exception as error:
             raise PatterningError(
-                f"observable {self.name!r} cannot be evaluated ({type(error).__name__}: {reason_of(error)}): it is "
-                "given the module and must leave its parameters and submodules where they are"
+                f"observable {self.name!r} cannot be evaluated ({type(error).__name__}: {reason_of(error)}): "
+                f"{_remedy(str(error))}"
             ) from error
         finally:
             own.look_after()
@@ -66,6 +66,15 @@ class OfModule:
                 "keep it there"
             )
         return value.reshape(())
+
+
+def _remedy(error: str) -> str:
+    """What to do about an observable that fails with such words."""
+    if "does not require grad" in error or "One of the differentiated Tensors" in error:
+        return "its module's parameters do not require a gradient; take derivatives by torch.func.grad"
+    if "dtype" in error:
+        return "modules are run in float32: give it data of that type"
+    return "it is given the module and must leave its parameters and submodules where they are"
 
 
 class _OwnModule:

@@ -124,7 +124,7 @@ class Weights:
         index = index_of(groups)
         base = cls.of_rows(np.ones(len(rho)), ids=index) if task is None else cls.uniform(task)
         if task is not None and index is not None and set(index) == set(task.ids.tolist()):
-            check_order(np.array(index), task.ids)
+            check_order(np.array(index), task.ids, "take groups.loc[task.ids]")
         if len(base) != len(rho):
             raise PatterningError(f"{len(rho)} labels for the {len(base)} rows of the task")
         facts = {"what": "groups", "rho_by_group": {str(kind): float(rho_by_group[kind]) for kind in kinds}}

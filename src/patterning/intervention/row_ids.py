@@ -102,11 +102,13 @@ def order_of(ids: NDArray[Any], of_task: NDArray[Any]) -> SampleNumbers | None:
     )
 
 
-def check_order(ids: NDArray[Any], of_task: NDArray[Any]) -> None:
+def check_order(ids: NDArray[Any], of_task: NDArray[Any], remedy: str = "") -> None:
     """Raise `PatterningError` where rows named `ids` are not those of a task, or lie in another order."""
     if order_of(ids, of_task) is not None:
         raise PatterningError(
-            "these weights hold the task's rows in another order, by their ids: fit sorts them, and "
+            f"the index names the task's rows in another order: {remedy}"
+            if remedy
+            else "these weights hold the task's rows in another order, by their ids: fit sorts them, and "
             "patterning.intervention.aligned.aligned(weights, task) does"
         )
 

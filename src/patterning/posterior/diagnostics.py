@@ -17,6 +17,19 @@ MOST_R_HAT = 1.5
 Of a stationary φ whose correlation decays as exp(-t/τ), chains of R-hat 1.5 are about 4 τ long (1.2: 11 τ; 2.4: 1 τ).
 """
 
+HARDLY_SETTLED = 1.25
+"""Split R-hat of φ from which it is said that χ, of chains that start at w*, is too small."""
+
+
+def missing_share(r_hat: float) -> float:
+    """About the share of χ that chains of this split R-hat have not reached yet.
+
+    Of a stationary φ whose correlation decays as exp(-t/τ), read from t = burn-in to the end, the response to a push
+    falls short by the mean of exp(-t/τ). Simulated for 8 chains of 50 to 460 steps and τ from 2 to 128, medians
+    of R-hat of 1.2, 1.3, 1.4 and 1.5 fall short by 3, 6, 11 and 15 %.
+    """
+    return max(0.0, 0.35 * (r_hat - 1.1))
+
 
 @dataclass(frozen=True)
 class Diagnostics:
