@@ -74,7 +74,11 @@ def assert_gone(pids: set[int]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "group", "status", "workers"),
-    [(signal.SIGINT, True, 130, 1), (signal.SIGINT, False, 130, 2), (signal.SIGTERM, False, 143, 2)],
+    [
+        (signal.SIGINT, True, 130, 1),
+        pytest.param(signal.SIGINT, False, 130, 2, marks=pytest.mark.long),
+        (signal.SIGTERM, False, 143, 2),
+    ],
 )
 def test_a_stop_says_so_and_everything_leaves(
     number: signal.Signals, group: bool, status: int, workers: int, tmp_path: Path

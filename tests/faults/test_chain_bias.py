@@ -124,7 +124,10 @@ def test_shards_say_the_same_of_their_chains(estimator: str, tmp_path) -> None:
             measured(task, step_size(design, 2.8), **stated | {"out": tmp_path / "other"})
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "Huber"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "capped" else pytest.mark.long) for name in LOSSES if name != "Huber"],
+)
 def test_shards_see_kinks_away_from_the_checkpoint_as_well(name: str, tmp_path) -> None:
     settings = {"sampler": pt.SGLD(100, 10, 1e-3), "chains": 4, "draws": 20, "burn_in": 300, "batch_size": 24,
                 "steps_between_draws": 20, "budget": 1, "progress": False, "reliability": None}  # fmt: skip

@@ -77,6 +77,7 @@ def test_rows_are_the_closed_forms_at_every_setting() -> None:
     assert len(text.splitlines()) == 1 + 4 + len(check.verdicts)
 
 
+@pytest.mark.long
 def test_where_nothing_is_wrong_nothing_is_warned_of() -> None:
     task, start = bowls()
     kernel = SGLD(n_beta=1000.0, localization=10.0, step_size=4e-5)

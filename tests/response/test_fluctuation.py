@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from fluctuation import compare, gaussian_task, slope
 
 
-@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+@pytest.mark.parametrize("estimator", [pytest.param("covariance", marks=pytest.mark.long), "pathwise"])
 def test_slope_is_one(estimator) -> None:
     chains = ChainConfig(64, 100, 60, 2, 12, matched=True)
     kernel = SGLD(n_beta=50.0, localization=20.0, step_size=2e-3)

@@ -118,21 +118,24 @@ def main_of(command: Callable[[], Any], output: Output) -> int:
     return status
 
 
+_LISTS = ("components", "sources")
+"""Options of several names in one, separated by commas: of two, the last alone would be taken."""
+
+
 class _OnceEach(typer.core.TyperCommand):
-    """A command that refuses an option given twice, of which click would take the last without a word."""
+    """A command that refuses a list of names given twice; of a plain setting the last counts, as in other programs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises `PatterningError`."""
         given = [arg.partition("=")[0] for arg in (args[: args.index("--")] if "--" in args else args)]
         for option in self.params:
-            single = isinstance(option, typer.core.TyperOption) and not option.multiple and not option.is_flag
-            if single and sum(given.count(name) for name in option.opts) > 1:
-                raise PatterningError(f"{option.opts[0]} was given twice: give it once (several names by commas)")
+            if option.name in _LISTS and sum(given.count(name) for name in option.opts) > 1:
+                raise PatterningError(f"{option.opts[0]} was given twice: give its names once, separated by commas")
         return super().parse_args(ctx, args)
 
 
 def once_each(*apps: typer.Typer) -> typer.Typer:
-    """The first of the apps, with commands of all of them that take each option once, unless it is repeatable."""
+    """The first of the apps, with commands of all of them that take a list of names once."""
     for app in apps:
         for command in app.registered_commands:
             command.cls = _OnceEach
