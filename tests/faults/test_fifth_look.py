@@ -371,3 +371,17 @@ def test_labels_in_another_order_name_the_remedy() -> None:
     labels = pd.Series(["a", "b"] * 20, index=task.ids[::-1])
     with pytest.raises(pt.PatterningError, match=r"take groups.loc\[task.ids\]"):
         pt.Weights.of_groups(labels, {"a": 2, "b": 1}, task)
+
+
+def test_long_steps_of_a_preconditioned_sampler_are_said_as_well() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 2)
+    y = torch.where(x[:, 0] + 0.7 * torch.randn(40) > 0, 1.0, -1.0)
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.86, 0.66]]))  # the maximum of likelihood
+    task = pt.Task(model, lambda m, b: F.softplus(-b[1] * m(b[0])[:, 0]), (x, y))
+    settings = {"estimator": "covariance", "batch_size": 40, "burn_in": 20, **QUICK}
+    for step, said in ((1e-2, True), (1e-3, False)):
+        found = pt.measure(task, {"a": first_weight}, sampler=pt.RMSPropSGLD(40, 5.0, step), **settings)
+        assert any("steps are long" in line for line in found.warnings) == said

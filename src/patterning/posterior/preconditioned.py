@@ -64,6 +64,13 @@ def init(anchor: Tensor, chains: int) -> State:
     return State(rows.clone(), rows, torch.zeros_like(rows, memory_format=torch.contiguous_format), 0)
 
 
+def scale(state: State, kernel: RMSPropSGLD) -> Tensor:
+    """The preconditioner G (r, P) of the step that was last made: ε G is its size."""
+    second = state.second_moment
+    corrected = second / (1 - kernel.decay**state.step) if kernel.bias_correction and state.step else second
+    return 1 / (corrected.sqrt() + kernel.damping)
+
+
 def update(state: State, gradient: Tensor, noise: Tensor, kernel: RMSPropSGLD) -> State:
     """One step; `gradient` is ∇L_B (r, P) of the mean minibatch loss, `noise` standard normal (r, P)."""
     second = kernel.decay * state.second_moment + (1 - kernel.decay) * gradient**2

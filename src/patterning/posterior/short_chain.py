@@ -24,8 +24,10 @@ from torch import Tensor
 
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
+from patterning.posterior import preconditioned
 from patterning.posterior.chains import ChainConfig, StepNumbers, init, loss_and_gradient, minibatch, update
 from patterning.posterior.curvature import Curvature, lanczos
+from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.posterior.sgld import SGLD
 
 STEPS, SHARE = 10, 16
@@ -90,11 +92,11 @@ class ShortChain:
 
 
 def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfig) -> ShortChain | None:
-    """Run it from `anchor` w* (P,); None for a kernel with a preconditioner, and where the chain blows up.
+    """Run it from `anchor` w* (P,); None where the chain blows up (the long ones are then left out by name).
 
-    (The long chains are then left out by name.)
+    With a preconditioner G, lengths are those in its coordinates, and the noise of minibatches is not measured.
     """
-    if not isinstance(kernel, SGLD):
+    if not isinstance(kernel, SGLD | RMSPropSGLD):
         return None
     one = ChainConfig(1, 1, 0, 1, chains.batch_size, chains.seed)
     numbers, state = StepNumbers(task.base_weights, one, NUMBER, anchor), init(kernel, anchor, 1)
@@ -106,7 +108,12 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
         before = gradient
     if not bool(state.position.isfinite().all()):
         return None
-    rough = _Rough(task, anchor[None], state.position, kernel, chains)
+    rough = _Rough(task, state.position, kernel, chains)
+    if isinstance(kernel, RMSPropSGLD):
+        assert isinstance(state, preconditioned.State)
+        scale = preconditioned.scale(state, kernel)
+        held = kernel.n_beta * rough.steepest(scale.sqrt()) + kernel.localization * float(scale.max())
+        return ShortChain(kernel.step_size * held, 0.0, kernel.step_size)
     length = kernel.step_size * (kernel.n_beta * rough.steepest() + kernel.localization)
     # f(h) = h / (nβ h + γ) is at most 1 / nβ, and the way from step to step adds to the changes; twice, for chance
     most = math.inf
@@ -117,7 +124,7 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
 
 def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains: ChainConfig) -> list[str]:
     """What to know of chains that raised the loss by `rise` nats, minibatches and steps included."""
-    if short is None or not isinstance(kernel, SGLD):
+    if short is None:
         return []
     lines = []
     if short.length > LONG:
@@ -144,22 +151,22 @@ def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains:
 
 @dataclass(frozen=True)
 class _Rough:
-    """Curvature at w* and at the `position` that a short chain reached, both (1, P), and noise there, on a few rows."""
+    """Curvature at the `position` (1, P) that a short chain reached, and noise there, on a few rows."""
 
     task: FlatTask
-    anchor: Tensor
     position: Tensor
-    kernel: SGLD
+    kernel: SGLD | RMSPropSGLD
     chains: ChainConfig
 
-    def steepest(self) -> float:
-        """The largest curvature h that is met at either place; 0 where there is none."""
+    def steepest(self, root: Tensor | float = 1.0) -> float:
+        """The largest curvature h that is met, in coordinates divided by `root` (1, P); 0 where there is none."""
         first = self._gradient(0, 0)
         if not float(first.norm()) > 0:
             return 0.0
         try:
             hessian = self._hessian(self.position, first)
-            return max(0.0, float(lanczos(hessian.times, first / first.norm(), LANCZOS)[0].max()))
+            found, _ = lanczos(lambda along: root * hessian.times(root * along), first / first.norm(), LANCZOS)
+            return max(0.0, float(found.max()))
         except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
             return 0.0
 
