@@ -17,7 +17,7 @@ MOST_R_HAT = 1.5
 Of a stationary φ whose correlation decays as exp(-t/τ), chains of R-hat 1.5 are about 4 τ long (1.2: 11 τ; 2.4: 1 τ).
 """
 
-HARDLY_SETTLED = 1.25
+NOT_QUITE_SETTLED = 1.25
 """Split R-hat of φ from which it is said that χ, of chains that start at w*, is too small."""
 
 

@@ -66,16 +66,19 @@ def init(anchor: Tensor, chains: int) -> State:
 
 def scale(state: State, kernel: RMSPropSGLD) -> Tensor:
     """The preconditioner G (r, P) of the step that was last made: ε G is its size."""
-    second = state.second_moment
-    corrected = second / (1 - kernel.decay**state.step) if kernel.bias_correction and state.step else second
-    return 1 / (corrected.sqrt() + kernel.damping)
+    return 1 / _divisor(state.second_moment, state.step, kernel)
 
 
 def update(state: State, gradient: Tensor, noise: Tensor, kernel: RMSPropSGLD) -> State:
     """One step; `gradient` is ∇L_B (r, P) of the mean minibatch loss, `noise` standard normal (r, P)."""
     second = kernel.decay * state.second_moment + (1 - kernel.decay) * gradient**2
-    corrected = second / (1 - kernel.decay ** (state.step + 1)) if kernel.bias_correction else second
-    step = kernel.step_size / (corrected.sqrt() + kernel.damping)
+    step = kernel.step_size / _divisor(second, state.step + 1, kernel)
     drift = kernel.n_beta * gradient + kernel.localization * (state.position - state.anchor)
     position = state.position - (step / 2) * drift + step.sqrt() * noise
     return State(torch.as_tensor(position), state.anchor, torch.as_tensor(second), state.step + 1)
+
+
+def _divisor(second: Tensor, step: int, kernel: RMSPropSGLD) -> Tensor:
+    """√v + δ after `step` >= 1 steps, v corrected for its start at 0 where that is asked for."""
+    corrected = second / (1 - kernel.decay**step) if kernel.bias_correction else second
+    return corrected.sqrt() + kernel.damping

@@ -122,7 +122,7 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
     return ShortChain(length, most, kernel.step_size, rough.noise)
 
 
-def step_warnings(short: ShortChain | None, rise: float, kernel: object, chains: ChainConfig) -> list[str]:
+def step_warnings(short: ShortChain | None, rise: float, chains: ChainConfig) -> list[str]:
     """What to know of chains that raised the loss by `rise` nats, minibatches and steps included."""
     if short is None:
         return []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from patterning.core.errors import PatterningError
 from patterning.posterior.band import Band
-from patterning.posterior.diagnostics import HARDLY_SETTLED, MOST_R_HAT, missing_share
+from patterning.posterior.diagnostics import MOST_R_HAT, NOT_QUITE_SETTLED, missing_share
 from patterning.posterior.resolution import below_resolution, resolution
 from patterning.response.sample import SampledResponse
 
@@ -44,9 +44,9 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
                 f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, and χ is that of "
                 "chains still moving away from w*; raise burn_in and draws, or γ"
             )
-        elif diagnostics.r_hat > HARDLY_SETTLED:
+        elif diagnostics.r_hat > NOT_QUITE_SETTLED:
             warnings.append(
-                f"chains have hardly settled on {name} (R-hat {diagnostics.r_hat:.2f}): χ may be some "
+                f"chains have not quite settled on {name} (R-hat {diagnostics.r_hat:.2f}): χ may be some "
                 f"{missing_share(diagnostics.r_hat):.0%} too small, which its ± leaves out; raise burn_in and draws, "
                 "or γ"
             )

@@ -127,7 +127,7 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         work.task.check_still_the_same()
         _check_still_the_same(before, _values(work, free))
         response = judged(sampled, probe.at_anchor, band)
-        steps = step_warnings(short, response.rise, work.kernel, work.chains)
+        steps = step_warnings(short, response.rise, work.chains)
         response = replace(response, warnings=(*response.warnings, *steps))
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None

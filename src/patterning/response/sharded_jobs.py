@@ -119,7 +119,7 @@ class ShardedComponent(ABC):
             if (note := note_of(response, plan.settings, len(self.rounds))) is None:
                 return None
             response = self.judged(response)
-            more = step_warnings(self.short, response.rise, plan.kernel, plan.config)
+            more = step_warnings(self.short, response.rise, plan.config)
             more += short_of(response, plan.settings)
             response = replace(response, warnings=(*response.warnings, *more))
         except LostError as error:

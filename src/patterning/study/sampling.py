@@ -205,7 +205,7 @@ def sample_around(
             response = summarise(draws, (LLC, *subject.observables()), weights, sampling.n_beta)
         except PatterningError as error:
             raise PatterningError(f"around {name}: {error}: raise sampling.localization or sampling.chains") from None
-        more = step_warnings(tries[name].read(short[name]), response.rise, kernels[name], sampling.chain)
+        more = step_warnings(tries[name].read(short[name]), response.rise, sampling.chain)
         result[name] = Sampled(response, kernels[name], tuple(f"around {name}: {line}" for line in more))
     return result
 
