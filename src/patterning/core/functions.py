@@ -56,13 +56,8 @@ class OfModule:
             own.look_after()
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             what = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            hint = (
-                ""
-                if isinstance(value, Tensor)
-                else (
-                    " (the parameters that it is given do not require a gradient: a filter by requires_grad leaves none)"
-                )
-            )
+            words = " (the parameters that it is given require no gradient: a filter by requires_grad leaves none)"
+            hint = "" if isinstance(value, Tensor) else words
             raise PatterningError(
                 f"observable {self.name!r} returned {what}: it must return a real scalar tensor{hint}"
             )
