@@ -77,7 +77,7 @@ def assert_gone(pids: set[int]) -> None:
     [
         (signal.SIGINT, True, 130, 1),
         pytest.param(signal.SIGINT, False, 130, 2, marks=pytest.mark.long),
-        (signal.SIGTERM, False, 143, 2),
+        pytest.param(signal.SIGTERM, False, 143, 2, marks=pytest.mark.long),
     ],
 )
 def test_a_stop_says_so_and_everything_leaves(

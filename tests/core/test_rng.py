@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from patterning.core.rng import Stream, generator
+from patterning.core.rng import Stream, generator, moved
 
 MASK = (1 << 64) - 1
 
@@ -75,3 +75,12 @@ def test_stream_numbers_are_fixed() -> None:
         "PHASE": 10,
         "TRIAL": 11,
     }
+
+
+def test_the_moved_generator_has_the_same_numbers_wherever_it_was_before() -> None:
+    places = [(0, Stream.NOISE, 0, 0), (2**62 + 3, Stream.MINIBATCH, 2**40, 2**50), (7, Stream.NOISE, 1, 0)]
+    for place in [*places, *places[::-1]]:
+        for count in (5, 6):  # an odd number of float32 leaves half a word behind
+            expected = generator(*place).standard_normal(count, dtype=np.float32)
+            np.testing.assert_array_equal(moved(*place).standard_normal(count, dtype=np.float32), expected)
+        np.testing.assert_array_equal(moved(*place).random(9), generator(*place).random(9))

@@ -254,7 +254,7 @@ def test_torchs_defaults_are_those_of_this_process(crew: Workers) -> None:
     assert (int(found["bytes"]), bool(found["deterministic"])) == (8, True)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_progress_moves_inside_a_unit(count: int, tmp_path: Path) -> None:
     progress = Heard()
     with Workers(RunFolder(tmp_path), count, progress) as pool:
@@ -270,7 +270,11 @@ def test_progress_moves_inside_a_unit(count: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (leave, r"a worker process left with exit code 7, in work: .*fewer --workers.*what is finished is kept"),
+        pytest.param(
+            leave,
+            r"a worker process left with exit code 7, in work: .*fewer --workers.*what is finished is kept",
+            marks=pytest.mark.long,
+        ),
         (killed, r"a worker process was killed, most often because memory ran out, in work"),
     ],
 )

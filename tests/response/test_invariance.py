@@ -77,6 +77,7 @@ def test_chains_batched_or_in_rounds(estimator: str) -> None:
     assert_same(halves, plain(estimator), 2e-5)
 
 
+@pytest.mark.long
 def test_one_or_two_workers_are_the_same_bits(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.create()
@@ -85,7 +86,7 @@ def test_one_or_two_workers_are_the_same_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(many.chi(), plain("pathwise").chi())
 
 
-@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+@pytest.mark.parametrize("estimator", ["covariance", pytest.param("pathwise", marks=pytest.mark.long)])
 def test_float64_and_bfloat16_matrix_products_stay_inside_the_error_bar(estimator: str) -> None:
     truth, exact = plain(estimator), make_task()
     exact.module.double()

@@ -134,6 +134,7 @@ def test_what_steers_is_found_and_what_does_not_is_not(tmp_path: Path) -> None:
     assert isinstance(stored["rows"][0]["mean"], float)  # numbers, not strings
 
 
+@pytest.mark.long
 def test_the_same_seeds_give_the_same_numbers_on_any_number_of_workers(tmp_path: Path) -> None:
     one, two = (study_of(tmp_path / str(count), workers=count) for count in (1, 2))
     assert one["rows"] == two["rows"]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from patterning.core.batch import Batch, leaves
+from patterning.core.batch import Batch, leaves, listed_rows
 from patterning.core.errors import PatterningError
 
 SHARE = 2e-4
@@ -141,7 +141,9 @@ def run_plain(
         if (bad := _first_bad(task, rows)) is not None:
             row, reason = bad
             where = f"row {row} of the data{_whole_numbers(task, row)}"
-        hint = next((f": {hint}" for key, hint in HINTS.items() if key in str(reason)), "")
+        hint = next((f": {hint}" for key, hint in HINTS.items() if key in str(reason)), "") or listed_rows(task.data)
+        if f"must be Tensor, not {type(task.module).__name__}" in str(reason):
+            hint = ": it is called as loss(module, batch); lambda module, batch: loss(module(batch[0]), batch[1])"
         raise PatterningError(
             f"the module or its loss cannot run on {where} ({type(reason).__name__}: {reason_of(reason)}){hint}"
         ) from error

@@ -1,6 +1,6 @@
 """Rows of data as a user has them: tensors, arrays, and tuples, lists and dicts of these with one leading axis."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ from patterning.core.parquet_rows import ParquetRows
 from patterning.core.rows import RowSource, is_row_source
 from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds_numbers
 
+MANY_COLUMNS = 3
+"""From so many entries on, a list may be one of rows."""
 Batch = Any
 """A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None.
 
@@ -35,7 +37,10 @@ def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind
         items = cast("Sequence[Any]", data)
         if len(items) and holds_numbers(items):
             return from_numbers(items)
-        return _like(items, [None if part is None else _whole(as_batch(part)) for part in items])
+        try:
+            return _like(items, [None if part is None else _whole(as_batch(part)) for part in items])
+        except PatterningError as error:
+            raise PatterningError(f"{error}{listed_rows(items)}") from None
     if hasattr(data, "__array__"):  # a pandas column, say
         return _table(data) if hasattr(data, "columns") else from_numpy(np.asarray(data))
     if isinstance(data, RowSource) or is_row_source(data):
@@ -78,11 +83,32 @@ def count_rows(data: Batch) -> int:
     sizes = sorted({shape[0] if shape else 0 for shape in shapes})
     if len(sizes) != 1 or not sizes[0]:
         kinds = ", ".join(str(shape) for shape in shapes[:6]) or "nothing"
+        if (hint := listed_rows(data)) != "":
+            raise PatterningError(f"the data are read column by column{hint}")
         raise PatterningError(
             f"the data must be tensors with one leading axis of n > 0 rows (found shapes {kinds}): give each the same "
             "number of rows, and what all rows share to the module or the loss"
         )
     return sizes[0]
+
+
+def listed_rows(data: object) -> str:
+    """What to do about a list that seems to hold a row in each entry, where columns are wanted; empty for others."""
+    if not isinstance(data, list) or len(data) < MANY_COLUMNS:
+        return ""
+    kinds = {(type(row), tuple(row) if isinstance(row, Mapping) else _length(row)) for row in data}
+    if len(kinds) > 1 or isinstance(data[0], int | float | str):
+        return ""
+    return (
+        f": a list of {len(data)} is taken as {len(data)} columns. If they are rows, stack each part of them into one "
+        "tensor (torch.stack) and give the parts as a tuple, or wrap the list in a torch Dataset"
+    )
+
+
+def _length(value: object) -> int | None:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.size if isinstance(value, np.ndarray) else value.numel()
+    return len(value) if isinstance(value, Sized) else None
 
 
 def equal_batches(a: Batch, b: Batch) -> bool:

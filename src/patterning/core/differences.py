@@ -149,7 +149,7 @@ def _exact(task: Triable, rows: Tensor, parameters: Parameters) -> bool:
         return False
     real = kept(plain, mask)
     return exact.dtype == torch.float64 and torch.allclose(
-        exact[real].float(), plain[real], rtol=0.02, atol=0.02 * float(plain[real].abs().mean())
+        exact[real].float(), plain[real].float(), rtol=0.02, atol=0.02 * float(plain[real].abs().mean())
     )
 
 

@@ -4,6 +4,7 @@ Philox (Salmon et al., SC 2011) is keyed by `(seed, stream)` and started at a co
 chain is the same alone or batched, on one worker or many, before or after a resume. There is no global generator.
 """
 
+import threading
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
@@ -51,3 +52,28 @@ def generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.
         check_whole(name, value, 0, LARGEST)
     # Philox increments the lowest counter word as it draws, so (step, replica) sit in the words above it.
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, step, replica, 0]))
+
+
+class _Own(threading.local):
+    """One generator for each thread."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(key=[0, 0])
+        self.generator = np.random.Generator(self.bits)
+
+
+_OWN = _Own()
+
+
+def moved(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:
+    """The numbers of `generator`, from one generator that is moved to their place: 2 µs instead of 32.
+
+    Draw from it at once. The next call in this thread moves it on.
+    """
+    for name, value in (("seed", seed), ("replica", replica), ("step", step)):
+        check_whole(name, value, 0, LARGEST)
+    place = {"counter": (0, step, replica, 0), "key": (seed, int(stream))}
+    nothing_left = {"buffer": (0, 0, 0, 0), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
+    state = {"bit_generator": "Philox", "state": place, **nothing_left}
+    _OWN.bits.state = state  # pyright: ignore[reportAttributeAccessIssue]  # a property that its stubs lack
+    return _OWN.generator

@@ -7,7 +7,7 @@ container is changed by `append` or `cache[key] = …` while the attribute stays
 import copy
 import io
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, MutableMapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -22,6 +22,10 @@ _CLOSED = (
     logging.Handler, io.IOBase,
 )  # fmt: skip
 """Not looked into: they have no contents of their own, or are looked after elsewhere."""
+
+
+_PLAIN = (dict, OrderedDict, list, set)
+"""Containers that are quickly told where they are empty: the twenty of hooks that each module holds."""
 
 
 class Seen:
@@ -55,6 +59,8 @@ class Seen:
             return id(value)
         if isinstance(value, Tensor):
             return id(value), None if value.is_inference() else value._version
+        if type(value) in _PLAIN and not value:
+            return id(value), ()
         if not depth or id(value) in above or (parts := contents(value)) is None:
             return id(value)
         return id(value), tuple((key, self._look(part, depth - 1, (*above, id(value)))) for key, part in parts)

@@ -143,7 +143,9 @@ def measure(
                 pool=pool,
             )
     else:
-        say(_expectation(task, anchor, names, found.kernel, config, rows, estimator, len(functions) or 1, budget, need))
+        if progress:  # it takes a few calls of the model
+            count = len(functions) or 1
+            say(_expectation(task, anchor, names, found.kernel, config, rows, estimator, count, budget, need))
         with pool_for(out, where, progress, depends_on) as pool:
             response = component_response(
                 task, anchor, names, found.kernel, config, probes=rows, observables=functions, estimator=estimator,

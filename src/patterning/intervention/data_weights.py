@@ -119,7 +119,7 @@ class Weights:
         ρ says how the groups compare; it is scaled to mean 1. With `task`: rows, base weights and fingerprint of its
         data. Raises `PatterningError` for a group without a ρ, and for a ρ without rows.
         """
-        kinds, place = in_groups(np.asarray(groups), list(rho_by_group))
+        kinds, place = in_groups(groups, list(rho_by_group))
         rho = as_floats("rho_by_group", [rho_by_group[kind] for kind in kinds], 1)[place]
         index = index_of(groups)
         base = cls.of_rows(np.ones(len(rho)), ids=index) if task is None else cls.uniform(task)

@@ -1,5 +1,6 @@
 """Row ids as a column of a data set: what weights are looked up by once rows were shuffled, filtered or split."""
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -54,14 +55,37 @@ def with_ids(dataset: Any, ids: NDArray[Any], column: str = ROW_ID) -> Any:
     return Named(dataset, ids, column)
 
 
-def in_groups(labels: NDArray[Any], named: list[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+def _as_labels(groups: Any) -> NDArray[Any]:
+    """Labels (n,) of rows; those that are tuples stay so, which numpy would make a matrix of."""
+    if not isinstance(groups, list | tuple) or not any(isinstance(label, tuple) for label in groups):
+        return np.asarray(groups)
+    labels = np.empty(len(groups), dtype=object)
+    for row, label in enumerate(groups):
+        labels[row] = label
+    return labels
+
+
+def _is_missing(label: object) -> bool:
+    return label is None or (isinstance(label, float) and math.isnan(label))
+
+
+def in_groups(groups: Any, named: list[Any]) -> tuple[list[Any], NDArray[np.int64]]:
     """The different labels of (n,), in the order in which they come, and which of them each row has (n,).
 
     Raises `PatterningError` unless they are those that are `named`.
     """
+    labels = _as_labels(groups)
+    if labels.ndim != 1:
+        raise PatterningError(f"groups are {labels.shape}: give one label for each row, (n,)")
     known: dict[Any, int] = {}
-    place = [known.setdefault(label, len(known)) for label in labels.tolist()] if labels.ndim == 1 else []
-    if labels.ndim != 1 or set(known) != set(named):
+    place = [known.setdefault(label, len(known)) for label in labels.tolist()]
+    bare = [row for row, label in enumerate(labels.tolist()) if _is_missing(label) and label not in named]
+    if bare:
+        raise PatterningError(
+            f"groups have no label (NaN or None) in {len(bare)} rows, the first is row {bare[0]}: give these a name, "
+            "as groups.fillna('none') does"
+        )
+    if set(known) != set(named):
         raise PatterningError(
             f"groups {labels.shape} are {list(known)[:8]} and rho_by_group names {named[:8]}: give a label a row, and "
             "a ρ for each of these labels"

@@ -164,9 +164,16 @@ class Restricted:
         """What `module` is called with in place of its own: parameters (r, *shape)."""
         if not self._alone:
             return self.varied(flat)
-        own = {name: p.shape for name, p in self.module.named_parameters() if name.startswith(self._alone)}
-        parts = self._checked(flat).split([shape.numel() for shape in own.values()], dim=1)
-        return {name: part.reshape(len(part), *own[name]) for name, part in zip(own, parts, strict=True)}
+        parts = self._checked(flat).split([shape.numel() for shape in self._shapes_alone.values()], dim=1)
+        return {
+            name: part.reshape(len(part), *shape)
+            for (name, shape), part in zip(self._shapes_alone.items(), parts, strict=True)
+        }
+
+    @cached_property
+    def _shapes_alone(self) -> dict[str, torch.Size]:
+        """Of a head apart: its parameters in `module`."""
+        return {name: p.shape for name, p in self.module.named_parameters() if name.startswith(self._alone)}
 
     def varied(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters that the component touches, (r, *shape), at free coordinates `flat` (r, P_C)."""

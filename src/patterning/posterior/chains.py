@@ -16,7 +16,7 @@ from patterning.core import philox
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask
 from patterning.core.progress import report_progress
-from patterning.core.rng import Stream, generator
+from patterning.core.rng import Stream, moved
 from patterning.posterior import preconditioned, sgld
 
 WINDOW = 50
@@ -222,11 +222,10 @@ def minibatches(cumulative: np.ndarray, config: ChainConfig, first_chain: int, s
 
     A mirror image has those of its chain.
     """
-    if config.matched:
-        rows = torch.from_numpy(minibatch(cumulative, config.seed, 0, step, config.batch_size))
-        return rows.expand(config.replicas, -1)
-    own = [minibatch(cumulative, config.seed, first_chain + c, step, config.batch_size) for c in range(config.chains)]
-    return torch.from_numpy(np.stack(own)).repeat(config.replicas // config.chains, 1)
+    chains = range(1) if config.matched else range(first_chain, first_chain + config.chains)
+    drawn = [moved(config.seed, Stream.MINIBATCH, chain, step).random(config.batch_size) for chain in chains]
+    rows = torch.from_numpy(_stratified(cumulative, np.stack(drawn)))
+    return rows.expand(config.replicas, -1) if config.matched else rows.repeat(config.replicas // config.chains, 1)
 
 
 def minibatch(cumulative: np.ndarray, seed: int, chain: int, step: int, size: int) -> np.ndarray:
@@ -235,14 +234,20 @@ def minibatch(cumulative: np.ndarray, seed: int, chain: int, step: int, size: in
     One uniform number in each of `size` equal slices of [0, 1): unbiased for the mean loss, with less variance than
     independent draws.
     """
-    points = (np.arange(size) + generator(seed, Stream.MINIBATCH, chain, step).random(size)) / size
+    return _stratified(cumulative, moved(seed, Stream.MINIBATCH, chain, step).random(size))
+
+
+def _stratified(cumulative: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Sample numbers shaped like the uniform numbers `drawn` (…, b)."""
+    size = drawn.shape[-1]
+    points = (np.arange(size) + drawn) / size
     return np.minimum(np.searchsorted(cumulative, points, side="right"), len(cumulative) - 1)
 
 
 def gaussian(like: Tensor, seed: int, first_chain: int, step: int) -> Tensor:
     """Standard normal float32 numbers shaped like (r, P), a function of (seed, chain, step) only."""
     rows = [
-        generator(seed, Stream.NOISE, first_chain + c, step).standard_normal(like.shape[1], dtype=np.float32)
+        moved(seed, Stream.NOISE, first_chain + c, step).standard_normal(like.shape[1], dtype=np.float32)
         for c in range(len(like))
     ]
     return torch.from_numpy(np.stack(rows)).to(like)

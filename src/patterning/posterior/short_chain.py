@@ -25,7 +25,15 @@ from torch import Tensor
 from patterning.core.errors import PatterningError
 from patterning.core.flat import FlatTask
 from patterning.posterior import preconditioned
-from patterning.posterior.chains import ChainConfig, StepNumbers, init, loss_and_gradient, minibatch, update
+from patterning.posterior.chains import (
+    ChainConfig,
+    State,
+    StepNumbers,
+    init,
+    loss_and_gradient,
+    minibatch,
+    update,
+)
 from patterning.posterior.curvature import Curvature, lanczos
 from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.posterior.sgld import SGLD
@@ -34,8 +42,11 @@ STEPS, SHARE = 10, 16
 """Of the short chain: directions that the loss holds have settled by then; and at most a sixteenth of all steps."""
 NUMBER = 1 << 20
 """The number of the short chain, whose minibatches and noise no long chain has."""
-PAIRS = 6
-"""Pairs of minibatches whose gradients are compared."""
+PAIRS, LEAST_SIZE = 8, 16
+"""Pairs of gradients that are compared, and how many rows each is of at least: smaller minibatches are joined, as
+gradients of single rows vary so much in size that a few of them say little."""
+FURTHEST = 10.0
+"""How much further than a short chain came the noise may be measured."""
 ROWS, LEAST_ROWS, CELLS = 64, 8, 512
 """Most and fewest rows, and about how many samples, on which curvature is taken."""
 LANCZOS = 4
@@ -55,24 +66,29 @@ AIM = 0.1
 class ShortChain:
     """What is met at the end of a short chain: the `length` ελ of its steps, and the `noise` of its minibatches, nats.
 
-    `length`: in the steepest direction that was met. `noise`: by how much minibatches raise E[L], at this `step_size`;
-    it is the most that this can be where there is a `measure`, which takes some seconds and says how much it is.
+    `length`: in the steepest direction that was met. `noise`: by how much minibatches raise E[L], at this `step_size`,
+    with its standard `error`; it is the most that this can be where there is a `measure`, which takes some seconds and
+    says how much it is, and its error, where the chains have raised the loss by so many nats.
     """
 
     length: float
     noise: float
     step_size: float
-    measure: Callable[[], float] | None = None
+    measure: Callable[[float], tuple[float, float]] | None = None
+    error: float = 0.0
 
-    def measured(self) -> "ShortChain":
-        """With the noise as it is, not the most that it can be."""
-        return self if self.measure is None else replace(self, noise=self.measure(), measure=None)
+    def measured(self, rise: float = 0.0) -> "ShortChain":
+        """With the noise as it is at a `rise` of the loss, not the most that it can be; 0: near w*."""
+        if self.measure is None:
+            return self
+        noise, error = self.measure(rise)
+        return replace(self, noise=noise, error=error, measure=None)
 
     def at(self, step_size: float) -> "ShortChain":
         """The same at other steps, in proportion to which both numbers are."""
         own = self.measured()
         share = step_size / self.step_size
-        return ShortChain(own.length * share, own.noise * share, step_size)
+        return ShortChain(own.length * share, own.noise * share, step_size, error=own.error * share)
 
     @property
     def short_enough(self) -> float:
@@ -98,17 +114,10 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
     """
     if not isinstance(kernel, SGLD | RMSPropSGLD):
         return None
-    one = ChainConfig(1, 1, 0, 1, chains.batch_size, chains.seed)
-    numbers, state = StepNumbers(task.base_weights, one, NUMBER, anchor), init(kernel, anchor, 1)
-    before, changes = torch.zeros_like(state.position), list[Tensor]()
-    for step in range(min(STEPS, chains.steps, max(LEAST_CHANGES + 1, chains.steps * chains.replicas // SHARE))):
-        _, gradient = loss_and_gradient(task, state.position, numbers.rows(step))
-        state = update(state, gradient, numbers.noise(step), kernel)
-        changes.append((gradient - before).square().sum() / 2)
-        before = gradient
+    state, changes = _run(task, anchor, kernel, chains, 1)
     if not bool(state.position.isfinite().all()):
         return None
-    rough = _Rough(task, state.position, kernel, chains)
+    rough = _Rough(task, anchor, state.position, kernel, chains)
     if isinstance(kernel, RMSPropSGLD):
         assert isinstance(state, preconditioned.State)
         scale = preconditioned.scale(state, kernel)
@@ -120,6 +129,21 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
     if len(changes) > LEAST_CHANGES:
         most = kernel.step_size / 4 * kernel.n_beta * float(torch.stack(changes[1:]).mean())
     return ShortChain(length, most, kernel.step_size, rough.noise)
+
+
+def _run(
+    task: FlatTask, anchor: Tensor, kernel: SGLD | RMSPropSGLD, chains: ChainConfig, count: int
+) -> tuple[State, list[Tensor]]:
+    """`count` short chains: where they are at the end, and half the squared changes of the gradient at each step."""
+    own = ChainConfig(count, 1, 0, 1, chains.batch_size, chains.seed)
+    numbers, state = StepNumbers(task.base_weights, own, NUMBER, anchor), init(kernel, anchor, count)
+    before, changes = torch.zeros_like(state.position), list[Tensor]()
+    for step in range(min(STEPS, chains.steps, max(LEAST_CHANGES + 1, chains.steps * chains.replicas // SHARE))):
+        _, gradient = loss_and_gradient(task, state.position, numbers.rows(step))
+        state = update(state, gradient, numbers.noise(step), kernel)
+        changes.append((gradient - before).square().sum() / 2)
+        before = gradient
+    return state, changes
 
 
 def step_warnings(short: ShortChain | None, rise: float, chains: ChainConfig) -> list[str]:
@@ -136,31 +160,32 @@ def step_warnings(short: ShortChain | None, rise: float, chains: ChainConfig) ->
             f"variance of a chain there {wide}; a step_size of {short.short_enough:.1g} is short enough"
         )
     if rise > 0 and short.noise > NOISY * rise:
-        short = short.measured()
-    share = short.noise / rise if rise > 0 else 0.0
-    if share > NOISY:
+        short = short.measured(rise)
+    share, error = (short.noise / rise, short.error / rise) if rise > 0 else (0.0, 0.0)
+    if share + error > NOISY:
         exact = max(rise - short.noise, 0.1 * rise)
         size = math.ceil(chains.batch_size * short.noise / (AIM * exact))
         lines.append(
-            f"minibatches are small: about {min(share, 1):.0%} of the rise of the loss is the noise of "
-            f"{chains.batch_size} rows, and χ and λ̂ are about {rise / exact:.2g} times too large; batch_size={size} "
-            "leaves a tenth, and so do steps that are as many times shorter and more"
+            f"minibatches are small: about {min(share, 1):.0%} (± {error:.0%}) of the rise of the loss is the "
+            f"noise of {chains.batch_size} rows, and χ and λ̂ are about {rise / exact:.2g} times too large; "
+            f"batch_size={size} leaves a tenth, and so do steps that are as many times shorter and more"
         )
     return lines
 
 
 @dataclass(frozen=True)
 class _Rough:
-    """Curvature at the `position` (1, P) that a short chain reached, and noise there, on a few rows."""
+    """Curvature at the `position` (1, P) that a short chain reached, and noise about there, on a few rows."""
 
     task: FlatTask
+    anchor: Tensor
     position: Tensor
     kernel: SGLD | RMSPropSGLD
     chains: ChainConfig
 
     def steepest(self, root: Tensor | float = 1.0) -> float:
         """The largest curvature h that is met, in coordinates divided by `root` (1, P); 0 where there is none."""
-        first = self._gradient(0, 0)
+        first = self._gradient(self.position, self._rows(2, 0, self.chains.batch_size))
         if not float(first.norm()) > 0:
             return 0.0
         try:
@@ -170,33 +195,65 @@ class _Rough:
         except (RuntimeError, NotImplementedError, PatterningError):  # a loss without curvature is tried elsewhere
             return 0.0
 
-    def noise(self) -> float:
-        """By how much minibatches raise E[L], nats; 0 where nothing has curvature."""
-        kernel, total = self.kernel, 0.0
+    def noise(self, rise: float) -> tuple[float, float]:
+        """By how much minibatches raise E[L] where it was raised by `rise`, nats, and the standard error of that.
+
+        0 where nothing has curvature.
+        """
+        kernel, found = self.kernel, np.zeros(PAIRS)
+        joined = math.ceil(LEAST_SIZE / self.chains.batch_size)
         try:
+            places = self._places(rise)
             hessian: Curvature | None = None
             for pair in range(PAIRS):
-                difference = (self._gradient(pair, 0) - self._gradient(pair, 1)) / math.sqrt(2)
+                place = places[[pair % len(places)]]
+                one, other = (self._gradient(place, self._minibatches(2 + which, pair, joined)) for which in (0, 1))
+                difference = (one - other) * math.sqrt(joined / 2)
                 size = float(difference.norm())
                 if not size > 0:
                     continue  # the rows have one and the same gradient, or a minibatch is all the data
                 hessian = hessian or self._hessian(self.position, difference)
                 curvatures, shares = lanczos(hessian.times, difference / size, LANCZOS)
                 held = np.maximum(curvatures, 0.0)
-                total += size**2 * float(shares @ (held / (kernel.n_beta * held + kernel.localization)))
+                found[pair] = size**2 * float(shares @ (held / (kernel.n_beta * held + kernel.localization)))
         except (RuntimeError, NotImplementedError, PatterningError):
-            return 0.0
-        return kernel.step_size / 8 * kernel.n_beta**2 * total / PAIRS
+            return 0.0, 0.0
+        found *= kernel.step_size / 8 * kernel.n_beta**2
+        return float(found.mean()), float(found.std(ddof=1) / math.sqrt(PAIRS))
+
+    def _places(self, rise: float) -> Tensor:
+        """Where chains are that have raised the loss by `rise` nats (r, P), r as many as the chains themselves.
+
+        Short chains have not spread as far, and gradients of rows grow with their losses. So they are taken further
+        along their ways from w*, of which the rise goes with the square.
+        """
+        count = min(PAIRS, self.chains.replicas)
+        ways = _run(self.task, self.anchor, self.kernel, self.chains, count)[0].position - self.anchor
+        with torch.no_grad():
+            rows = self._rows(1, 0, self._few)
+            start = float(self.task.losses(self.anchor[None], rows).mean())
+            losses = [float(self.task.losses(self.anchor + way[None], rows).mean()) for way in ways]
+        came = sum(losses) / count - start
+        further = min(math.sqrt(rise / came), FURTHEST) if came > 0 else 1.0
+        return self.anchor + max(1.0, further) * ways
 
     def _hessian(self, place: Tensor, direction: Tensor) -> Curvature:
-        count = min(ROWS, max(LEAST_ROWS, CELLS // getattr(self.task, "samples_per_row", 1)))
-        rows = self._rows(1, 0, count)
+        count, rows = self._few, self._rows(1, 0, self._few)
         most = getattr(self.task, "at_once", lambda *shape: shape)(1, count)[1]
         parts = [lambda at, part=part: self.task.losses(at, part).sum() / count for part in rows.split(most, dim=1)]
         return Curvature.of(parts, place, direction / direction.norm())
 
-    def _gradient(self, pair: int, which: int) -> Tensor:
-        return loss_and_gradient(self.task, self.position, self._rows(2 + which, pair, self.chains.batch_size))[1]
+    @property
+    def _few(self) -> int:
+        return min(ROWS, max(LEAST_ROWS, CELLS // getattr(self.task, "samples_per_row", 1)))
+
+    def _gradient(self, place: Tensor, rows: Tensor) -> Tensor:
+        return loss_and_gradient(self.task, place, rows)[1]
+
+    def _minibatches(self, number: int, pair: int, joined: int) -> Tensor:
+        """Rows (1, b·joined) of so many minibatches."""
+        size = self.chains.batch_size
+        return torch.cat([self._rows(number, pair * joined + part, size) for part in range(joined)], dim=1)
 
     def _rows(self, number: int, step: int, size: int) -> Tensor:
         cumulative = np.cumsum(self.task.base_weights.cpu().numpy())

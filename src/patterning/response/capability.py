@@ -165,9 +165,10 @@ def missed_curvature(free: Restricted, kernel: SGLD) -> float:
             raise PatterningError(f"the loss has no second derivative ({_reason(error)})") from None
         if not bool(bend.isfinite().all()):
             raise PatterningError("the second derivative of the loss is NaN or infinite at w*")
-        for share, values in missed.items():
-            step = share * longest
-            ahead, behind = (loss_and_gradient(free, anchor + sign * step * vector, rows)[1] for sign in (1, -1))
+        steps = [share * longest for share in missed]
+        ends = torch.cat([sign * step * vector for step in steps for sign in (1, -1)])
+        slopes = loss_and_gradient(free, anchor + ends, rows.expand(len(ends), -1))[1]
+        for step, values, ahead, behind in zip(steps, missed.values(), slopes[::2], slopes[1::2], strict=True):
             change = (ahead - behind) / (2 * step)
             rounding = 1e-4 * float(gradient.norm()) / step  # float32 tells no smaller change of the gradient
             unexplained = max(float((change - bend).norm()) - rounding, 0.0)
@@ -195,14 +196,17 @@ def _missed_on_lines(free: Restricted, kernel: SGLD, reached: Tensor, panels: in
     rows, anchor = _rows(free, ROWS_ON_THE_WAY)[None], free.anchor[None]
     nodes, weights = np.polynomial.legendre.leggauss(NODES_OF_CURVATURE)
     pieces = [(panel, x, w) for panel in range(panels) for x, w in zip(nodes, weights, strict=True)]
-    places = [((panel + (1 + x) / 2) / panels, w / 2 / panels) for panel, x, w in pieces]
+    shares, weights = (
+        torch.tensor(column)[:, None].to(anchor)
+        for column in zip(*[((panel + (1 + x) / 2) / panels, w / 2 / panels) for panel, x, w in pieces], strict=True)
+    )
     start, missed = loss_and_gradient(free, anchor, rows)[1], list[float]()
     for position in reached:
         way = position[None] - anchor
         change = loss_and_gradient(free, position[None], rows)[1] - start
-        added = torch.zeros_like(change)
-        for place, weight in places:
-            added += weight * curvature(free, anchor + place * way, rows, way)[1]
+        many = len(shares)
+        bends = curvature(free, anchor + shares * way, rows.expand(many, -1), way.expand(many, -1))[1]
+        added = (weights * bends).sum(0, keepdim=True)
         unexplained = max(float((change - added).norm()) - 1e-4 * float(start.norm()), 0.0)
         holds = kernel.localization * float(way.norm()) + kernel.n_beta * float(change.norm())
         missed.append(kernel.n_beta * unexplained / holds if math.isfinite(unexplained) else 1.0)

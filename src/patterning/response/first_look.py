@@ -66,6 +66,11 @@ def looked(
         name: [-(own - own @ weights) / localization if np.any(own) else own for own in parts]
         for name, parts in tangents.items()
     }
+    if len(weights) == 1:
+        raise PatterningError(
+            f"component {free.component.name!r}: a single sample is probed, and χ is relative to the mean over "
+            "those that are, so that it is 0: probe several"
+        )
     if all(not np.any(row[0]) for row in rows.values()):
         raise PatterningError(
             f"component {free.component.name!r}: no observable has a gradient in it at w*, so that a first look sees "

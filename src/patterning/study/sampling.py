@@ -124,12 +124,12 @@ class TryJob(Job):
         anchor = torch.from_numpy(self.anchor).to(self.subject.device)
         short = try_chain(self.subject.flat, anchor, self.kernel, self.config)
         own = None if short is None else short.measured()
-        return {"short": np.array([] if own is None else [own.length, own.noise, own.step_size])}
+        return {"short": np.array([] if own is None else [own.length, own.noise, own.step_size, own.error])}
 
     def read(self, arrays: Arrays) -> ShortChain | None:
         """What `run` returned."""
         own = arrays["short"].tolist()
-        return ShortChain(own[0], own[1], own[2]) if own else None
+        return ShortChain(own[0], own[1], own[2], error=own[3]) if own else None
 
 
 @dataclass(frozen=True)
