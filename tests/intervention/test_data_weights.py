@@ -170,7 +170,7 @@ def test_group_weights_are_one_for_each_label() -> None:
     weights = Weights.of_groups(labels, {"code": 1.0, "prose": 2.0, "docs": 0.0})
     np.testing.assert_allclose(weights.rho, [1.0, 2.0, 1.0, 0.0])
     assert weights.facts["rho_by_group"] == {"code": 1.0, "prose": 2.0, "docs": 0.0}
-    for groups, rho in ((labels, {"code": 1.0, "prose": 1.0}), (labels, dict.fromkeys("ab", 1.0)), (labels[None], {})):
+    for groups, rho in ((labels, {"code": 1.0, "prose": 1.0}), (labels, dict.fromkeys("ab", 1.0))):
         with pytest.raises(PatterningError, match="a ρ for each of these labels"):
             Weights.of_groups(groups, rho)
     task = Task(
