@@ -140,7 +140,7 @@ def test_every_measure_is_an_observable_of_every_estimator(name: str) -> None:
     for estimator in ("covariance", "pathwise", "first-order"):
         chi = pt.measure(
             task, every(name), "full", sampler=sampler, estimator=estimator, draws=4, burn_in=2, batch_size=4,
-            probes=range(6), budget=1, progress=False,
+            steps_between_draws=1, probes=range(6), budget=1, progress=False,
         )  # fmt: skip
         rows[estimator] = chi.chi
         assert chi.chi.shape[0] == 8

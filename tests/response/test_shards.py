@@ -11,7 +11,7 @@ import patterning as pt
 from patterning.models import restricted
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
 from patterning.posterior import short_chain
-from patterning.response import draws, one_component, pathwise_shards, sharded_pathwise, way_back
+from patterning.response import capability, draws, one_component, pathwise_shards, sharded_pathwise, way_back
 
 TOKENS = torch.randint(9, (24, 5), generator=torch.Generator().manual_seed(0))
 SETTINGS = {
@@ -36,9 +36,10 @@ def task() -> pt.Task:
 
 @pytest.fixture(autouse=True)
 def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of the model takes 4 rows of a replica, as 4,096 of a large one would; the short chain takes few."""
+    """A call of the model takes 4 rows of a replica, as 4,096 of a large one would; what is tried before takes few."""
     monkeypatch.setitem(restricted.CELLS_AT_ONCE, "cpu", 4 * 4 * 3)
-    monkeypatch.setattr(short_chain, "ROWS", 8)
+    for module, name in ((short_chain, "ROWS"), (capability, "ROWS"), (capability, "ROWS_ON_THE_WAY")):
+        monkeypatch.setattr(module, name, 8)
 
 
 def logit(model: torch.nn.Module) -> torch.Tensor:
@@ -132,7 +133,7 @@ def test_pathwise_reads_other_probes_without_sampling_and_other_observables_by_a
     task: pt.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SETTINGS, "estimator": "pathwise", "shards": 2, "out": tmp_path, "reliability": None}
-    settings |= {"components": ["l0h1", "l1 mlp"], "budget": 2} | FEW
+    settings |= {"budget": 2} | FEW
     pt.measure(task, {"logit": logit}, **settings)
     steps, ways = [], []
     forward, gradient = pathwise_shards.forward, way_back.curvature
@@ -143,7 +144,7 @@ def test_pathwise_reads_other_probes_without_sampling_and_other_observables_by_a
         other = pt.measure(task, {"logit": logit}, **some)
         assert (steps, ways) == ([], [])
         new = pt.measure(task, {"norm": norm}, **some)
-        assert (steps, len(ways)) == ([], 4 * 10)  # two components, two rounds, 10 steps back
+        assert (steps, len(ways)) == ([], 2 * 10)  # two rounds, 10 steps back
     apart = {**some, "shards": None, "out": None}
     for name, found in (("logit", other), ("norm", new)):
         alone = pt.measure(task, {name: {"logit": logit, "norm": norm}[name]}, **apart)

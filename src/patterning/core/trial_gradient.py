@@ -15,6 +15,18 @@ PLACES = 4
 Parameters = dict[str, Tensor]
 
 
+def _masked(task: Triable, rows: Tensor) -> str:
+    """What to do where losses that a mask leaves out are NaN or infinite, as NaN · 0 is NaN."""
+    losses, mask = run_plain(task, rows)
+    bad = ~losses.isfinite()
+    if mask is None or not bool(bad.any()):
+        return ""
+    return (
+        f": {int(bad.sum())} masked losses are, the first in row {int(rows[bad.nonzero()[0, 0]])}, and a mask does not "
+        "take NaN out of a gradient. Put a number there before the loss: torch.where(mask, y, 0)"
+    )
+
+
 def check_gradient(task: Triable, rows: Tensor, original: nn.Module) -> tuple[str, ...]:
     """The loss must have a finite gradient, that is not all zero, reaches all it should and is that of its values.
 
@@ -31,7 +43,7 @@ def check_gradient(task: Triable, rows: Tensor, original: nn.Module) -> tuple[st
     (slopes, met), (others, met_again) = (gradient(task, rows, parameters) for parameters in places)
     check_leaves(task, original, [leaf for leaf in met if any(leaf is other for other in met_again)])
     if any(not bool(slope.isfinite().all()) for slope in slopes.values()):
-        raise PatterningError("the gradient of the loss is NaN or infinite at these parameters")
+        raise PatterningError(f"the gradient of the loss is NaN or infinite at these parameters{_masked(task, rows)}")
     silent = {
         name: value
         for name, value in own.items()

@@ -189,6 +189,11 @@ class WeightedMixin(_Trainer):
             )
         if "labels" not in inputs:
             raise PatterningError("a minibatch has no labels: the collator must make them (mlm=False, say)")
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
+            raise PatterningError(
+                f"{type(model).__name__} makes the decoder's input of the labels, which are held back here: let the "
+                "collator add decoder_input_ids (DataCollatorForSeq2Seq(tokenizer, model=model) does)"
+            )
         mask = inputs.get("attention_mask")
         if self.weights.per_token and mask is not None and not bool(mask[:, 0].all()):
             raise PatterningError("rows are padded on the left: token weights need tokenizer.padding_side = 'right'")

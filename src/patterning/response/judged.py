@@ -14,6 +14,7 @@ from patterning.response.sample import SampledResponse
 
 MOST_EXPANSION = 10.0
 """`auto` leaves the pathwise estimator for a component whose adjoint outgrows a convex loss's by this factor."""
+NOT_QUITE = "chains have not quite settled on"
 FAR = 0.5
 """Share of the way to the loss band from which a rise of the loss is called far from w*."""
 
@@ -46,7 +47,7 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
             )
         elif diagnostics.r_hat > NOT_QUITE_SETTLED:
             warnings.append(
-                f"chains have not quite settled on {name} (R-hat {diagnostics.r_hat:.2f}): χ may be some "
+                f"{NOT_QUITE} {name} (R-hat {diagnostics.r_hat:.2f}): χ may be some "
                 f"{missing_share(diagnostics.r_hat):.0%} too small, which its ± leaves out; raise burn_in and draws, "
                 "or γ"
             )

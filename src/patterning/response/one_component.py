@@ -40,6 +40,7 @@ from patterning.response.sample import (
     sample_draws,
     summarise,
 )
+from patterning.response.settling import add_warnings, settling_warnings
 from patterning.response.way_back import DATA
 
 Estimator = Literal["covariance", "pathwise", "auto"]
@@ -127,12 +128,12 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         work.task.check_still_the_same()
         _check_still_the_same(before, _values(work, free))
         response = judged(sampled, probe.at_anchor, band)
-        steps = step_warnings(short, response.rise, work.chains)
-        response = replace(response, warnings=(*response.warnings, *steps))
+        lines = step_warnings(short, response.rise, work.chains)
+        lines += settling_warnings(free, work.kernel, work.chains, work.settings.observables, response.estimator)
+        response = add_warnings(response, [*lines, *short_of(response, work.settings)])
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
     note = "; ".join(filter(None, [work.component.note, response.note]))
-    response = replace(response, warnings=(*response.warnings, *short_of(response, work.settings)))
     return replace(response, note=note, kernel=work.kernel, phi=whose_phi(work.settings))
 
 

@@ -23,6 +23,7 @@ from patterning.posterior.short_chain import step_warnings, try_chain
 from patterning.response.draws import Chains, Sampled
 from patterning.response.one_component import LostError, Settings, short_of, whose_phi
 from patterning.response.sample import SampledResponse
+from patterning.response.settling import add_warnings, settling_warnings
 from patterning.response.shards import Shard
 
 
@@ -120,8 +121,10 @@ class ShardedComponent(ABC):
                 return None
             response = self.judged(response)
             more = step_warnings(self.short, response.rise, plan.config)
+            free, functions = self.rounds[-1].restricted(), plan.settings.observables
+            more += settling_warnings(free, plan.kernel, plan.config, functions, response.estimator)
             more += short_of(response, plan.settings)
-            response = replace(response, warnings=(*response.warnings, *more))
+            response = add_warnings(response, more)
         except LostError as error:
             free = self.rounds[-1].restricted()
             advice = advise(free, free.anchor, plan.kernel, plan.config, current.band.loss)

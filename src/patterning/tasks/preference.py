@@ -29,8 +29,11 @@ SIDES = ("chosen", "rejected")
 
 
 def rewards_of(model: nn.Module, answers: Batch) -> Tensor:
-    """What the model returns for `answers`: a tensor, or the `logits` of a Hugging Face model; (b,)."""
-    found = model(**answers) if isinstance(answers, Mapping) else model(answers)
+    """What the model returns for `answers`: a tensor, or the `logits` of a Hugging Face model; (b,).
+
+    Tokens that are padded on the left are moved there first, so that positions count from the first real one.
+    """
+    found = model(**_moved_to_the_left(answers)) if isinstance(answers, Mapping) else model(answers)
     rewards = found if isinstance(found, Tensor) else found["logits"] if isinstance(found, Mapping) else found[0]
     if rewards.ndim == 2 and rewards.shape[1] == 1:
         rewards = rewards[:, 0]
@@ -40,6 +43,19 @@ def rewards_of(model: nn.Module, answers: Batch) -> Tensor:
             "(num_labels=1); for other models give reward=, a function of (model, answers)"
         )
     return rewards
+
+
+def _moved_to_the_left(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns (b, t) turned until the first token that the attention mask names comes first."""
+    mask = answers.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return dict(answers)
+    first = (mask > 0).int().argmax(1, keepdim=True)
+    places = (torch.arange(mask.shape[1], device=mask.device) + first) % mask.shape[1]
+    return {
+        name: values.gather(1, places) if isinstance(values, Tensor) and values.shape == mask.shape else values
+        for name, values in answers.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def layout(module: nn.Module) -> Layout | None:
     for names in (BERT, DISTILBERT):
         layers: Any = _part(body, names.layers)
         if isinstance(layers, nn.ModuleList) and len(layers) and _part(layers[0], names.read[0]) is not None:
-            return _encoder(module, config, prefix, names, len(layers))
+            return _encoder(module, config, prefix, names, layers)
     return None
 
 
@@ -46,9 +46,16 @@ def _part(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _encoder(module: nn.Module, config: Any, prefix: str, names: _Names, layers: int) -> Layout:
-    heads = config.num_attention_heads
-    size = config.hidden_size // heads
+def _encoder(module: nn.Module, config: Any, prefix: str, names: _Names, layers: nn.ModuleList) -> Layout | None:
+    heads = int(config.num_attention_heads)
+    widths = {
+        getattr(layer.get_submodule(part), "in_features" if part == names.write else "out_features", 0)
+        for layer in layers
+        for part in (*names.read, names.write)
+    }
+    size, rest = divmod(max(widths), heads)
+    if len(widths) > 1 or rest or not size:  # heads do not lie side by side in all of them (ConvBERT)
+        return None
     inside = f"{prefix}{names.layers}.{{}}."
 
     def head(layer: int, i: int) -> Masks:
@@ -63,6 +70,6 @@ def _encoder(module: nn.Module, config: Any, prefix: str, names: _Names, layers:
         "positions": [f"{embeddings}position_embeddings.weight"],
     }
     return Layout(
-        layers, heads, head, attention, tuple(f"{inside}{part}" for part in names.mlp), parts,
+        len(layers), heads, head, attention, tuple(f"{inside}{part}" for part in names.mlp), parts,
         output=f"{inside}{names.write}",
     )  # fmt: skip

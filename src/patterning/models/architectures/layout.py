@@ -62,6 +62,11 @@ def rows(module: nn.Module, name: str, slices: Sequence[slice], axis: int = 0) -
         return {}
     mask = torch.zeros(module.get_parameter(name).shape, dtype=torch.bool)
     for part in slices:
+        if not 0 <= part.start < part.stop <= mask.shape[axis]:
+            raise PatterningError(
+                f"{type(module).__name__} keeps its heads otherwise than its architecture does ({name} is "
+                f"{tuple(mask.shape)}): name the parameters yourself, by a pattern or a Component with masks"
+            )
         mask.transpose(0, axis)[part] = True
     return {name: mask}
 

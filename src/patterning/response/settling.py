@@ -1,0 +1,160 @@
+r"""Are chains long enough for φ to answer to weights? Told from curvature, as chains that start at w* cannot tell.
+
+All chains start at w*, where a φ that is linear there has its mean already: its traces look settled, and R-hat is near
+1, while its response to a push has only begun to grow. On a quadratic of curvature h the response reaches
+
+.. math:: 1 - (1 - \epsilon\lambda/2)^t,\qquad \lambda = n\beta h + \gamma
+
+of its value after t steps. So pathwise χ misses the mean of :math:`(1 - \epsilon\lambda/2)^t` over the draws, in each
+direction that ∇φ has a part of. The covariance of draws lacks what the chain has not spread to yet, and a part of what
+successive draws share. Lanczos steps from ∇φ give these directions' curvatures, as a Gauss quadrature (Golub & Meurant
+1994). Gradients of single losses have a variance of about h in each (that of the Fisher information), and the size of
+what is missing is compared with the size of χ over such gradients.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterning.core.arrays import Floats
+from patterning.core.errors import PatterningError
+from patterning.core.modules import spread
+from patterning.models.restricted import Restricted
+from patterning.posterior.chains import ChainConfig
+from patterning.posterior.curvature import Curvature, lanczos
+from patterning.posterior.sgld import SGLD
+from patterning.response.adjoint import ModelObservable, ModelReading
+from patterning.response.judged import NOT_QUITE
+from patterning.response.sample import SampledResponse
+
+MISSED, AIM = 0.05, 0.03
+"""Shares of χ that chains may miss: without a warning, and under the settings that are advised."""
+DOUBLINGS = 12
+"""How often a setting is doubled to find the advised one."""
+SHORT = "chains are short for"
+STEPS = 8
+"""Of the Lanczos iteration."""
+ROWS, CELLS = 64, 512
+"""Most rows, and about how many samples, on which curvature is taken."""
+
+
+def settling_warnings(
+    free: Restricted,
+    kernel: object,
+    chains: ChainConfig,
+    observables: Mapping[str, ModelObservable],
+    estimator: str,
+    batches: int = 4,
+) -> list[str]:
+    """A sentence for each observable of whose χ such chains miss a part, with settings that do not.
+
+    `estimator`: "pathwise", or that of the covariance of draws, from `batches` of each chain.
+    """
+    if not isinstance(kernel, SGLD):
+        return []
+    missing = _of_pathwise if estimator == "pathwise" else partial(_of_covariance, batches=batches)
+    flat = np.array([kernel.step_size * kernel.localization / 2])
+    if missing(flat, _times(chains))[0] <= MISSED:
+        return []  # not even where the loss is flat
+    lines = []
+    for name, function in observables.items():
+        try:
+            gradient = ModelReading(name, free, function)(free.anchor[None])[2]
+            found = _curvatures(free, gradient) if float(gradient.norm()) > 0 else None
+        except (RuntimeError, NotImplementedError, PatterningError):  # no derivative: nothing is known of it
+            continue
+        if found is None or not np.isfinite(found[0]).all():
+            continue
+        of_size = _Missing(kernel, *found, missing)
+        if (share := of_size(chains)) > MISSED:
+            lines.append(
+                f"{SHORT} {name}: its χ is about {min(share, 1):.0%} too small after so few steps, which its ± leaves "
+                f"out, and R-hat may not see; {of_size.advice(chains, estimator)}"
+            )
+    return lines
+
+
+def add_warnings(response: SampledResponse, lines: Sequence[str]) -> SampledResponse:
+    """The response with more warnings. What is said of φ here replaces what R-hat lets one guess."""
+    known = {line.partition(":")[0].removeprefix(f"{SHORT} ") for line in lines if line.startswith(SHORT)}
+    rest = [line for line in response.warnings if not any(line.startswith(f"{NOT_QUITE} {name} (") for name in known)]
+    return replace(response, warnings=(*rest, *lines))
+
+
+Missed = Callable[[Floats, Floats], Floats]
+"""(pulls ελ/2 (k,), steps (D,) of the draws) → the share of a response that is missing (k,)."""
+
+
+def _times(chains: ChainConfig) -> Floats:
+    return chains.burn_in + chains.steps_between_draws * np.arange(1.0, chains.draws + 1)
+
+
+def _of_pathwise(pulls: Floats, times: Floats) -> Floats:
+    return ((1 - pulls)[:, None] ** times).mean(1)
+
+
+def _of_covariance(pulls: Floats, times: Floats, batches: int) -> Floats:
+    """From the covariance C of a chain's states at the draws, in units of that at rest (`unbiased_covariances`)."""
+    rest, found = 1 - pulls, []
+    apart, together = np.abs(times[:, None] - times), times[:, None] + times
+    parts = np.array_split(np.arange(len(times)), min(batches, len(times)))
+    for r in rest:
+        own = r**apart - r**together
+        of_means = np.mean([own[np.ix_(part, part)].mean() for part in parts]) - own.mean()
+        found.append(1 - (own.diagonal().mean() - own.mean() + of_means / max(len(parts) - 1, 1)))
+    return np.array(found)
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """The share of χ that chains miss, from `curvatures` h (k,) that ∇φ meets, with their `shares` (k,) of it."""
+
+    kernel: SGLD
+    curvatures: Floats
+    shares: Floats
+    missing: Missed
+
+    def __call__(self, chains: ChainConfig) -> float:
+        """The size of what is missing, over gradients of losses, as a share of that of χ."""
+        held, weight = self._held
+        if not weight.sum() > 0:
+            return 0.0
+        lost = self.missing(np.clip(self.kernel.step_size * held / 2, 0.0, 1.0), _times(chains))
+        return math.sqrt(float(weight @ lost**2 / weight.sum()))
+
+    @property
+    def _held(self) -> tuple[Floats, Floats]:
+        """λ, and what has to be added up of each direction."""
+        held = np.maximum(self.kernel.n_beta * self.curvatures + self.kernel.localization, 1e-12)
+        return held, self.shares * np.maximum(self.curvatures, 0.0) / held**2
+
+    def advice(self, chains: ChainConfig, estimator: str) -> str:
+        """Settings under which little is missing."""
+        longer = chains
+        for _ in range(DOUBLINGS):
+            if self(longer) <= AIM:
+                break
+            if estimator == "pathwise":
+                longer = replace(longer, burn_in=max(10, 2 * longer.burn_in))
+            else:
+                longer = replace(longer, steps_between_draws=2 * longer.steps_between_draws)
+        else:
+            return "raise step_size, or γ"
+        if estimator == "pathwise":
+            return f"burn_in={longer.burn_in} is enough"
+        return f"steps_between_draws={longer.steps_between_draws} is enough, or as many more draws"
+
+
+def _curvatures(free: Restricted, gradient: Tensor) -> tuple[Floats, Floats]:
+    count = min(ROWS, max(8, CELLS // free.samples_per_row))
+    weighted = (free.base_weights > 0).nonzero()[:, 0]
+    rows = weighted[spread(len(weighted), count)].to(free.anchor.device)
+    parts = [lambda at, part=part: free.losses(at, part[None]).sum() / len(rows) for part in rows.split(free.cut(1))]
+    hessian = Curvature.of(parts, free.anchor[None], gradient / gradient.norm())
+    with torch.enable_grad():
+        return lanczos(hessian.times, gradient / gradient.norm(), STEPS)
