@@ -12,8 +12,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Most modules of what is installed are never imported: what is, compiles itself then, which saves a minute.
-PIP := $(PYTHON) -m pip install --quiet --no-compile --constraint constraints.txt --editable
+PIP := $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable
 export OMP_NUM_THREADS := 1
 
 .PHONY: demo test long lint docs dist pages device cluster figures bench clean

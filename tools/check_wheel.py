@@ -73,7 +73,7 @@ def check(python: str, wheel: Path, folder: Path) -> None:
     """One empty environment: the wheel installs, imports from there, answers on the command line, and steers."""
     subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
     own = folder / "venv" / "bin" / "python"
-    install = [str(own), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    install = [str(own), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "--constraint", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     (folder / "essence.py").write_text(ESSENCE, encoding="utf-8")
