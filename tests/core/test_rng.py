@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from patterning.core.rng import Stream, generator, moved
+from patterning.core.rng import Stream, generator, reused_generator
 
 MASK = (1 << 64) - 1
 
@@ -82,5 +82,5 @@ def test_the_moved_generator_has_the_same_numbers_wherever_it_was_before() -> No
     for place in [*places, *places[::-1]]:
         for count in (5, 6):  # an odd number of float32 leaves half a word behind
             expected = generator(*place).standard_normal(count, dtype=np.float32)
-            np.testing.assert_array_equal(moved(*place).standard_normal(count, dtype=np.float32), expected)
-        np.testing.assert_array_equal(moved(*place).random(9), generator(*place).random(9))
+            np.testing.assert_array_equal(reused_generator(*place).standard_normal(count, dtype=np.float32), expected)
+        np.testing.assert_array_equal(reused_generator(*place).random(9), generator(*place).random(9))

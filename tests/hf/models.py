@@ -4,6 +4,8 @@ import torch
 import transformers as hf
 from torch import nn
 
+from patterning.models.architectures import layout_of
+
 hf.logging.set_verbosity_error()
 
 VOCABULARY = 50
@@ -45,6 +47,19 @@ def build(name: str, spread: float = 0.3) -> nn.Module:
         for p in model.parameters():
             p.detach().add_(spread * torch.randn(p.shape))
     return model.eval()
+
+
+def read_by_heads(model: nn.Module, layer: int, ids: torch.Tensor) -> torch.Tensor:
+    """What the heads of a layer read, (b, t, heads, size): the input of the module that takes it to the stream."""
+    layout, seen = layout_of(model), []
+    assert layout is not None
+    handle = model.get_submodule(layout.output.format(layer)).register_forward_pre_hook(
+        lambda _module, arguments: seen.append(arguments[0].detach())
+    )
+    with torch.no_grad():
+        model(input_ids=ids)
+    handle.remove()
+    return seen[0].unflatten(2, (layout.heads, -1))
 
 
 def texts(rows: int = 12, shortest: int = 5, longest: int = 9) -> list[dict[str, list[int]]]:

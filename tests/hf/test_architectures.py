@@ -15,7 +15,7 @@ from patterning.models.architectures import layout_of
 from patterning.models.components import find_component
 from patterning.models.restricted import Restricted
 
-from .models import CAUSAL, CLASSIFIERS, VOCABULARY, build, labelled, texts
+from .models import CAUSAL, CLASSIFIERS, VOCABULARY, build, labelled, read_by_heads, texts
 
 EVERY = [*CAUSAL, *CLASSIFIERS]
 IDS = torch.randint(3, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -23,18 +23,6 @@ IDS = torch.randint(3, VOCABULARY, (3, 7), generator=torch.Generator().manual_se
 
 def task_of(name: str) -> pt.Task:
     return pt.language_task(build(name), texts()) if name in CAUSAL else pt.classifier_task(build(name), labelled())
-
-
-def read_by_heads(model, layer: int) -> torch.Tensor:
-    """What the heads of a layer read, (3, 7, heads, size): the input of the module that takes it to the stream."""
-    layout, seen = layout_of(model), []
-    handle = model.get_submodule(layout.output.format(layer)).register_forward_pre_hook(
-        lambda _module, arguments: seen.append(arguments[0].detach())
-    )
-    with torch.no_grad():
-        model(input_ids=IDS)
-    handle.remove()
-    return seen[0].unflatten(2, (layout.heads, -1))
 
 
 def perturbed(model, masks, prefixes: tuple[str, ...] = ()):
@@ -53,14 +41,14 @@ def perturbed(model, masks, prefixes: tuple[str, ...] = ()):
 def test_a_head_is_what_moves_its_output_and_nothing_else(name: str, layer: int) -> None:
     model = build(name)
     layout = layout_of(model)
-    here = read_by_heads(model, layer)
+    here = read_by_heads(model, layer, IDS)
     prefixes = tuple(prefix.format(layer) for prefix in layout.attention)
     for i in range(4):
         masks = find_component(model, f"l{layer}h{i}").masks
-        moved = (read_by_heads(perturbed(model, masks), layer) != here).any(3).any(1).any(0)
+        moved = (read_by_heads(perturbed(model, masks), layer, IDS) != here).any(3).any(1).any(0)
         group = [i, i ^ 1] if layout.shares == 2 else [i]  # of two heads that read the same keys and values
         assert moved.nonzero()[:, 0].tolist() == sorted(group)
-        others = read_by_heads(perturbed(model, masks, prefixes), layer)
+        others = read_by_heads(perturbed(model, masks, prefixes), layer, IDS)
         assert torch.equal(others[:, :, i], here[:, :, i])
         assert (others != here).any(3).any(1).any(0).sum() == 3
 

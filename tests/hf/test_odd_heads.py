@@ -12,6 +12,8 @@ import transformers as hf
 from patterning.models.architectures import layout_of
 from patterning.models.components import find_component
 
+from .models import read_by_heads
+
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
     "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -26,6 +28,10 @@ NAMED = {
             "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 40, "num_kv_shared_layers": 0,
             "sliding_window": 4,
         },
+    ),
+    "a number for each head": (
+        "GptOss", "GptOssForCausalLM",
+        {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 2},
     ),
     "heads narrower than the stream": (
         "MobileBert", "MobileBertForMaskedLM",
@@ -52,25 +58,13 @@ def build(kind: tuple[str, str, dict]) -> torch.nn.Module:
     return model.eval()
 
 
-def read_by_heads(model: torch.nn.Module, layer: int) -> torch.Tensor:
-    layout, seen = layout_of(model), []
-    assert layout is not None
-    handle = model.get_submodule(layout.output.format(layer)).register_forward_pre_hook(
-        lambda _module, arguments: seen.append(arguments[0].detach())
-    )
-    with torch.no_grad():
-        model(input_ids=IDS)
-    handle.remove()
-    return seen[0].unflatten(2, (layout.heads, -1))
-
-
 @pytest.mark.parametrize("what", NAMED)
 def test_a_head_moves_what_it_reads_and_nothing_else(what: str) -> None:
     model = build(NAMED[what])
     layout = layout_of(model)
     assert layout is not None
     for layer in (0, 1):
-        here = read_by_heads(model, layer)
+        here = read_by_heads(model, layer, IDS)
         for i in range(4):
             copy, noise = deepcopy(model), torch.Generator().manual_seed(2)
             own = dict(copy.named_parameters())
@@ -78,7 +72,7 @@ def test_a_head_moves_what_it_reads_and_nothing_else(what: str) -> None:
                 assert mask is not None
                 assert bool(mask.any()), name
                 own[name].detach().add_(torch.randn(mask.shape, generator=noise) * mask)
-            moved = (read_by_heads(copy, layer) != here).any(3).any(1).any(0).nonzero()[:, 0].tolist()
+            moved = (read_by_heads(copy, layer, IDS) != here).any(3).any(1).any(0).nonzero()[:, 0].tolist()
             first = i - i % layout.shares
             assert moved == list(range(first, first + layout.shares))
 

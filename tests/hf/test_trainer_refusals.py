@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
-from transformers import GPT2LMHeadModel, Trainer
+from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, Trainer
 
 import patterning as pt
 from patterning.hf import WeightedMixin, WeightedTrainer
@@ -149,3 +149,10 @@ def test_a_token_that_is_no_sample_of_the_weights_is_refused(tmp_path: Path) -> 
     weights = pt.Weights.of_rows(np.ones(mask.shape), base_weights=moved)  # made of rows padded on the left
     with pytest.raises(pt.PatterningError, match="no sample to the weights"):
         trainer(args=settings(tmp_path), weights=weights).train()
+
+
+def test_an_encoder_with_a_decoder_is_told_to_make_the_decoders_input(tmp_path: Path) -> None:
+    sizes = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
+    with pytest.raises(pt.PatterningError, match=r"held back here: let the collator add decoder_input_ids"):
+        trainer(model=model, args=settings(tmp_path)).train()

@@ -14,6 +14,7 @@ from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds
 
 MANY_COLUMNS = 3
 """From so many entries on, a list may be one of rows."""
+COLUMNS = "is taken as"
 Batch = Any
 """A tensor (b, ...), or a tuple, list or dict of them (nested as you like) with one leading axis; None stays None.
 
@@ -40,7 +41,8 @@ def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind
         try:
             return _like(items, [None if part is None else _whole(as_batch(part)) for part in items])
         except PatterningError as error:
-            raise PatterningError(f"{error}{listed_rows(items)}") from None
+            hint = "" if COLUMNS in str(error) else listed_rows(items)  # a list within it may have said so
+            raise PatterningError(f"{error}{hint}") from None
     if hasattr(data, "__array__"):  # a pandas column, say
         return _table(data) if hasattr(data, "columns") else from_numpy(np.asarray(data))
     if isinstance(data, RowSource) or is_row_source(data):
@@ -100,7 +102,7 @@ def listed_rows(data: object) -> str:
     if len(kinds) > 1 or isinstance(data[0], int | float | str):
         return ""
     return (
-        f": a list of {len(data)} is taken as {len(data)} columns. If they are rows, stack each part of them into one "
+        f": a list of {len(data)} {COLUMNS} {len(data)} columns. If they are rows, stack each part of them into one "
         "tensor (torch.stack) and give the parts as a tuple, or wrap the list in a torch Dataset"
     )
 

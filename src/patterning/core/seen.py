@@ -25,7 +25,7 @@ _CLOSED = (
 
 
 _PLAIN = (dict, OrderedDict, list, set)
-"""Containers that are quickly told where they are empty: the twenty of hooks that each module holds."""
+"""Containers that need no look inside when they are empty. A module holds some twenty of them, for its hooks."""
 
 
 class Seen:

@@ -16,7 +16,7 @@ from patterning.core import philox
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.flat import FlatTask
 from patterning.core.progress import report_progress
-from patterning.core.rng import Stream, moved
+from patterning.core.rng import Stream, reused_generator
 from patterning.posterior import preconditioned, sgld
 
 WINDOW = 50
@@ -223,7 +223,7 @@ def minibatches(cumulative: np.ndarray, config: ChainConfig, first_chain: int, s
     A mirror image has those of its chain.
     """
     chains = range(1) if config.matched else range(first_chain, first_chain + config.chains)
-    drawn = [moved(config.seed, Stream.MINIBATCH, chain, step).random(config.batch_size) for chain in chains]
+    drawn = [reused_generator(config.seed, Stream.MINIBATCH, chain, step).random(config.batch_size) for chain in chains]
     rows = torch.from_numpy(_stratified(cumulative, np.stack(drawn)))
     return rows.expand(config.replicas, -1) if config.matched else rows.repeat(config.replicas // config.chains, 1)
 
@@ -234,7 +234,7 @@ def minibatch(cumulative: np.ndarray, seed: int, chain: int, step: int, size: in
     One uniform number in each of `size` equal slices of [0, 1): unbiased for the mean loss, with less variance than
     independent draws.
     """
-    return _stratified(cumulative, moved(seed, Stream.MINIBATCH, chain, step).random(size))
+    return _stratified(cumulative, reused_generator(seed, Stream.MINIBATCH, chain, step).random(size))
 
 
 def _stratified(cumulative: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -247,7 +247,7 @@ def _stratified(cumulative: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 def gaussian(like: Tensor, seed: int, first_chain: int, step: int) -> Tensor:
     """Standard normal float32 numbers shaped like (r, P), a function of (seed, chain, step) only."""
     rows = [
-        moved(seed, Stream.NOISE, first_chain + c, step).standard_normal(like.shape[1], dtype=np.float32)
+        reused_generator(seed, Stream.NOISE, first_chain + c, step).standard_normal(like.shape[1], dtype=np.float32)
         for c in range(len(like))
     ]
     return torch.from_numpy(np.stack(rows)).to(like)

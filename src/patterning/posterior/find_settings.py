@@ -234,6 +234,6 @@ def _shorter(kernel: SGLD, short: Sequence[ShortChain | None]) -> SGLD:
 
 def _of_minibatches(short: ShortChain | None, rise: float, kernel: SGLD, chains: ChainConfig) -> tuple[str, str]:
     """Whether minibatches are large enough for the kernel that was found, which raises the loss by `rise` nats."""
-    lines = step_warnings(short and short.at(kernel.step_size), rise, chains)
+    lines = step_warnings(short and short.measured(rise).at(kernel.step_size), rise, chains)
     small = [line.partition(": ")[2] for line in lines if line.startswith("minibatches")]
     return ("minibatches too small", small[0]) if small else ("healthy", "")

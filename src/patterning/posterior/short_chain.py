@@ -222,10 +222,10 @@ class _Rough:
         return float(found.mean()), float(found.std(ddof=1) / math.sqrt(PAIRS))
 
     def _places(self, rise: float) -> Tensor:
-        """Where chains are that have raised the loss by `rise` nats (r, P), r as many as the chains themselves.
+        """Positions (r, P) like those of chains that have raised the loss by `rise` nats.
 
-        Short chains have not spread as far, and gradients of rows grow with their losses. So they are taken further
-        along their ways from w*, of which the rise goes with the square.
+        A short chain has not gone as far from w*, and rows have larger gradients where their losses are larger. So its
+        way from w* is made longer, until the loss has risen by `rise`: the rise grows with the square of the way.
         """
         count = min(PAIRS, self.chains.replicas)
         ways = _run(self.task, self.anchor, self.kernel, self.chains, count)[0].position - self.anchor

@@ -39,12 +39,16 @@ SMALL, LARGE = 0.1, 0.5
 """Shares of χ that may be missed: past the first, `auto` takes the covariance; past the other, pathwise is refused."""
 
 
+class KinkedError(PatterningError):
+    """Curvature does not say how the gradient changes where chains go."""
+
+
 def try_gradient(free: Restricted) -> None:
     """Raise `PatterningError` where the loss has no gradient in the component, as nothing in it depends on it.
 
     A gradient that is 0 (a dead layer) is let pass: χ then says so, by a row without spread.
     """
-    rows, depends = _rows(free, FEW), False
+    rows, depends = few_rows(free, FEW), False
     for flat in (free.anchor[None], _moved(free, float(free.anchor.abs().mean()) + 0.1)):
         try:
             losses = free.losses(flat.detach().requires_grad_(), rows[None])
@@ -88,7 +92,7 @@ def try_pathwise(
         warnings += try_slopes(free, kernel.localization, observables, LARGE if by_name else UNEXPLAINED)
     except PatterningError as error:
         return (), str(error)
-    return tuple(warnings), _why_no_forward_derivative(free, _rows(free, FEW))
+    return tuple(warnings), _why_no_forward_derivative(free, few_rows(free, FEW))
 
 
 def what_is_missed(missed: float, *, by_name: bool) -> tuple[list[str], str | None]:
@@ -154,7 +158,7 @@ def missed_curvature(free: Restricted, kernel: SGLD) -> float:
     loss misses much less on a quarter of the step, so that the smaller of the two is taken. Raises `PatterningError`
     where the loss has no finite second derivative.
     """
-    rows, anchor = _rows(free, ROWS)[None], free.anchor[None]
+    rows, anchor = few_rows(free, ROWS)[None], free.anchor[None]
     missed: dict[float, list[float]] = {1.0: [], 0.25: []}
     longest = _longest(free, kernel.localization)
     for number in (1, 2):
@@ -193,20 +197,18 @@ def missed_on_the_way(free: Restricted, kernel: SGLD, reached: Tensor) -> float:
 
 
 def _missed_on_lines(free: Restricted, kernel: SGLD, reached: Tensor, panels: int) -> float:
-    rows, anchor = _rows(free, ROWS_ON_THE_WAY)[None], free.anchor[None]
+    rows, anchor = few_rows(free, ROWS_ON_THE_WAY)[None], free.anchor[None]
     nodes, weights = np.polynomial.legendre.leggauss(NODES_OF_CURVATURE)
-    pieces = [(panel, x, w) for panel in range(panels) for x, w in zip(nodes, weights, strict=True)]
-    shares, weights = (
-        torch.tensor(column)[:, None].to(anchor)
-        for column in zip(*[((panel + (1 + x) / 2) / panels, w / 2 / panels) for panel, x, w in pieces], strict=True)
-    )
+    shares, weights = (torch.from_numpy(part / 2 / panels)[:, None].to(anchor) for part in (1 + nodes, weights))
     start, missed = loss_and_gradient(free, anchor, rows)[1], list[float]()
     for position in reached:
         way = position[None] - anchor
         change = loss_and_gradient(free, position[None], rows)[1] - start
-        many = len(shares)
-        bends = curvature(free, anchor + shares * way, rows.expand(many, -1), way.expand(many, -1))[1]
-        added = (weights * bends).sum(0, keepdim=True)
+        added = torch.zeros_like(change)
+        for panel in range(panels):  # no more places at once, as each takes the memory of a chain
+            places = anchor + (panel / panels + shares) * way
+            bends = curvature(free, places, rows.expand(len(places), -1), way.expand(len(places), -1))[1]
+            added += (weights * bends).sum(0, keepdim=True)
         unexplained = max(float((change - added).norm()) - 1e-4 * float(start.norm()), 0.0)
         holds = kernel.localization * float(way.norm()) + kernel.n_beta * float(change.norm())
         missed.append(kernel.n_beta * unexplained / holds if math.isfinite(unexplained) else 1.0)
@@ -241,7 +243,7 @@ def _noise(free: Restricted, number: int) -> Tensor:
     ]
 
 
-def _rows(free: Restricted, most: int) -> Tensor:
+def few_rows(free: Restricted, most: int) -> Tensor:
     """At most `most` rows that hold samples, evenly spread, and no more than some 500 samples."""
     weighted = (free.base_weights > 0).nonzero()[:, 0]
     count = min(most, max(4, CELLS // free.samples_per_row))

@@ -24,7 +24,7 @@ from patterning.posterior.chains import ChainConfig, Kernel
 from patterning.posterior.sgld import SGLD
 from patterning.posterior.short_chain import ShortChain, step_warnings, try_chain
 from patterning.response.adjoint import ModelObservable, ModelReading, ProbeLoss, Reading
-from patterning.response.capability import missed_on_the_way, try_pathwise, what_is_missed
+from patterning.response.capability import KinkedError, missed_on_the_way, try_pathwise, what_is_missed
 from patterning.response.judged import MOST_EXPANSION, LostError, judged
 from patterning.response.observables import at_two_places
 from patterning.response.packing import pack, pack_refusal
@@ -129,7 +129,8 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         _check_still_the_same(before, _values(work, free))
         response = judged(sampled, probe.at_anchor, band)
         lines = step_warnings(short, response.rise, work.chains)
-        lines += settling_warnings(free, work.kernel, work.chains, work.settings.observables, response.estimator)
+        functions, batches = work.settings.observables, work.settings.batches
+        lines += settling_warnings(free, work.kernel, work.chains, functions, response.estimator, batches)
         response = add_warnings(response, [*lines, *short_of(response, work.settings)])
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
@@ -160,10 +161,6 @@ def whose_phi(settings: Settings) -> str:
         return settings.phi
     same = torch.equal(settings.phi.cpu().sort().values, settings.rows.cpu().sort().values)
     return "probes" if same else "rows"
-
-
-class KinkedError(PatterningError):
-    """Curvature does not say how the gradient changes where chains go."""
 
 
 def _sample(work: Work, free: Restricted, probe: Probe, band: float, short: ShortChain | None) -> SampledResponse:
@@ -221,8 +218,8 @@ def _by_pathwise(work: Work, free: Restricted, probe: Probe, band: float) -> tup
         except PatterningError as error:
             raise LostError(str(error)) from None
         if (note := stop_note(response, settings, number + 1)) is not None:
-            told = tuple(dict.fromkeys((*response.warnings, *warnings)))
-            return replace(response, note=f"{response.note}; {note}", warnings=told), ""
+            known = tuple(dict.fromkeys((*response.warnings, *warnings)))
+            return replace(response, note=f"{response.note}; {note}", warnings=known), ""
     raise AssertionError("the last round stops")
 
 

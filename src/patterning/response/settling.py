@@ -6,10 +6,10 @@ All chains start at w*, where a φ that is linear there has its mean already: it
 .. math:: 1 - (1 - \epsilon\lambda/2)^t,\qquad \lambda = n\beta h + \gamma
 
 of its value after t steps. So pathwise χ misses the mean of :math:`(1 - \epsilon\lambda/2)^t` over the draws, in each
-direction that ∇φ has a part of. The covariance of draws lacks what the chain has not spread to yet, and a part of what
-successive draws share. Lanczos steps from ∇φ give these directions' curvatures, as a Gauss quadrature (Golub & Meurant
-1994). Gradients of single losses have a variance of about h in each (that of the Fisher information), and the size of
-what is missing is compared with the size of χ over such gradients.
+direction that ∇φ has a part of. The covariance of draws is too small for two reasons: the chain has not spread to its
+full width yet, and draws that follow each other are alike. Lanczos steps from ∇φ give the curvatures of these
+directions, as a Gauss quadrature (Golub & Meurant 1994). The gradient of a single loss has a variance of about h in
+each direction (as the Fisher information has it). What is missing is given as a share of χ for such gradients.
 """
 
 import math
@@ -18,17 +18,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
-from patterning.core.modules import spread
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.curvature import Curvature, lanczos
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelObservable, ModelReading
+from patterning.response.capability import few_rows
 from patterning.response.judged import NOT_QUITE
 from patterning.response.sample import SampledResponse
 
@@ -39,8 +38,8 @@ DOUBLINGS = 12
 SHORT = "chains are short for"
 STEPS = 8
 """Of the Lanczos iteration."""
-ROWS, CELLS = 64, 512
-"""Most rows, and about how many samples, on which curvature is taken."""
+ROWS = 64
+"""Most rows on which curvature is taken."""
 
 
 def settling_warnings(
@@ -49,7 +48,7 @@ def settling_warnings(
     chains: ChainConfig,
     observables: Mapping[str, ModelObservable],
     estimator: str,
-    batches: int = 4,
+    batches: int,
 ) -> list[str]:
     """A sentence for each observable of whose χ such chains miss a part, with settings that do not.
 
@@ -80,7 +79,7 @@ def settling_warnings(
 
 
 def add_warnings(response: SampledResponse, lines: Sequence[str]) -> SampledResponse:
-    """The response with more warnings. What is said of φ here replaces what R-hat lets one guess."""
+    """The response with more warnings. What one of them says of φ's chains replaces the guess from their R-hat."""
     known = {line.partition(":")[0].removeprefix(f"{SHORT} ") for line in lines if line.startswith(SHORT)}
     rest = [line for line in response.warnings if not any(line.startswith(f"{NOT_QUITE} {name} (") for name in known)]
     return replace(response, warnings=(*rest, *lines))
@@ -120,7 +119,7 @@ class _Missing:
     missing: Missed
 
     def __call__(self, chains: ChainConfig) -> float:
-        """The size of what is missing, over gradients of losses, as a share of that of χ."""
+        """What is missing of χ, as a share of it: root mean squares over the gradients of single losses."""
         held, weight = self._held
         if not weight.sum() > 0:
             return 0.0
@@ -151,10 +150,6 @@ class _Missing:
 
 
 def _curvatures(free: Restricted, gradient: Tensor) -> tuple[Floats, Floats]:
-    count = min(ROWS, max(8, CELLS // free.samples_per_row))
-    weighted = (free.base_weights > 0).nonzero()[:, 0]
-    rows = weighted[spread(len(weighted), count)].to(free.anchor.device)
+    rows, along = few_rows(free, ROWS), gradient / gradient.norm()
     parts = [lambda at, part=part: free.losses(at, part[None]).sum() / len(rows) for part in rows.split(free.cut(1))]
-    hessian = Curvature.of(parts, free.anchor[None], gradient / gradient.norm())
-    with torch.enable_grad():
-        return lanczos(hessian.times, gradient / gradient.norm(), STEPS)
+    return lanczos(Curvature.of(parts, free.anchor[None], along).times, along, STEPS)

@@ -122,7 +122,9 @@ class ShardedComponent(ABC):
             response = self.judged(response)
             more = step_warnings(self.short, response.rise, plan.config)
             free, functions = self.rounds[-1].restricted(), plan.settings.observables
-            more += settling_warnings(free, plan.kernel, plan.config, functions, response.estimator)
+            more += settling_warnings(
+                free, plan.kernel, plan.config, functions, response.estimator, plan.settings.batches
+            )
             more += short_of(response, plan.settings)
             response = add_warnings(response, more)
         except LostError as error:
