@@ -47,7 +47,7 @@ def test_the_settings_that_are_advised_are_long_enough() -> None:
     sampler = pt.SGLD(N_BETA, GAMMA, step_size(design, 0.05))
     settings = {"draws": 20, "batch_size": 60, "budget": 1, "reliability": None, "progress": False}
     short = pt.measure(task, {"w0": lambda m: m.weight[0, 0] * 1}, sampler=sampler, burn_in=0, **settings)
-    (advised,) = re.findall(r"burn_in=(\d+) is enough", " ".join(short.warnings))
+    (advised,) = re.findall(r"burn_in=(\d+) leaves", " ".join(short.warnings))
     longer = pt.measure(task, {"w0": lambda m: m.weight[0, 0] * 1}, sampler=sampler, burn_in=int(advised), **settings)
     assert not any("short for" in line for line in longer.warnings)
     assert float(longer.chi[0] @ exact / (exact @ exact)) > 0.96

@@ -167,8 +167,9 @@ def step_warnings(short: ShortChain | None, rise: float, chains: ChainConfig) ->
         size = math.ceil(chains.batch_size * short.noise / (AIM * exact))
         lines.append(
             f"minibatches are small: about {min(share, 1):.0%} (± {error:.0%}) of the rise of the loss is the "
-            f"noise of {chains.batch_size} rows, and χ and λ̂ are about {rise / exact:.2g} times too large; "
-            f"batch_size={size} leaves a tenth, and so do steps that are as many times shorter and more"
+            f"noise of {chains.batch_size} rows, and λ̂ is about {rise / exact:.2g} times too large. χ may be as well "
+            f"(pathwise χ of an observable often by less). batch_size={size} leaves about a tenth, and so does a "
+            f"step_size {size / chains.batch_size:.2g} times smaller, with as many times more burn_in and draws"
         )
     return lines
 

@@ -145,8 +145,8 @@ class _Missing:
         else:
             return "raise step_size, or γ"
         if estimator == "pathwise":
-            return f"burn_in={longer.burn_in} is enough"
-        return f"steps_between_draws={longer.steps_between_draws} is enough, or as many more draws"
+            return f"burn_in={longer.burn_in} leaves {self(longer):.0%}"
+        return f"steps_between_draws={longer.steps_between_draws} leaves {self(longer):.0%}, or as many more draws"
 
 
 def _curvatures(free: Restricted, gradient: Tensor) -> tuple[Floats, Floats]:

@@ -102,8 +102,8 @@ def evidence_page(evidence: Shown, title: str) -> str:
 def _first_figure(arms: list[Arm], measure: str, units: Mapping[str, str]) -> Markup:
     caption = (
         f"Change of {with_unit(measure, units)} against the same seeds unweighted, with 95 % intervals over the pairs. "
-        "An interval that leaves out 0 is more than chance between seeds; a permuted control that moves as well says "
-        "that uneven weights alone do it."
+        "An interval that leaves out 0 is more than chance between seeds; a permuted control that moves the same way "
+        "says that uneven weights alone do it."
     )
     return Markup('<figure style="margin:.6rem 0"><figcaption>{}</figcaption>{}</figure>').format(
         caption, _forest(arms, measure, units)
