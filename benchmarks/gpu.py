@@ -172,12 +172,12 @@ def training(bench: Bench) -> Results:
                 train(1)
             start = bench.seconds(partial(train, few))
             whole = bench.seconds(partial(train, few + sizes.large_steps))
-        step = (whole - start) / sizes.large_steps
-        tokens = sizes.large_batch * (sizes.large.context - 1) / step
+        step = max(whole - start, 0) / sizes.large_steps
+        tokens = sizes.large_batch * (sizes.large.context - 1)
         found[kind] = {
             "ms a step": 1e3 * step,
-            "tokens/s": tokens,
-            "MFU": flops.get_total_flops() / step / bench.rate(f"{kind} flop/s"),
+            "tokens/s": tokens / step if step else None,
+            "MFU": flops.get_total_flops() / step / bench.rate(f"{kind} flop/s") if step else None,
         }
         if bench.left() < 240:
             break
@@ -222,7 +222,7 @@ def of_component(bench: Bench, task: Task, name: str, part: str) -> Results:
     own = boxes[0]
     return {
         "draws/s": draws / spent if spent > 0 else None,
-        "ms a step of all chains": 1e3 * spent / steps,
+        "ms a step of all chains": 1e3 * spent / steps if spent > 0 else None,
         "floor of a step, ms": 1e3 * one["floor, s"],
         "flop of a step": one["flop"],
         "bytes of a step": one["bytes"],

