@@ -12,7 +12,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PIP := $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable
+# Modules are compiled when they are first imported: a third of the installation would go into those that never are.
+PIP := $(PYTHON) -m pip install --quiet --no-compile --constraint constraints.txt --editable
 export OMP_NUM_THREADS := 1
 
 .PHONY: demo test long lint docs dist pages device cluster figures bench clean
