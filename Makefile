@@ -15,6 +15,8 @@ STAMP := $(VENV)/.installed
 # Modules are compiled when they are first imported: a third of the installation would go into those that never are.
 PIP := $(PYTHON) -m pip install --quiet --no-compile --constraint constraints.txt --editable
 export OMP_NUM_THREADS := 1
+# Tests start hundreds of processes. Where compiled modules may not be kept, each of them compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test long lint docs dist pages device cluster figures bench clean
 

@@ -68,10 +68,10 @@ _OWN = _Own()
 def reused_generator(seed: int, stream: Stream, replica: int = 0, step: int = 0) -> np.random.Generator:
     """As `generator`, but the thread's one generator, set to that place: it takes 2 µs, and a new one 32.
 
-    Draw from it at once, as the next call in this thread sets it to another place.
+    Draw from it at once, as the next call in this thread sets it to another place. The arguments are whole numbers.
     """
-    for name, value in (("seed", seed), ("replica", replica), ("step", step)):
-        check_whole(name, value, 0, LARGEST)
+    if min(seed, replica, step) < 0 or max(seed, replica, step) > LARGEST:
+        generator(seed, stream, replica, step)  # refuses, and says which
     place = {"counter": (0, step, replica, 0), "key": (seed, int(stream))}
     nothing_left = {"buffer": (0, 0, 0, 0), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
     state = {"bit_generator": "Philox", "state": place, **nothing_left}

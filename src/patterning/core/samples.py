@@ -55,7 +55,8 @@ def draws_of(q: Tensor) -> Tensor:
     count = math.floor(ratios.sum() + 0.5) if whole else DRAWS_PER_SAMPLE * len(q)
     points = (np.arange(count) + 0.5) / count
     drawn = np.minimum(np.searchsorted(np.cumsum(q.numpy()), points), len(q) - 1)
-    return torch.from_numpy(np.sort(np.append(drawn, np.setdiff1d(np.flatnonzero(q.numpy() > 0), drawn))))
+    missed = np.flatnonzero((np.bincount(drawn, minlength=len(q)) == 0) & (q.numpy() > 0))
+    return torch.from_numpy(np.sort(np.append(drawn, missed)))
 
 
 def times_too_often(draws: Tensor, q: Tensor) -> Tensor:

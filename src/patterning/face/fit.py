@@ -1,10 +1,12 @@
 """`fit`: weighted training for those who have no loop of their own."""
 
+import warnings
+
 import torch
 from torch import nn
 
 from patterning.core.devices import DeviceLike
-from patterning.core.errors import PatterningError, check_whole
+from patterning.core.errors import PatterningError, PatterningWarning, check_whole
 from patterning.core.modules import copy_module
 from patterning.core.task import Task
 from patterning.core.threads import undisturbed
@@ -34,9 +36,11 @@ def fit(
     (docs/gpu.md), None where the task is; the module comes back to where the task's own is. Raises `PatterningError`
     for weights of other data, or of single tokens.
 
-    Weights are found by the ids of the task's rows. Warns (`PatterningWarning`) where training has run away.
+    Weights are found by the ids of the task's rows. Warns (`PatterningWarning`) where training has run away,
+    and of a module that keeps running statistics (BatchNorm), which training here does not move.
     """
     check_whole("seed", seed, 0)
+    _warn_of_statistics(task.module)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
     rho = torch.ones(len(task.base_weights), dtype=torch.float64)
     if weights is not None:
@@ -61,3 +65,14 @@ def fit(
     finally:
         torch.set_num_threads(threads)
     return home.load(copy_module(home.module), state.flat[0].to(home.device))
+
+
+def _warn_of_statistics(module: nn.Module) -> None:
+    names = [name for name, part in module.named_modules() if getattr(part, "running_mean", None) is not None]
+    if names:
+        warnings.warn(
+            f"{', '.join(names[:3])}: fit trains under the running statistics that the task's module has, and does not "
+            "move them: a run from scratch would end elsewhere. Train by a loop of your own, with weights.loss",
+            PatterningWarning,
+            stacklevel=4,  # past the decorator
+        )

@@ -42,7 +42,7 @@ def measure(
     observables: Mapping[str, ModuleFunction] | None = None,
     components: Sequence[ComponentLike] | ComponentLike | None = None,
     *,
-    sampler: Kernel | Literal["calibrate"],
+    sampler: Kernel | Literal["calibrate"] = "calibrate",
     chains: int = 4,
     draws: int = 20,
     burn_in: int = 40,

@@ -164,7 +164,10 @@ def check_rows(check: Document) -> list[Row]:
 def warnings_of(tree: "xarray.DataTree", table: list[Document]) -> list[str]:
     """Chains that were left out, rows of χ without spread and rows that are mostly noise, by name."""
     lines = [f"{name} has no result: {why}" for name, why in refused_components(tree).items()]
-    lines += [f"{name}: {why}" for name, reasons in component_warnings(tree).items() for why in reasons]
+    alone = tree["susceptibility"].sizes["component"] + len(refused_components(tree)) == 1  # its name tells nothing
+    lines += [
+        why if alone else f"{name}: {why}" for name, reasons in component_warnings(tree).items() for why in reasons
+    ]
     lines += [
         f"left out, diverged: {name}, {why}" for name, reasons in excluded_chains(tree).items() for why in reasons
     ]

@@ -40,7 +40,7 @@ from patterning.response.sample import (
     sample_draws,
     summarise,
 )
-from patterning.response.settling import add_warnings, settling_warnings
+from patterning.response.settling import add_warnings, settling_of
 from patterning.response.way_back import DATA
 
 Estimator = Literal["covariance", "pathwise", "auto"]
@@ -130,8 +130,8 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         response = judged(sampled, probe.at_anchor, band)
         lines = step_warnings(short, response.rise, work.chains)
         functions, batches = work.settings.observables, work.settings.batches
-        lines += settling_warnings(free, work.kernel, work.chains, functions, response.estimator, batches)
-        response = add_warnings(response, [*lines, *short_of(response, work.settings)])
+        settling = settling_of(free, work.kernel, work.chains, functions, response.estimator, batches)
+        response = add_warnings(response, settling, [*lines, *short_of(response, work.settings)])
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None
     note = "; ".join(filter(None, [work.component.note, response.note]))

@@ -42,25 +42,33 @@ ROWS = 64
 """Most rows on which curvature is taken."""
 
 
-def settling_warnings(
+@dataclass(frozen=True)
+class Settling:
+    """By observable, the share of χ that chains miss; and a sentence for each of which they miss much."""
+
+    shares: Mapping[str, float]
+    lines: Mapping[str, str]
+
+
+def settling_of(
     free: Restricted,
     kernel: object,
     chains: ChainConfig,
     observables: Mapping[str, ModelObservable],
     estimator: str,
     batches: int,
-) -> list[str]:
-    """A sentence for each observable of whose χ such chains miss a part, with settings that do not.
+) -> Settling:
+    """What such chains miss of the χ of each observable, and settings that miss less.
 
     `estimator`: "pathwise", or that of the covariance of draws, from `batches` of each chain.
     """
     if not isinstance(kernel, SGLD):
-        return []
+        return Settling({}, {})
     missing = _of_pathwise if estimator == "pathwise" else partial(_of_covariance, batches=batches)
     flat = np.array([kernel.step_size * kernel.localization / 2])
-    if missing(flat, _times(chains))[0] <= MISSED:
-        return []  # not even where the loss is flat
-    lines = []
+    if (most := float(missing(flat, _times(chains))[0])) <= MISSED:  # even where the loss is flat
+        return Settling(dict.fromkeys(observables, most), {})
+    shares, lines = dict[str, float](), dict[str, str]()
     for name, function in observables.items():
         try:
             gradient = ModelReading(name, free, function)(free.anchor[None])[2]
@@ -70,19 +78,29 @@ def settling_warnings(
         if found is None or not np.isfinite(found[0]).all():
             continue
         of_size = _Missing(kernel, *found, missing)
-        if (share := of_size(chains)) > MISSED:
-            lines.append(
-                f"{SHORT} {name}: its χ is about {min(share, 1):.0%} too small after so few steps, which its ± leaves "
-                f"out, and R-hat may not see; {of_size.advice(chains, estimator)}"
+        shares[name] = of_size(chains)
+        if shares[name] > MISSED:
+            lines[name] = (
+                f"{SHORT} {name}: its χ is about {min(shares[name], 1):.0%} too small after so few steps, which its ± "
+                f"leaves out, and R-hat may not see; {of_size.advice(chains, estimator)}"
             )
-    return lines
+    return Settling(shares, lines)
 
 
-def add_warnings(response: SampledResponse, lines: Sequence[str]) -> SampledResponse:
-    """The response with more warnings. What one of them says of φ's chains replaces the guess from their R-hat."""
-    known = {line.partition(":")[0].removeprefix(f"{SHORT} ") for line in lines if line.startswith(SHORT)}
-    rest = [line for line in response.warnings if not any(line.startswith(f"{NOT_QUITE} {name} (") for name in known)]
-    return replace(response, warnings=(*rest, *lines))
+def add_warnings(response: SampledResponse, settling: Settling, others: Sequence[str]) -> SampledResponse:
+    """The response with more warnings. What is computed of φ's chains replaces the guess from their R-hat."""
+    known = []
+    for line in response.warnings:
+        name = next((name for name in settling.shares if line.startswith(f"{NOT_QUITE} {name} (")), None)
+        if name is None:
+            known.append(line)
+        elif name not in settling.lines:
+            known.append(
+                f"chains differ on {name} (R-hat {response.diagnostics[name].r_hat:.2f}), though where the loss is "
+                f"curved as at w* they miss about {settling.shares[name]:.0%} of its χ: compare with χ of twice the "
+                "burn_in and draws"
+            )
+    return replace(response, warnings=(*known, *settling.lines.values(), *others))
 
 
 Missed = Callable[[Floats, Floats], Floats]

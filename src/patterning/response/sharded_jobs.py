@@ -23,7 +23,7 @@ from patterning.posterior.short_chain import step_warnings, try_chain
 from patterning.response.draws import Chains, Sampled
 from patterning.response.one_component import LostError, Settings, short_of, whose_phi
 from patterning.response.sample import SampledResponse
-from patterning.response.settling import add_warnings, settling_warnings
+from patterning.response.settling import add_warnings, settling_of
 from patterning.response.shards import Shard
 
 
@@ -122,11 +122,8 @@ class ShardedComponent(ABC):
             response = self.judged(response)
             more = step_warnings(self.short, response.rise, plan.config)
             free, functions = self.rounds[-1].restricted(), plan.settings.observables
-            more += settling_warnings(
-                free, plan.kernel, plan.config, functions, response.estimator, plan.settings.batches
-            )
-            more += short_of(response, plan.settings)
-            response = add_warnings(response, more)
+            settling = settling_of(free, plan.kernel, plan.config, functions, response.estimator, plan.settings.batches)
+            response = add_warnings(response, settling, [*more, *short_of(response, plan.settings)])
         except LostError as error:
             free = self.rounds[-1].restricted()
             advice = advise(free, free.anchor, plan.kernel, plan.config, current.band.loss)
