@@ -127,6 +127,7 @@ def test_bad_requests_get_one_sentence_and_exit_code_2(
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_settings_are_calibrated_and_a_first_look_samples_nothing(
     where: str, tmp_path: Path, in_process: Callable
 ) -> None:

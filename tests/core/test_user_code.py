@@ -96,6 +96,7 @@ def test_modules_beside_it_are_found_and_sent_along(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(here), done.stderr
 
 
+@pytest.mark.long
 def test_state_that_a_task_has_changed_is_sent_along() -> None:
     write("here/settings.py", "SCALE = 1.0\ndef scale():\n    return SCALE\n")
     body = HEAD.replace('reduction="none")', 'reduction="none") * settings.scale() * OWN').replace(

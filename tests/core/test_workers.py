@@ -270,12 +270,10 @@ def test_progress_moves_inside_a_unit(count: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "says"),
     [
+        (leave, r"a worker process left with exit code 7, in work: .*fewer --workers.*what is finished is kept"),
         pytest.param(
-            leave,
-            r"a worker process left with exit code 7, in work: .*fewer --workers.*what is finished is kept",
-            marks=pytest.mark.long,
+            killed, r"a worker process was killed, most often because memory ran out, in work", marks=pytest.mark.long
         ),
-        (killed, r"a worker process was killed, most often because memory ran out, in work"),
     ],
 )
 def test_a_worker_that_dies_is_one_sentence_and_what_is_finished_stays(function, says: str, tmp_path: Path) -> None:
@@ -293,8 +291,8 @@ def test_a_worker_that_dies_is_one_sentence_and_what_is_finished_stays(function,
     ("function", "kind", "says"),
     [
         (refuses, PatterningError, r"^step_size is -1: it must be > 0\n"),
-        (odd, RuntimeError, r"^OddError: 1 and 2\n"),
-        (exits, SystemExit, "no more"),
+        pytest.param(odd, RuntimeError, r"^OddError: 1 and 2\n", marks=pytest.mark.long),
+        pytest.param(exits, SystemExit, "no more", marks=pytest.mark.long),
     ],
 )
 def test_errors_come_back_as_they_are(function, kind: type[BaseException], says: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from patterning.response.sample import SampledResponse
 from patterning.response.solution_responses import four_responses
 
 
-@pytest.mark.parametrize("draws", [20, 60])
+@pytest.mark.parametrize("draws", [20, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("a", [0.0, 0.5, 0.9, 0.97])
 def test_autoregressions_raise_no_more_alarms_than_stated(draws: int, a: float) -> None:
     calls, false_alarm = 120, 0.1
@@ -137,7 +137,7 @@ def other_well(response: SampledResponse) -> np.ndarray:
     return (w < 0).mean(0)
 
 
-@pytest.mark.parametrize(("n_beta", "tilt"), [(45.0, 0.0), (75.0, -0.04)])
+@pytest.mark.parametrize(("n_beta", "tilt"), [pytest.param(45.0, 0.0, marks=pytest.mark.long), (75.0, -0.04)])
 def test_chains_that_visit_the_other_well_are_named_and_others_are_not(n_beta: float, tilt: float) -> None:
     """At tilt 0 both wells have the same mean loss: only the losses of single samples know of a switch."""
     response = wells(n_beta, tilt=tilt)

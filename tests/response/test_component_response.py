@@ -75,6 +75,7 @@ def test_devinterp2_is_its_formula_on_the_stored_draws(name, sampled) -> None:
     np.testing.assert_allclose(sampled.devinterp2()[name], expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_pathwise_agrees_with_the_covariance_of_many_draws() -> None:
     chains = replace(CHAINS, chains=16, draws=200, burn_in=40, steps_between_draws=2, batch_size=16)
     many = component_response(TASK, ANCHOR, ["l1h0"], KERNEL, chains, probes=ROWS)

@@ -102,6 +102,7 @@ def test_chi_of_the_component_loss_agrees_up_to_rounding(task: pt.Task, phi: obj
             np.testing.assert_allclose(found[name], value, atol=3e-5 * size, err_msg=name)
 
 
+@pytest.mark.long
 def test_other_observables_and_other_probes_cost_no_sampling(
     task: pt.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +160,7 @@ def test_pathwise_reads_other_probes_without_sampling_and_other_observables_by_a
         assert lost.read_bytes() == before
 
 
-@pytest.mark.parametrize("limit", ["expansion", "curvature"])
+@pytest.mark.parametrize("limit", [pytest.param("expansion", marks=pytest.mark.long), "curvature"])
 def test_what_pathwise_cannot_serve_is_refused_in_shards_too(
     task: pt.Task, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
@@ -194,6 +195,7 @@ def test_what_cannot_be_read_in_shards_is_refused(task: pt.Task) -> None:
         pt.measure(task, estimator="covariance", shards=0, **SETTINGS)
 
 
+@pytest.mark.long
 def test_components_whose_chains_explode_are_refused_as_without_shards(task: pt.Task) -> None:
     wild = {**SETTINGS, **FEW, "sampler": pt.SGLD(30, 0.5, 1.0), "estimator": "covariance", "components": ["full"]}
     with pytest.raises(pt.PatterningError, match="3 of 3 chains diverged and χ needs 2") as whole:
