@@ -1,10 +1,13 @@
 """What is said where a default or a state of the module decides."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import patterning as pt
+from faults.test_chain_bias import GAMMA, N_BETA, regression, step_size
+from patterning.response.settling import _of_covariance
 
 
 class Normed(nn.Module):
@@ -39,3 +42,26 @@ def test_without_a_sampler_chains_are_calibrated() -> None:
     settings = {"chains": 2, "draws": 4, "burn_in": 4, "budget": 1, "reliability": None, "progress": False}
     given = pt.measure(task, {"a": lambda m: m.weight[0, 0] * 1}, sampler="calibrate", **settings)
     assert (pt.measure(task, {"a": lambda m: m.weight[0, 0] * 1}, **settings).chi == given.chi).all()
+
+
+def test_short_chains_of_an_observable_without_a_gradient_at_the_checkpoint_are_said() -> None:
+    task, design, _ = regression(60, 0.3)
+    first = float(task.module.weight[0, 0])
+    chi = pt.measure(
+        task, {"away": lambda m: (m.weight[0, 0] - first).square()}, draws=20, burn_in=20, steps_between_draws=1,
+        sampler=pt.SGLD(N_BETA, GAMMA, step_size(design, 0.02)), batch_size=60, budget=1, reliability=None,
+        estimator="covariance", progress=False,
+    )  # fmt: skip
+    assert any("chains may be short for away: where the loss is flat" in line for line in chi.warnings)
+
+
+def test_what_a_covariance_of_short_chains_misses_is_that_of_draws_centred_on_their_mean() -> None:
+    times, pull, chains = np.arange(8.0, 88.0, 8.0), 0.03, 20_000
+    states, rng = np.zeros(chains), np.random.default_rng(0)
+    seen = []
+    for step in range(1, 81):
+        states = (1 - pull) * states + np.sqrt(1 - (1 - pull) ** 2) * rng.normal(size=chains)
+        if step in times:
+            seen.append(states)
+    missing = 1 - np.mean(np.var(seen, axis=0, ddof=1))
+    assert _of_covariance(np.array([pull]), times)[0] == pytest.approx(missing, abs=0.01)

@@ -210,7 +210,10 @@ KINDS = (
     ("An untrained model", r"it seems untrained"),
     ("No result", r"has no result|diverged and"),
     ("χ may not describe w*", r"w\* is no minimum|far from w\*|kinks|calibrated:"),
-    ("Chains that are not to be trusted yet", r"chains disagree|do not contract|steps are long|minibatches are small"),
+    (
+        "Chains that are not to be trusted yet",
+        r"chains disagree|chains differ|chains (are|may be) short|do not contract|steps are long|minibatches are small",
+    ),
     ("Fewer draws than were asked for", r"sampling ended at reliability"),
     ("Mostly noise", r"mostly noise"),
     ("A first look", r"a first look"),

@@ -129,8 +129,8 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         _check_still_the_same(before, _values(work, free))
         response = judged(sampled, probe.at_anchor, band)
         lines = step_warnings(short, response.rise, work.chains)
-        functions, batches = work.settings.observables, work.settings.batches
-        settling = settling_of(free, work.kernel, work.chains, functions, response.estimator, batches)
+        functions = work.settings.observables
+        settling = settling_of(free, work.kernel, work.chains, functions, response.estimator)
         response = add_warnings(response, settling, [*lines, *short_of(response, work.settings)])
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None

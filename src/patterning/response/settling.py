@@ -15,7 +15,6 @@ each direction (as the Fisher information has it). What is missing is given as a
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -56,15 +55,14 @@ def settling_of(
     chains: ChainConfig,
     observables: Mapping[str, ModelObservable],
     estimator: str,
-    batches: int,
 ) -> Settling:
     """What such chains miss of the χ of each observable, and settings that miss less.
 
-    `estimator`: "pathwise", or that of the covariance of draws, from `batches` of each chain.
+    `estimator`: "pathwise", or that of the covariance of draws.
     """
     if not isinstance(kernel, SGLD):
         return Settling({}, {})
-    missing = _of_pathwise if estimator == "pathwise" else partial(_of_covariance, batches=batches)
+    missing = _of_pathwise if estimator == "pathwise" else _of_covariance
     flat = np.array([kernel.step_size * kernel.localization / 2])
     if (most := float(missing(flat, _times(chains))[0])) <= MISSED:  # even where the loss is flat
         return Settling(dict.fromkeys(observables, most), {})
@@ -73,9 +71,13 @@ def settling_of(
         try:
             gradient = ModelReading(name, free, function)(free.anchor[None])[2]
             found = _curvatures(free, gradient) if float(gradient.norm()) > 0 else None
-        except (RuntimeError, NotImplementedError, PatterningError):  # no derivative: nothing is known of it
-            continue
+        except (RuntimeError, NotImplementedError, PatterningError):  # φ or the loss has no derivative
+            found = None
         if found is None or not np.isfinite(found[0]).all():
+            lines[name] = (
+                f"chains may be short for {name}: where the loss is flat they miss about {min(most, 1):.0%} of its χ, "
+                "which its ± leaves out, and it has no gradient at w* that tells more; raise burn_in and draws, or γ"
+            )
             continue
         of_size = _Missing(kernel, *found, missing)
         shares[name] = of_size(chains)
@@ -115,15 +117,13 @@ def _of_pathwise(pulls: Floats, times: Floats) -> Floats:
     return ((1 - pulls)[:, None] ** times).mean(1)
 
 
-def _of_covariance(pulls: Floats, times: Floats, batches: int) -> Floats:
-    """From the covariance C of a chain's states at the draws, in units of that at rest (`unbiased_covariances`)."""
-    rest, found = 1 - pulls, []
+def _of_covariance(pulls: Floats, times: Floats) -> Floats:
+    """From the covariance C of a chain's states at the draws, centred on their mean, in units of that at rest."""
+    rest, found, draws = 1 - pulls, [], len(times)
     apart, together = np.abs(times[:, None] - times), times[:, None] + times
-    parts = np.array_split(np.arange(len(times)), min(batches, len(times)))
     for r in rest:
         own = r**apart - r**together
-        of_means = np.mean([own[np.ix_(part, part)].mean() for part in parts]) - own.mean()
-        found.append(1 - (own.diagonal().mean() - own.mean() + of_means / max(len(parts) - 1, 1)))
+        found.append(1 - (own.diagonal().mean() - own.mean()) * draws / max(draws - 1, 1))
     return np.array(found)
 
 

@@ -165,19 +165,5 @@ _QUICK: dict[str, Any] = _STANDARD | {
     "other_strengths": (), "rival_readings": (), "class_factors": (), "random_directions": 0, "oracle_keep": None,
 }  # fmt: skip
 
-_TWO_LAYERS: dict[str, Any] = _STANDARD | {"task": _STANDARD["task"] | {"layers": 2}, "seeds": 16}
-
-# The size and the training of Li et al. (arXiv 2507.06445), which takes days of two cores. Its pilots were trained, and
-# its claims were not (docs/results/parentheses.md, "The paper's size").
-_PAPER: dict[str, Any] = _STANDARD | {
-    "task": {"max_length": 40, "draws": 200_000, "layers": 3, "distinct": True},
-    "train": {"steps": 125_000, "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 1e-2}, "pilot_train": None,
-    "smooth": _STANDARD["smooth"] | {"steps": 300},
-    "measure_at": (150, 200, 300, 1000, 2500, *range(5000, 125_001, 5000)),
-    "sampling": _STANDARD["sampling"] | {"chains": 2, "draws": 8}, "solutions": 1, "seeds": 8, "first_seed": 7200,
-    "pilot_seed": 1200, "tuning_seed": 2200, "rounds": {"most": 3, "seeds": 2}, "other_strengths": (),
-    "strengths": _STANDARD["strengths"][:1], "rival_readings": (), "class_factors": (), "random_directions": 0,
-}  # fmt: skip
-
-PRESETS = {"quick": _QUICK, "standard": _STANDARD, "standard-2-layers": _TWO_LAYERS, "paper-3-layers": _PAPER}
+PRESETS = {"quick": _QUICK, "standard": _STANDARD, "standard-2-layers": _STANDARD | {"task": _QUICK["task"]}}
 DEFAULT = "standard"
