@@ -1,6 +1,7 @@
 """What is said where a default or a state of the module decides."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def test_without_a_sampler_chains_are_calibrated() -> None:
 
 def test_short_chains_of_an_observable_without_a_gradient_at_the_checkpoint_are_said() -> None:
     task, design, _ = regression(60, 0.3)
-    first = float(task.module.weight[0, 0])
+    first = task.module.weight[0, 0].item()
     chi = pt.measure(
         task, {"away": lambda m: (m.weight[0, 0] - first).square()}, draws=20, burn_in=20, steps_between_draws=1,
         sampler=pt.SGLD(N_BETA, GAMMA, step_size(design, 0.02)), batch_size=60, budget=1, reliability=None,
@@ -65,3 +66,14 @@ def test_what_a_covariance_of_short_chains_misses_is_that_of_draws_centred_on_th
             seen.append(states)
     missing = 1 - np.mean(np.var(seen, axis=0, ddof=1))
     assert _of_covariance(np.array([pull]), times)[0] == pytest.approx(missing, abs=0.01)
+
+
+def test_a_frame_whose_columns_are_taken_by_name_is_told_how() -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [2.0, 1.0, 3.0, 5.0]})
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (model(batch["a"].reshape(-1, 1))[:, 0] - batch["b"]).square()
+
+    with pytest.raises(pt.PatterningError, match="pass a dict of its columns to take them by name"):
+        pt.Task(nn.Linear(1, 1), loss, frame)
+    assert pt.Task(nn.Linear(1, 1), loss, {name: frame[name].astype("float32") for name in frame}).num_parameters == 2

@@ -25,6 +25,9 @@ HINTS = {
     "for argument #1 'indices'": "token numbers must be whole numbers: tokens.long()",
     "must have the same dtype": "whole numbers are left as they are: use x.float() in the loss",
     "on the same device": "what a loss holds besides module and batch must be on the module's device",
+    "invalid data type 'str'": (
+        "a data frame arrives as one tensor (b, columns): pass a dict of its columns to take them by name"
+    ),
     "not implemented for": "numbers of another type are needed: labels.long(), x.float() or x.bool() in the loss",
 }
 """What PyTorch says → what to do."""

@@ -41,6 +41,15 @@ MOST_EXACT = 20_000_000
 Parameters = dict[str, Tensor]
 Gradient = Callable[..., tuple[Parameters, Any]]
 
+REASONS = (
+    "Gradient checkpointing, rounding (straight-through), detached parts, rows of an embedding kept still by "
+    "padding_idx, and a backward of your own do that"
+)
+REMEDY = (
+    "switch checkpointing off, mask such rows, make such parts smooth, or freeze their parameters with "
+    "requires_grad_(False)"
+)
+
 
 def check_differences(task: Triable, rows: Tensor, parameters: Parameters, gradient: Gradient) -> None:
     """Compare the gradient (`gradient(task, rows, parameters, exact=)`) at these parameters with differences."""
@@ -60,8 +69,7 @@ def check_differences(task: Triable, rows: Tensor, parameters: Parameters, gradi
         if (found := differences.missed(along, size * length, size * length)) is not None:
             raise PatterningError(
                 "the gradient of the loss is not that of its values: along the gradient the loss changes "
-                f"{found / (size * length):.3g} times as much as it says. Gradient checkpointing must be off, and "
-                "functions of your own must have the right backward"
+                f"{found / (size * length):.3g} times as much as it says. {REASONS}: {REMEDY}"
             )
     rng = generator(7, Stream.TRIAL)
     groups = _groups([name for name in at if name in slopes], differences.seconds)
@@ -74,9 +82,7 @@ def check_differences(task: Triable, rows: Tensor, parameters: Parameters, gradi
             if (found := differences.missed(direction, slope, typical)) is not None:
                 raise PatterningError(
                     f"the gradient of the loss is not that of its values: with {', '.join(names[:3])} the loss changes "
-                    f"by {found:.3g} along a direction where its gradient says {slope:.3g}. Rows of an embedding kept "
-                    "still by padding_idx, rounding (straight-through), detached parts, and a backward of your own do "
-                    "that: mask them, make them smooth, or freeze the parameter with requires_grad_(False)"
+                    f"by {found:.3g} along a direction where its gradient says {slope:.3g}. {REASONS}: {REMEDY}"
                 )
 
 
