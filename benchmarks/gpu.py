@@ -175,7 +175,7 @@ def training(bench: Bench) -> Results:
         step = max(whole - start, 0) / sizes.large_steps
         tokens = sizes.large_batch * (sizes.large.context - 1)
         found[kind] = {
-            "ms a step": 1e3 * step,
+            "ms a step": 1e3 * step or None,
             "tokens/s": tokens / step if step else None,
             "MFU": flops.get_total_flops() / step / bench.rate(f"{kind} flop/s") if step else None,
         }

@@ -28,7 +28,7 @@ settings.load_profile("patterning")
 
 
 def pytest_collection_finish() -> None:
-    """What imports have made stays: the collector of garbage leaves it out, which takes it 0.3 s for each look."""
+    """What imports have made stays to the end. Garbage collections leave it out, which took 0.3 s each time."""
     gc.collect()
     gc.freeze()
 

@@ -41,7 +41,7 @@ def test_every_section_runs_at_toy_size(tmp_path: Path) -> None:
     assert part["floor of a step, ms"] > 0
     assert part["ms a step of all chains"] is None or part["ms a step of all chains"] > 0
     assert min(part["flop of a step"], part["bytes of a step"]) > 0
-    assert part["reliability"] <= 1  # few chains: nothing is reliable at this size
+    assert -1 <= part["reliability"] <= 1  # a number: few chains are not reliable
     assert results["parentheses"]["2 replicas"]["models of 125,000 steps an hour"] > 0
 
 

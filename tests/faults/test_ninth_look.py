@@ -1,4 +1,4 @@
-"""What is said where a default or a state of the module decides."""
+"""What the tenth round of ordinary inputs found, and what earlier rounds had left."""
 
 import numpy as np
 import pandas as pd

@@ -69,7 +69,8 @@ def measure(
     `Component` masks; all else stays clamped at w*. None: every head and MLP known by name for component losses, all
     parameters together for observables. `at`: the checkpoint w*, a module or a parameter row; None: the task's module.
 
-    `sampler`: `SGLD(n_beta, localization, step_size)`, or "calibrate", which finds γ and ε and says what it chose.
+    `sampler`: `SGLD(n_beta, localization, step_size)`, or "calibrate" (where none is given), which finds γ and ε and
+    says what it chose.
     `chains`, `draws`, `burn_in`, `steps_between_draws`, `batch_size` and `seed` make a round of chains. More rounds are
     run, up to `budget`, until every row has the split-half `reliability` (None: the whole budget is used).
 

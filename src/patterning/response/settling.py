@@ -76,7 +76,7 @@ def settling_of(
         if found is None or not np.isfinite(found[0]).all():
             lines[name] = (
                 f"chains may be short for {name}: where the loss is flat they miss about {min(most, 1):.0%} of its χ, "
-                "which its ± leaves out, and it has no gradient at w* that tells more; raise burn_in and draws, or γ"
+                "which its ± leaves out, and no gradient at w* tells more; raise burn_in and draws, or γ"
             )
             continue
         of_size = _Missing(kernel, *found, missing)
