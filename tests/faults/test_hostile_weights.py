@@ -71,7 +71,10 @@ def test_samples_without_base_weight_take_no_part() -> None:
         (lambda: permuted_within(RHO, np.arange(40), 0), "within each stratum all weights are equal"),
         (lambda: permuted_within(np.arange(40) % 4 + 1.0, np.arange(40) % 4, 0), "within each stratum all weights"),
         (lambda: Weights.of_rows(RHO).permuted(0, within=np.arange(20)), r"labels \(20,\) for weights \(40,\)"),
-        (lambda: Weights.of_rows(RHO).permuted(0, within=np.full(40, np.nan)), "labels are NaN"),
+        (
+            lambda: Weights.of_rows(RHO).permuted(0, within=np.full(40, np.nan)),
+            r"within have no label \(NaN or None\) in 40 rows",
+        ),
     ],
 )
 def test_a_control_that_is_the_treatment_is_refused(call, message: str) -> None:

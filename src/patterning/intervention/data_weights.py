@@ -119,15 +119,15 @@ class Weights:
         ρ says how the groups compare; it is scaled to mean 1. With `task`: rows, base weights and fingerprint of its
         data. Raises `PatterningError` for a group without a ρ, and for a ρ without rows.
         """
-        kinds, place = in_groups(groups, list(rho_by_group))
-        rho = as_floats("rho_by_group", [rho_by_group[kind] for kind in kinds], 1)[place]
+        named, place = in_groups(groups, rho_by_group)
+        rho = as_floats("rho_by_group", list(named.values()), 1)[place]
         index = index_of(groups)
         base = cls.of_rows(np.ones(len(rho)), ids=index) if task is None else cls.uniform(task)
         if task is not None and index is not None and set(index) == set(task.ids.tolist()):
             check_order(np.array(index), task.ids, "take groups.loc[task.ids]")
         if len(base) != len(rho):
             raise PatterningError(f"{len(rho)} labels for the {len(base)} rows of the task")
-        facts = {"what": "groups", "rho_by_group": {str(kind): float(rho_by_group[kind]) for kind in kinds}}
+        facts = {"what": "groups", "rho_by_group": {str(kind): float(value) for kind, value in named.items()}}
         return replace(base, rho=rho, facts=facts)
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from patterning.core.arrays import Bools, Floats, as_floats, as_mask
 from patterning.core.errors import PatterningError, PatterningWarning
 from patterning.core.indexes import refuse_shuffled
 from patterning.core.rng import Stream, generator
+from patterning.intervention.row_ids import as_labels, numbered
 
 Ints = NDArray[np.int64]
 
@@ -101,15 +102,14 @@ def dealt_order(base_weights: Floats, free: Bools, seed: int, labels: NDArray[An
 
 
 def labels_of_cells(within: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A label for each sample of weights of `shape`, (n·t,), from one for each row or for each token."""
+    """The number of each sample's label, (n·t,), for weights of `shape`, from labels of rows or of tokens."""
     refuse_shuffled("within", within)
-    labels = np.asarray(within)
+    labels = as_labels(within)
     if labels.shape not in (shape, shape[:1], (shape[0], 1)):
         raise PatterningError(f"labels {labels.shape} for weights {shape}: give one for each row, or for each token")
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise PatterningError("some labels are NaN or infinite: every sample needs one")
+    _, number = numbered("within", labels.ravel())
     wide = (shape[0], int(np.prod(shape[1:], dtype=np.int64)))
-    return np.broadcast_to(labels.reshape(shape[0], -1), wide).ravel()
+    return np.broadcast_to(number.reshape(shape[0], -1), wide).ravel()
 
 
 def moved(rho: Floats, dealt: Floats, base_weights: Floats) -> float:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def with_ids(dataset: Any, ids: NDArray[Any], column: str = ROW_ID) -> Any:
     return Named(dataset, ids, column)
 
 
-def _as_labels(groups: Any) -> NDArray[Any]:
+def as_labels(groups: Any) -> NDArray[Any]:
     """Labels (n,) of rows; those that are tuples stay so, which numpy would make a matrix of."""
     if not isinstance(groups, list | tuple) or not any(isinstance(label, tuple) for label in groups):
         return np.asarray(groups)
@@ -66,31 +66,45 @@ def _as_labels(groups: Any) -> NDArray[Any]:
 
 
 def _is_missing(label: object) -> bool:
-    return label is None or (isinstance(label, float) and math.isnan(label))
+    """None, NaN, and what pandas writes for them."""
+    missing = label is None or (isinstance(label, float) and math.isnan(label))
+    return missing or type(label).__name__ in ("NAType", "NaTType")
 
 
-def in_groups(groups: Any, named: list[Any]) -> tuple[list[Any], NDArray[np.int64]]:
-    """The different labels of (n,), in the order in which they come, and which of them each row has (n,).
+def numbered(what: str, labels: NDArray[Any], named: Collection[Any] = ()) -> tuple[list[Any], NDArray[np.int64]]:
+    """The different ones of `labels` (n,), in the order in which they come, and which of them each row has (n,).
 
-    Raises `PatterningError` unless they are those that are `named`.
+    Raises `PatterningError` where a row has none (NaN or None), unless that is one of the labels that are `named`.
     """
-    labels = _as_labels(groups)
-    if labels.ndim != 1:
-        raise PatterningError(f"groups are {labels.shape}: give one label for each row, (n,)")
     known: dict[Any, int] = {}
     place = [known.setdefault(label, len(known)) for label in labels.tolist()]
     bare = [row for row, label in enumerate(labels.tolist()) if _is_missing(label) and label not in named]
     if bare:
         raise PatterningError(
-            f"groups have no label (NaN or None) in {len(bare)} rows, the first is row {bare[0]}: give these a name, "
+            f"{what} have no label (NaN or None) in {len(bare)} rows, the first is row {bare[0]}: give these a name, "
             "as groups.fillna('none') does"
         )
+    return list(known), np.array(place, dtype=np.int64)
+
+
+def in_groups(groups: Any, rho_by_group: Any) -> tuple[dict[Any, float], NDArray[np.int64]]:
+    """The ρ of each label of (n,), in the order in which labels come, and which of them each row has (n,).
+
+    Raises `PatterningError` unless `rho_by_group`, a dict or a pandas series, names exactly these labels.
+    """
+    if not hasattr(rho_by_group, "items"):
+        raise PatterningError(f"rho_by_group is a {type(rho_by_group).__name__}: give a dict, label → ρ")
+    named = dict(rho_by_group.items())
+    labels = as_labels(groups)
+    if labels.ndim != 1:
+        raise PatterningError(f"groups are {labels.shape}: give one label for each row, (n,)")
+    known, place = numbered("groups", labels, named)
     if set(known) != set(named):
         raise PatterningError(
-            f"groups {labels.shape} are {list(known)[:8]} and rho_by_group names {named[:8]}: give a label a row, and "
+            f"groups {labels.shape} are {known[:8]} and rho_by_group names {list(named)[:8]}: give a label a row, and "
             "a ρ for each of these labels"
         )
-    return list(known), np.array(place, dtype=np.int64)
+    return {kind: named[kind] for kind in known}, place
 
 
 def check_row(row: Any) -> None:
