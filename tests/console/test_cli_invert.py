@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from patterning.console.doctor import print_examination
+from patterning.core.user_code import load_object
+from patterning.face.load import load
 from patterning.intervention.data_weights import Weights
 
 FILE = """
@@ -98,6 +101,37 @@ def test_measure_invert_verify(place: Path, in_process) -> None:
     done = in_process("report", str(proof))
     assert done.returncode == 0, done.stderr
     assert (proof / "report.html").read_text() == page
+
+
+def _mean_of_first(rho: np.ndarray, n_beta: float, localization: float) -> float:
+    """The first weight's mean under the tempered posterior of the task above, whose loss is quadratic: exact."""
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.where(torch.arange(60) < 30, x[:, 0], x[:, 1])
+    inputs, anchor = torch.cat([x, torch.ones(60, 1)], 1), torch.tensor([0.5, 0.5, 0.0, 0.0]).double()
+    weighted = 2 * n_beta * torch.from_numpy(rho)[:, None] / 60 * inputs
+    precision = weighted.T @ inputs + localization * torch.eye(4)
+    return torch.linalg.solve(precision, weighted.T @ y + localization * anchor)[0].item()
+
+
+def test_weights_of_a_part_of_the_data_promise_the_change_of_all_of_it(place: Path, in_process) -> None:
+    mine = str(place / "mine.py")
+    done = in_process(
+        "measure", f"{mine}:task", "--observables", f"{mine}:observables", *SETTINGS, "--probes", "15",
+        "--out", str(place / "chi"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = in_process(
+        "invert", str(place / "chi"), "--task", f"{mine}:task", "--want", "first=1", "--out", str(place / "rho"),
+        "--strength", "0.1", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rho = Weights.from_parquet(place / "rho").rho
+    assert (rho == 1).sum() >= 45
+    change = _mean_of_first(1 + (rho - 1) / 100, 60, 60) - _mean_of_first(np.ones(60), 60, 60)
+    promised = json.loads(done.stdout)["weights"]["predicted_per_strength"]["first"]["value"]
+    assert promised == pytest.approx(change * 1000, rel=0.1)
+    measured = load(place / "chi", load_object(f"{mine}:task")())
+    assert (measured.data.attrs["rows_probed"], measured.data.attrs["data_rows"]) == (15, 60)
 
 
 INVERT = ["invert", "{folder}", "--task", "{mine}:task", "--out", "x"]

@@ -37,6 +37,7 @@ from patterning.face.response_page import (
     response_page,
     warnings_of,
 )
+from patterning.face.rows import attributes_of_data
 from patterning.face.say import Say
 from patterning.posterior.find_settings import Found
 from patterning.posterior.sgld import SGLD
@@ -150,7 +151,7 @@ def _sample(
             estimator=cast("Estimator", request.estimator), phi=phi, reliability=request.reliability,
             rounds=request.rounds, pool=pool, observables=observables, component_loss=asked.observables is None,
         )  # fmt: skip
-    _store(responses, asked, request, spacing, out, settings, untrained, digest(observables))
+    _store(task, responses, asked, request, spacing, out, settings, untrained, digest(observables))
     return request
 
 
@@ -201,14 +202,15 @@ def _check_same(request: Request, task: Task, out: Path) -> None:
 
 
 def _store(
-    responses: ComponentResponse, asked: Request, found: Request, spacing: list[Spacing], out: Path, settings: Found,
-    untrained: str, observables: str,
+    task: Task, responses: ComponentResponse, asked: Request, found: Request, spacing: list[Spacing], out: Path,
+    settings: Found, untrained: str, observables: str,
 ) -> None:  # fmt: skip
     more = {
         "calibration": settings.text,
         "verdict": settings.verdict,
         "untrained": untrained,
         "observables": observables,
+        **attributes_of_data(task, responses.rows),
         "asked": json.dumps(vars(asked)),
         "request": json.dumps(vars(found)),  # the same, with what was measured in place of what was not known
         "spacing": json.dumps(strict_json([asdict(each) for each in spacing])),

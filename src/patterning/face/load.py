@@ -15,6 +15,7 @@ from patterning.core.identity import digest
 from patterning.core.task import Task
 from patterning.face.examples import tokens_of
 from patterning.face.response import Response
+from patterning.face.rows import attributes_of_data
 from patterning.models.components import find_component
 from patterning.posterior.chains import ChainConfig
 from patterning.response.components import ComponentResponse
@@ -231,6 +232,8 @@ def _response(
         data["tokens"] = (("text", "token"), columns.tokens)
     sampler = f"devinterp {settings.get('sampling_method', '')}".strip()
     data.attrs.update({"sampler": sampler, "source": "devinterp", **more})
+    if task is not None:
+        data.attrs.update(attributes_of_data(task, columns.row))
     tree["susceptibility"] = type(tree)(data)
     return Response(tree, task)
 

@@ -15,7 +15,6 @@ from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
 from patterning.core.functions import ModuleFunction, OfModule
 from patterning.core.give_back import give_back
-from patterning.core.identity import digest
 from patterning.core.task import Task
 from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
@@ -23,6 +22,7 @@ from patterning.face.before_sampling import Choice, check_asked, chosen_sampler,
 from patterning.face.first_looks import first_looks
 from patterning.face.keeping import keep, parts_of_chi, pool_for
 from patterning.face.response import Response
+from patterning.face.rows import attributes_of_data
 from patterning.face.say import Say, duration
 from patterning.models.components import ComponentLike, find_component, list_components
 from patterning.posterior.chains import ChainConfig, Kernel
@@ -159,10 +159,7 @@ def measure(
         verdict=found.verdict,
         untrained=untrained,
         memory_estimate=need.total,
-        data_fingerprint=digest(task.data_fingerprint, task.base_weights),
-        rows_probed=len(rows),
-        data_rows=len(task.base_weights),
-        share_of_data=float(task.base_weights[rows.cpu()].sum() / task.base_weights.sum()),
+        **attributes_of_data(task, rows.cpu().numpy()),
     )
     if out is not None:
         keep(tree, out)

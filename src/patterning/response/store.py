@@ -147,7 +147,9 @@ def attributes(response: "ComponentResponse") -> Document:
     }
 
 
-def save_response(response: "ComponentResponse", path: str | Path, more: Mapping[str, str] | None = None) -> None:
+def save_response(
+    response: "ComponentResponse", path: str | Path, more: Mapping[str, str | int | float] | None = None
+) -> None:
     """Write a Zarr folder, whole and with checksums: a folder of another name is filled and then renamed.
 
     `more` attributes go beside those of `attributes`. Raises `PatterningError` when `path` exists or cannot be written.
