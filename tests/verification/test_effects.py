@@ -10,12 +10,18 @@ LAWS = {
     "normal": (lambda rng, n: 0.7 + rng.standard_normal(n), 0.7),
     "exponential": (lambda rng, n: rng.exponential(size=n), 1.0),
     "left-skewed": (lambda rng, n: -rng.gamma(2, size=n), -2.0),
-}
+    "two values": (lambda rng, n: (rng.random(n) < 0.8) - 1.0 * (rng.random(n) < 0.8), 0.0),
+    "jumps": (lambda rng, n: 0.1 * rng.standard_normal(n) + (rng.random(n) < 0.15) * rng.choice([-1, 1], n), 0.0),
+    "two places": (lambda rng, n: np.where(rng.random(n) < 0.5, 0.9, 0.0) - np.where(rng.random(n) < 0.5, 0.9, 0.0)
+                   + 0.03 * rng.standard_normal(n), 0.0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("law", "low", "high"), [("normal", 0.93, 0.975), ("exponential", 0.91, 0.975), ("left-skewed", 0.92, 0.975)]
-)
+    ("law", "low", "high"),
+    [("normal", 0.93, 0.975), ("exponential", 0.91, 0.975), ("left-skewed", 0.92, 0.975), ("two values", 0.92, 0.98),
+     ("jumps", 0.93, 0.985), ("two places", 0.93, 0.985)],
+)  # fmt: skip
 def test_intervals_cover_at_sixteen_pairs(law: str, low: float, high: float) -> None:
     draw, mean = LAWS[law]
     rng = np.random.default_rng(0)

