@@ -50,6 +50,20 @@ def test_measures_of_rows_padded_on_the_left_are_those_of_the_rows() -> None:
             assert float(make(LEFT)(model)) == pytest.approx(float(make(texts())(model)), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_token_after_a_gap_in_the_mask_is_a_sample_as_it_is_to_the_model(given: bool) -> None:
+    model = build("llama")
+    ids = torch.randint(16, (3, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1], [1] * 6, [1, 1, 1, 0, 0, 1]])
+    labels = ids.masked_fill(mask == 0, -100)
+    task = pt.language_task(model, {"input_ids": ids, "attention_mask": mask} | ({"labels": labels} if given else {}))
+    with torch.no_grad():
+        own = float(model(input_ids=ids, attention_mask=mask, labels=labels).loss)
+    losses = losses_of(task)[0]
+    assert int(losses.count_nonzero()) == 12
+    assert float(losses.sum()) / 12 == pytest.approx(own, rel=1e-5)
+
+
 def test_columns_are_tokens_of_the_text_on_either_side() -> None:
     labels = LEFT["input_ids"].masked_fill(LEFT["attention_mask"] == 0, -100)
     moved, notes = token_batch({**LEFT, "labels": labels}, 0)

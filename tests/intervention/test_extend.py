@@ -194,3 +194,35 @@ def test_memory_does_not_grow_with_rows_and_a_killed_run_goes_on_to_the_same_byt
     assert found.rows == 1000
     probed.extend_to(tmp_path / "whole.parquet", task, corpus, progress=False, rows_per_part=128)
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def _mean(x: torch.Tensor, y: torch.Tensor, rho: np.ndarray, anchor: torch.Tensor) -> float:
+    """The first weight's mean under the tempered posterior (nβ 30, γ 20) of a linear regression, in closed form."""
+    weighted = 2 * 30 * torch.from_numpy(rho / rho.sum())[:, None] * x
+    return torch.linalg.solve(weighted.T @ x + 20 * torch.eye(3), weighted.T @ y + 20 * anchor)[0].item()
+
+
+@pytest.mark.parametrize("seed", [1, 5, 13])  # the probed rows alone would say 0.6, 1.5 and 1.4 times the truth
+def test_what_extended_weights_are_expected_to_do_is_what_they_do(seed: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(400, 3, generator=generator).double()
+    y = x[:, 0] - 0.5 * x[:, 1] + 0.3 * torch.randn(400, generator=generator).double()
+    model = nn.Linear(3, 1, bias=False).double()
+    anchor = torch.linalg.lstsq(x, y).solution
+    with torch.no_grad():
+        model.weight.copy_(anchor)
+    task = pt.Task(model, lambda m, batch: (m(batch[0])[:, 0] - batch[1]).square(), (x, y))
+    probes = np.sort(np.random.default_rng(seed).choice(400, 60, replace=False)).tolist()
+    chi = pt.measure(
+        task, {"first": lambda m: m.weight[0, 0]}, sampler=pt.SGLD(30, 20, 4e-4), chains=8, draws=40, burn_in=100,
+        budget=1, reliability=None, batch_size=64, probes=probes, progress=False,
+    )  # fmt: skip
+    weights = chi.invert({"first": 1}).weights(0.2, force=True)
+    whole = weights.extend(task)
+    moved = (_mean(x, y, 1 + (whole.rho - 1) / 100, anchor) - _mean(x, y, np.ones(400), anchor)) * 100 / 0.2
+    told = whole.facts["predicted_per_strength"]["first"]  # type: ignore[index]
+    assert told["low"] < moved < told["high"]  # type: ignore[index]
+    assert told["value"] == pytest.approx(moved, rel=0.15)  # type: ignore[index]
+    weights.extend_to(tmp_path / "rho.parquet", task, progress=False)
+    again = pt.Weights.from_parquet(tmp_path / "rho.parquet").facts["predicted_per_strength"]
+    assert again["first"]["value"] == pytest.approx(told["value"])  # type: ignore[index]

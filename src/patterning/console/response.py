@@ -47,6 +47,7 @@ from patterning.response.observables import try_observables
 from patterning.response.store import excluded_chains, open_response, save_response
 from patterning.response.thinning import Spacing, measure_spacing
 from patterning.study.conduct import keeping_results
+from patterning.verification.stored import is_claim
 
 if TYPE_CHECKING:
     import xarray
@@ -179,6 +180,8 @@ def _check_folder(out: Path) -> None:
     """Raise where `out` is a folder of something else: its results would be written over."""
     if (out / "config.yaml").exists():
         raise PatterningError(f"{out} holds a run of `patterning run`: name another folder with --out")
+    if not (out / "chi.zarr").exists() and is_claim(out):
+        raise PatterningError(f"{out} holds the proof of `patterning verify`: name another folder with --out")
     begun = any((out / name).exists() for name in (LOCK, "units", "chi.zarr"))
     if out.is_dir() and any(out.iterdir()) and not begun:
         raise PatterningError(f"{out} exists and is not the folder of a response: name another one with --out")

@@ -204,7 +204,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return read_arrays(path)
+            return read_arrays(path, unit.key)
         except PatterningError as error:
             _log.warning(f"{error}: it is computed again")
             path.unlink(missing_ok=True)
@@ -223,7 +223,7 @@ class RunFolder:
 
     def store(self, unit: Work, arrays: Arrays) -> None:
         """Keep the unit's result, whole."""
-        write_arrays(self.file_of(unit), arrays)
+        write_arrays(self.file_of(unit), arrays, unit.key)
 
 
 def perform(unit: Work, scratch: Path) -> Arrays:
@@ -239,20 +239,22 @@ def perform(unit: Work, scratch: Path) -> Arrays:
     return {name: np.asarray(values, order="C") for name, values in found.items()}
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Named arrays as a safetensors file, whole, with their digest in it."""
-    write_whole(path, save(arrays, {"sha256": array_digest(arrays)}))
+def write_arrays(path: Path, arrays: Arrays, key: str = "") -> None:
+    """Named arrays as a safetensors file, whole, with their digest in it, and the key of the unit that they are of."""
+    write_whole(path, save(arrays, {"sha256": array_digest(arrays), "key": key}))
 
 
-def read_arrays(path: Path) -> Arrays:
-    """The arrays that `write_arrays` wrote; raises `PatterningError` when the file is damaged."""
+def read_arrays(path: Path, key: str = "") -> Arrays:
+    """The arrays that `write_arrays` wrote; raises `PatterningError` when the file is damaged, or of another unit."""
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            stored = (file.metadata() or {}).get("sha256")
+            known = file.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
         raise PatterningError(f"{path} is damaged ({error})") from None
-    if array_digest(arrays) != stored:
+    if known.get("key", key) != key:
+        raise PatterningError(f"{path} is damaged (it holds the result of {known['key']}, under another name)")
+    if array_digest(arrays) != known.get("sha256"):
         raise PatterningError(f"{path} is damaged (its numbers are not those that were written)")
     return arrays
 

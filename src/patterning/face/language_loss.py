@@ -81,7 +81,7 @@ class LanguageLoss:
         if self.shift:
             logits, labels, real = logits[:, :-1], labels[:, 1:], real[:, 1:]
             if mask is not None:  # what follows padding on the left is predicted from nothing
-                real = real & (mask[:, :-1] > 0)
+                real = real & ((mask[:, :-1] > 0).cumsum(1) > 0)
         losses = _cross_entropy(logits, labels)
         return (losses, real) if self.masked else losses
 

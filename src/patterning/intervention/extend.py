@@ -47,7 +47,8 @@ class Rule:
 
     `direction` v (P,), of length 1; `coefficients` of slope, loss and 1; `predicted` and `rho`, both sorted: what is
     predicted of the known samples, and their weights. `held_out_r2`: share of the variance of scores that is explained
-    on probed rows left out; `probed` rows.
+    on probed rows left out; `probed` rows. `pull`: Σ q (ρ - 1) v·∇ℓ / Σ q over the known samples, with v of other
+    rows; `along`: the share of the variance of their weights that lies along it (the larger one, of ρ and its ranks).
     """
 
     direction: Tensor
@@ -56,6 +57,8 @@ class Rule:
     rho: Floats
     held_out_r2: float
     probed: int
+    pull: float
+    along: float
 
     def weights(self, losses: Floats, slopes: Floats) -> Floats:
         """ρ of samples: the weight of the known sample that has the same rank among predictions."""
@@ -74,25 +77,64 @@ def extended(weights: Any, task: Task, at: Any, *, force: bool) -> Any:
     rule = fit_rule(rho, q, known, task, anchor, force=force)
     losses, slopes = losses_and_slopes(task.sample_losses, anchor, rule.direction, torch.arange(len(weights)))
     whole = np.where(q > 0, np.where(known, rho, rule.weights(losses, slopes)), 1.0)
-    facts = facts_of_all(weights.facts, float(q[known].sum() / q.sum()))
-    facts |= {"held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
+    sums = Pull()
+    sums.add(whole, q, slopes, known)
+    facts = facts_of_all(weights.facts, float(q[known].sum() / q.sum()), rule, sums)
     return replace(weights, rho=whole.reshape(weights.rho.shape), free=weights.base_weights > 0, facts=facts)
 
 
-def facts_of_all(facts: Facts, share: float) -> dict[str, Plain]:
-    """What is expected of weights for each unit of strength, once all rows have weights and not a `share` of them."""
+class Pull:
+    """Sums over samples as they go by, for what weights of all of them do along v: of known samples, and of others."""
+
+    def __init__(self) -> None:
+        self.sums = np.zeros((2, 4))
+
+    def add(self, rho: Floats, q: Floats, slopes: Floats, known: Bools) -> None:
+        """Take in samples (m,)."""
+        for of, place in enumerate((known & (q > 0), ~known & (q > 0))):
+            r, w, s = rho[place], q[place], slopes[place]
+            self.sums[of] += [w.sum(), w @ r, w @ s, (w * r) @ s]
+
+    def parts(self) -> tuple[float, float]:
+        """Σ q (ρ - 1)(v·∇ℓ - mean) / Σ q, its share of known samples and of others; ρ scaled to mean 1 over all."""
+        q, rho, slope, _ = self.sums.sum(0)
+        scale, mean = q / rho, slope / q
+        known, others = ((scale * row[3] - row[2] - mean * (scale * row[1] - row[0])) / q for row in self.sums)
+        return float(known), float(others)
+
+
+def facts_of_all(facts: Facts, share: float, rule: Rule, sums: Pull) -> dict[str, Plain]:
+    """What is expected of weights for each unit of strength, once all rows have weights and not a `share` of them.
+
+    χ is read from ρ on the known rows, whose slopes along v are taken from rows that v has not seen. A share of it,
+    `rule.along` or more, lies along v, and the other rows answer to that share alone: per unit of Σ q ρ v·∇ℓ they move
+    φ by share / pull of what the known rows do. (More, as v is then fitted to more rows.) What is told is the geometric
+    mean of both ends, `along` and 1. Its interval holds both, with the error from so few probed rows,
+    √((1 - R²) / (R² · probed)) of the change, and with that of the chains. Where several rows of χ were asked for or
+    held, one v does not tell them apart, and the interval is not known.
+    """
+    r2, pull = min(rule.held_out_r2, 1.0), rule.pull
+    known, others = sums.parts()
+    at_most = others / (share * pull) if pull > 0 and rule.along > 0 else float("nan")
+    factor = bool(known) + at_most * np.sqrt(rule.along)
+    target = facts.get("target")
+    error = float("nan")
+    if isinstance(target, Mapping) and len(target) == 1 and r2 > 0:
+        few, ends = 1.96 * np.sqrt((1 - r2) / (r2 * rule.probed)), at_most * (1 - np.sqrt(rule.along)) / factor
+        error = float(np.hypot(few, ends))
     told = dict(facts)
     for name in ("predicted_per_strength", "by_token_per_strength"):
-        own = told.get(name)
-        if isinstance(own, Mapping):
-            told[name] = {row: _over(value, share) for row, value in own.items()}
-    return told
+        if isinstance(own := told.get(name), Mapping):
+            told[name] = {row: _of_all(value, factor, error) for row, value in own.items()}
+    return told | {"held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
 
 
-def _over(value: Any, share: float) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _over(part, share) for name, part in value.items()}
-    return value / share if isinstance(value, int | float) else value
+def _of_all(told: Any, factor: float, error: float) -> Plain:
+    if not isinstance(told, Mapping):
+        return factor * told
+    value, low, high = (float("nan") if told[end] is None else factor * told[end] for end in ("value", "low", "high"))
+    width = float(np.hypot((high - low) / 2, error * value))
+    return {"value": value, "low": value - width, "high": value + width}
 
 
 def ready(weights: Any, task: Task, at: Any) -> tuple[Tensor, Bools]:
@@ -114,7 +156,7 @@ def fit_rule(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *
         raise PatterningError(f"{len(rows)} rows have weights of their own: {2 * FOLDS} are needed to predict others")
     cells = (rows[:, None] * per_row + np.arange(per_row)).ravel()
     seen = _Known(task, anchor, torch.from_numpy(rows), gaussian_scores(rho, q, known)[cells], q[cells], known[cells])
-    r2 = seen.held_out(np.repeat(np.arange(len(rows)) % FOLDS, per_row))
+    r2, slopes = seen.held_out(np.repeat(np.arange(len(rows)) % FOLDS, per_row))
     if r2 < LEAST_R2 and not force:
         raise PatterningError(
             f"the weights of unprobed rows cannot be predicted: on probed rows left out, {100 * r2:.0f} % of the "
@@ -128,8 +170,17 @@ def fit_rule(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *
             PatterningWarning,
             stacklevel=4,
         )
-    direction, coefficients, predicted = seen.fit(seen.known, seen.known)
-    return Rule(direction, coefficients, np.sort(predicted), np.sort(rho[known]), r2, len(rows))
+    direction, coefficients, predicted, _ = seen.fit(seen.known, seen.known)
+    place, weight = seen.known, seen.q[seen.known]
+    along = max(_explained(of[place], slopes[place], weight) for of in (rho[cells], seen.scores))
+    pull = float(np.cov(rho[cells][place], slopes[place], aweights=weight, bias=True)[0, 1])
+    return Rule(direction, coefficients, np.sort(predicted), np.sort(rho[known]), r2, len(rows), pull, along)
+
+
+def _explained(one: Floats, other: Floats, q: Floats) -> float:
+    """Squared correlation under weights q."""
+    covariance = np.cov(one, other, aweights=q)
+    return float(covariance[0, 1] ** 2 / max(covariance[0, 0] * covariance[1, 1], 1e-300))
 
 
 @dataclass(frozen=True)
@@ -143,26 +194,26 @@ class _Known:
     q: Floats
     known: Bools
 
-    def fit(self, seen: Bools, asked: Bools) -> tuple[Tensor, Floats, Floats]:
-        """v and the coefficients from samples `seen`, and what they predict of those `asked`."""
+    def fit(self, seen: Bools, asked: Bools) -> tuple[Tensor, Floats, Floats, Floats]:
+        """v and the coefficients from samples `seen`; what they predict of those `asked`, and the slopes of these."""
         direction = self._direction(np.where(seen, self.q * self.scores, 0.0))
         losses, slopes = losses_and_slopes(self.task.sample_losses, self.anchor, direction, self.rows)
         table = _table(losses, slopes)
         size = np.maximum(np.sqrt((self.q[seen, None] * table[seen] ** 2).sum(0)), 1e-300)  # columns of one size
         root = np.sqrt(self.q[seen])
         solved = np.linalg.lstsq(table[seen] / size * root[:, None], self.scores[seen] * root)[0]
-        return direction, solved / size, table[asked] @ (solved / size)
+        return direction, solved / size, table[asked] @ (solved / size), slopes[asked]
 
-    def held_out(self, fold: np.ndarray) -> float:
-        """Share of the variance of scores explained on rows that neither v nor the fit has seen."""
-        error = total = 0.0
+    def held_out(self, fold: np.ndarray) -> tuple[float, Floats]:
+        """Share of the variance of scores explained on rows that neither v nor the fit saw, and slopes along such v."""
+        error, total, slopes = 0.0, 0.0, np.zeros_like(self.scores)
         for number in range(FOLDS):
             seen, left = self.known & (fold != number), self.known & (fold == number)
-            predicted = self.fit(seen, left)[2]
+            _, _, predicted, slopes[left] = self.fit(seen, left)
             mean = float((self.q * self.scores)[seen].sum() / self.q[seen].sum())
             error += float((self.q[left] * (self.scores[left] - predicted) ** 2).sum())
             total += float((self.q[left] * (self.scores[left] - mean) ** 2).sum())
-        return 1 - error / max(total, 1e-300)
+        return 1 - error / max(total, 1e-300), slopes
 
     def _direction(self, weight: Floats) -> Tensor:
         """Σ weight_j ∇ℓ_j (P,), scaled to length 1, in batches of rows that have weight."""

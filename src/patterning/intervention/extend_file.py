@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.core.arrays import Floats
+from patterning.core.arrays import Bools, Floats
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.code import code_version
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.identity import digest
 from patterning.core.locks import hold
+from patterning.core.plain import Plain
 from patterning.core.progress import report_progress
 from patterning.core.store import (
     cannot_write,
@@ -38,7 +39,7 @@ from patterning.core.store import (
 from patterning.core.task import Task
 from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
-from patterning.intervention.extend import BATCH, Rule, facts_of_all, fit_rule, losses_and_slopes, ready
+from patterning.intervention.extend import BATCH, Pull, Rule, facts_of_all, fit_rule, losses_and_slopes, ready
 from patterning.intervention.weights_file import FORMAT
 
 if TYPE_CHECKING:
@@ -95,9 +96,8 @@ def extend_to(
         rule = _rule(folder / "rule.safetensors", lambda: fit_rule(rho, q, known, task, anchor, force=force))
         corpus = _Corpus(task, anchor, rule, source, weights if data is None else None)
         speed = _compute(corpus, folder, rows_per_part, progress)
-        facts = facts_of_all(weights.facts, float(q[known].sum() / q.sum()))
-        facts |= {"held_out_r2": rule.held_out_r2, "probed_rows": rule.probed}
-        ess = _join(folder, out, {"data": digest(source), "facts": facts})
+        share = float(q[known].sum() / q.sum())
+        ess = _join(folder, out, digest(source), lambda sums: facts_of_all(weights.facts, share, rule, sums))
         remove_tree(folder)
     return ExtendedFile(out, corpus.rows, rule.held_out_r2, ess, speed)
 
@@ -118,13 +118,13 @@ def _rule(path: Path, fit: Any) -> Rule:
     """The rule that lies at `path`, or a new one, which is put there."""
     if not path.exists():
         rule: Rule = fit()
-        numbers = np.array([rule.held_out_r2, rule.probed])
+        numbers = np.array([rule.held_out_r2, rule.probed, rule.pull, rule.along])
         write_arrays(path, {"direction": rule.direction.cpu().numpy(), "coefficients": rule.coefficients,
                             "predicted": rule.predicted, "rho": rule.rho, "numbers": numbers})  # fmt: skip
     found = read_arrays(path)
-    r2, probed = found["numbers"].tolist()
+    r2, probed, pull, along = found["numbers"].tolist()
     direction = torch.from_numpy(found["direction"])
-    return Rule(direction, found["coefficients"], found["predicted"], found["rho"], r2, int(probed))
+    return Rule(direction, found["coefficients"], found["predicted"], found["rho"], r2, int(probed), pull, along)
 
 
 @dataclass(frozen=True)
@@ -142,17 +142,20 @@ class _Corpus:
         return count_rows(self.data)
 
     def part(self, first: int, last: int) -> "pyarrow.Table":
-        """Rows first to last - 1 as a table: id, rho, base_weight, free; lists where rows have several samples."""
+        """Rows first to last - 1 as a table: id, rho, base_weight, free; lists where rows have several samples.
+
+        Besides, `slope` and which samples are `known`, which the joined file does not keep.
+        """
         import pyarrow
 
         found = [self._batch(torch.arange(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
-        rho, q = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        rho, q, slope, known = (np.concatenate(parts) for parts in zip(*found, strict=True))
         ids = np.arange(first, last) if self.given is None else self.given.ids[first:last]
-        columns = {"id": ids, "rho": rho, "base_weight": q, "free": q > 0}
+        columns = {"id": ids, "rho": rho, "base_weight": q, "free": q > 0, "slope": slope, "known": known}
         return pyarrow.table({name: _column(value) for name, value in columns.items()})
 
-    def _batch(self, rows: Tensor) -> tuple[Floats, Floats]:
-        """ρ and q, (b,) or (b, t)."""
+    def _batch(self, rows: Tensor) -> tuple[Floats, Floats, Floats, Bools]:
+        """ρ, q, slope and which are known, (b,) or (b, t)."""
         batch = take_rows(self.data, rows)
         index = torch.arange(len(rows), device=self.anchor.device)
         losses, slopes = losses_and_slopes(
@@ -162,7 +165,7 @@ class _Corpus:
         shape = (len(rows),) if self.task.samples_per_row == 1 else (len(rows), self.task.samples_per_row)
         rho = self.rule.weights(losses, slopes).reshape(shape)
         if self.given is None:
-            q = self._present(index, batch).reshape(shape)
+            q, own = self._present(index, batch).reshape(shape), np.zeros(shape, dtype=bool)
         else:
             q = self.given.base_weights[rows.numpy()].reshape(shape)
             own = self.given.free[rows.numpy()].reshape(shape) & (q > 0)
@@ -171,7 +174,7 @@ class _Corpus:
         if undefined.any():
             bad = int(rows[int(np.argmax(undefined))])
             raise PatterningError(f"the loss of row {bad} is NaN or infinite at w*: leave it out, or mask it")
-        return np.where(q > 0, rho, 1.0), q
+        return np.where(q > 0, rho, 1.0), q, np.where(q > 0, slopes.reshape(shape), 0.0), own
 
     def _present(self, index: Tensor, batch: Batch) -> Floats:
         """1 for each sample, 0 where there is none (or the weight that the loss gives it)."""
@@ -208,23 +211,26 @@ def _compute(corpus: _Corpus, folder: Path, rows_per_part: int, progress: bool) 
     return done / max(time.monotonic() - begun, 1e-9) if done else float("nan")
 
 
-def _join(folder: Path, out: Path, about: dict[str, Any]) -> float:
+def _join(folder: Path, out: Path, data: str, facts_of: Callable[[Pull], dict[str, Plain]]) -> float:
     """All parts as one file, with ρ scaled to mean 1 and q to sum 1; returns the effective sample size."""
     import pyarrow
     import pyarrow.parquet
 
     total = mean = square = 0.0
+    sums = Pull()
     for table in _parts(folder):
-        rho, q = (_flat(table[name]) for name in ("rho", "base_weight"))
+        rho, q, slope, known = (_flat(table[name]) for name in ("rho", "base_weight", "slope", "known"))
+        sums.add(rho, q, slope, known > 0)
         total, mean, square = total + float(q.sum()), mean + float(q @ rho), square + float(q @ rho**2)
     if not mean > 0:
         raise PatterningError("the weights are all zero, or every sample is masked: there is nothing to train on")
     scale, ess = total / mean, mean**2 / (total * square)
-    facts = strict_json(about["facts"] | {"effective_sample_size": ess})
-    meta = {"patterning": json.dumps({"format": FORMAT, "data": about["data"], "facts": facts})}
+    facts = strict_json(facts_of(sums) | {"effective_sample_size": ess})
+    meta = {"patterning": json.dumps({"format": FORMAT, "data": data, "facts": facts})}
     part, writer = part_of(out), None
     try:
         for table in _parts(folder):
+            table = table.drop_columns(["slope", "known"])  # noqa: PLW2901
             for name, factor in (("rho", scale), ("base_weight", 1 / total)):
                 place, flat = table.schema.get_field_index(name), _flat(table[name]) * factor
                 shape = (len(table), -1) if pyarrow.types.is_list(table.schema.field(name).type) else (-1,)

@@ -107,6 +107,14 @@ def is_claim(folder: Path) -> bool:
     return not (folder / "config.yaml").exists() and (folder / RESULTS).exists() and "cells" in read_claim(folder)
 
 
+def refuse_other_kind(folder: Path) -> None:
+    """Raise `PatterningError` where the results of something else lie in `folder`: a proof would be written over."""
+    if (folder / "config.yaml").exists():
+        raise PatterningError(f"{folder} holds a run of `patterning run`: name another folder for the proof")
+    if (folder / "chi.zarr").exists() and (folder / RESULTS).exists():
+        raise PatterningError(f"{folder} holds what `patterning measure` wrote: name another folder for the proof")
+
+
 def read_claim(folder: Path) -> Document:
     """What `results.json` holds; raises `PatterningError` where it is damaged."""
     try:

@@ -28,7 +28,7 @@ from patterning.verification.evidence import Evidence
 from patterning.verification.jobs import Measure, Train, TrainJob, run_job
 from patterning.verification.plan import Planned, parts_of_plan, plan_arms
 from patterning.verification.recheck import CHANGED, NOT_REPEATED, note_on_repeat
-from patterning.verification.stored import store_claim
+from patterning.verification.stored import refuse_other_kind, store_claim
 from patterning.verification.suspicion import STATE, notes_on_jumps, refuse_equal_outcomes, refuse_equal_states
 
 COMPONENT_NAME = re.compile(r"l\d+ ?(h\d+|mlp|attention)")
@@ -222,7 +222,9 @@ def _key(code: str, weights: Weights, seed: int) -> str:
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out).expanduser().absolute()  # train may change the working folder
+        folder = Path(out).expanduser().absolute()  # train may change the working folder
+        refuse_other_kind(folder)
+        yield folder
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / "run"
