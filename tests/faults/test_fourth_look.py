@@ -191,7 +191,7 @@ def test_what_the_direction_froze_stays_frozen(policy) -> None:
     assert np.ptp(weights.rho[:12]) > 0
 
 
-def test_what_moves_with_what_was_asked_for_cannot_be_held() -> None:
+def test_what_moves_with_what_was_asked_for_cannot_be_held(tmp_path) -> None:
     phis = {"a": lambda m: m.weight[0, 0], "b": lambda m: 2 * m.weight[0, 0] + 1, "c": lambda m: m.weight[0, 1]}
     chi = pt.measure(task(), phis, **SETTINGS)
     assert (
@@ -199,6 +199,8 @@ def test_what_moves_with_what_was_asked_for_cannot_be_held() -> None:
         in chi.invert({"a": 1}, "b").refused
     )
     assert "cannot be held" not in str(chi.invert({"a": 1}, "c").refused)
+    chi.save(tmp_path / "chi.zarr")
+    assert pt.invert_store(tmp_path / "chi.zarr", {"a": 1}, "b").refused == chi.invert({"a": 1}, "b").refused
     assert chi.invert({"a": 1}, hold=None).wanted == {"a": 1.0}  # type: ignore[arg-type]
 
 

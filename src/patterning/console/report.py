@@ -29,13 +29,16 @@ def report_of(place: Path) -> Shown:
         return _weights(place, None)
     if (place / "config.yaml").exists():
         return _study(place)
-    if (place / "chi.zarr").exists():
+    from patterning.response.store import is_kept
+    from patterning.verification.stored import is_claim, print_claim, publish_claim
+
+    chi = place / "chi.zarr"
+    both = chi.exists() and is_kept(chi) and is_claim(place)  # of pt.measure and pt.verify with the same out
+    if chi.exists() and not both:
         from patterning.console.response import print_results, publish
 
         with RunFolder(place).lock():
             return publish(place), print_results, place / "report.html"
-    from patterning.verification.stored import is_claim, print_claim, publish_claim
-
     if is_claim(place):
         with RunFolder(place).lock():
             return publish_claim(place), print_claim, place / "report.html"

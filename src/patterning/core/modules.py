@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from patterning.core.errors import PatterningError
+from patterning.core.libraries import is_library
+from patterning.core.module_reads import names_in
 from patterning.core.rng import Stream, generator
 from patterning.core.seen import tensors
 from patterning.core.tensors import as_float32
 
 MOST_NOISE = 100_003
 """Entries of a tensor that are displaced by noise of their own; a prime, so that no row's length divides it."""
+SETS_VALUES = frozenset(
+    {"normal_", "uniform_", "zero_", "fill_", "copy_", "mul_", "div_", "xavier_uniform_", "xavier_normal_",
+     "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "trunc_normal_", "constant_", "eye_", "ones_", "zeros_",
+     "dirac_", "sparse_"}
+)  # fmt: skip
+"""Calls that change a tensor in place, as `torch.nn.init` has them."""
 COMPILED = "the module was compiled by torch.compile: what it was compiled from is used, since torch.func needs that"
 
 
@@ -112,6 +121,28 @@ def fresh_module(
             "make=..., a function of a seed that returns a fresh module"
         )
     return fresh
+
+
+def sets_own_start(module: nn.Module) -> list[str]:
+    """Classes of the user's whose constructor sets parameters, which `fresh_module` does not see: their names.
+
+    A class with a `reset_parameters` or `_init_weights` of its own says there how it starts. So does a Hugging Face
+    model.
+    """
+    if hasattr(module, "_init_weights"):
+        return []
+    found = []
+    for kind in dict.fromkeys(type(part) for part in module.modules()):
+        own = vars(kind)
+        if is_library(kind.__module__) or {"reset_parameters", "_reset_parameters"} & set(own):
+            continue
+        code = {name: method.__code__ for name, method in own.items() if isinstance(method, FunctionType)}
+        names = names_in(code["__init__"]) if "__init__" in code else set[str]()
+        for called in names & set(code):
+            names |= names_in(code[called])
+        if names & SETS_VALUES:
+            found.append(kind.__name__)
+    return found
 
 
 def spread(n: int, count: int) -> Tensor:

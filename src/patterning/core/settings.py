@@ -35,10 +35,22 @@ def validate(kind: type[C], values: dict[str, Any], origin: str) -> C:
         raise PatterningError(f"{origin}: {place}: {first['msg'].lower()}") from None
 
 
+class _EachOnce(yaml.SafeLoader):
+    """Refuses a name that stands twice in one mapping, of which YAML would keep the last value without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the safe loader does."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The values in a YAML file; raises `PatterningError` when there is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachOnce)  # a safe loader
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise PatterningError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):

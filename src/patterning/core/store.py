@@ -240,8 +240,13 @@ def perform(unit: Work, scratch: Path) -> Arrays:
 
 
 def write_arrays(path: Path, arrays: Arrays, key: str = "") -> None:
-    """Named arrays as a safetensors file, whole, with their digest in it, and the key of the unit that they are of."""
-    write_whole(path, save(arrays, {"sha256": array_digest(arrays), "key": key}))
+    """Named arrays as a safetensors file, whole, with a digest of them and of the `key` of their unit."""
+    write_whole(path, save(arrays, {"sha256": _sum_of(arrays, key)}))
+
+
+def _sum_of(arrays: Arrays, key: str) -> str:
+    own = array_digest(arrays)
+    return hashlib.sha256(f"{own}{key}".encode()).hexdigest() if key else own
 
 
 def read_arrays(path: Path, key: str = "") -> Arrays:
@@ -252,10 +257,8 @@ def read_arrays(path: Path, key: str = "") -> Arrays:
             known = file.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
         raise PatterningError(f"{path} is damaged ({error})") from None
-    if known.get("key", key) != key:
-        raise PatterningError(f"{path} is damaged (it holds the result of {known['key']}, under another name)")
-    if array_digest(arrays) != known.get("sha256"):
-        raise PatterningError(f"{path} is damaged (its numbers are not those that were written)")
+    if known.get("sha256") not in (_sum_of(arrays, key), array_digest(arrays)):
+        raise PatterningError(f"{path} is damaged (its numbers are not those that were written, or another unit's)")
     return arrays
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, PatterningWarning, check_whole
-from patterning.core.modules import copy_module
+from patterning.core.modules import copy_module, sets_own_start
 from patterning.core.task import Task
 from patterning.core.threads import undisturbed
 from patterning.intervention.aligned import aligned
@@ -36,11 +36,12 @@ def fit(
     (docs/gpu.md), None where the task is; the module comes back to where the task's own is. Raises `PatterningError`
     for weights of other data, or of single tokens.
 
-    Weights are found by the ids of the task's rows. Warns (`PatterningWarning`) where training has run away,
-    and of a module that keeps running statistics (BatchNorm), which training here does not move.
+    Weights are found by the ids of the task's rows. Warns (`PatterningWarning`) where training has run away; of a
+    module that keeps running statistics (BatchNorm), which training here does not move; of dropout, which is switched
+    off here; and of a constructor that sets initial weights, which are not set again without `Task(make=...)`.
     """
     check_whole("seed", seed, 0)
-    _warn_of_statistics(task.module)
+    _warn_of_other_training(task)
     config = TrainConfig(steps, batch_size, learning_rate, weight_decay)
     rho = torch.ones(len(task.base_weights), dtype=torch.float64)
     if weights is not None:
@@ -67,12 +68,29 @@ def fit(
     return home.load(copy_module(home.module), state.flat[0].to(home.device))
 
 
-def _warn_of_statistics(module: nn.Module) -> None:
-    names = [name for name, part in module.named_modules() if getattr(part, "running_mean", None) is not None]
-    if names:
-        warnings.warn(
-            f"{', '.join(names[:3])}: fit trains under the running statistics that the task's module has, and does not "
-            "move them: a run from scratch would end elsewhere. Train by a loop of your own, with weights.loss",
-            PatterningWarning,
-            stacklevel=4,  # past the decorator
+def _warn_of_other_training(task: Task) -> None:
+    """Say what a loop of the user's own would do otherwise: running statistics, dropout, initial weights."""
+    parts = list(task.module.named_modules())
+    own_loop = "Train by a loop of your own, with weights.loss"
+    kept = [name for name, part in parts if getattr(part, "running_mean", None) is not None]
+    dropped = [
+        name for name, part in parts
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0  # pyright: ignore[reportPrivateUsage]
+    ]  # fmt: skip
+    said = []
+    if kept:
+        said.append(
+            f"{', '.join(kept[:3])}: fit trains under the running statistics that the task's module has, and does not "
+            f"move them: a run from scratch would end elsewhere. {own_loop}"
         )
+    if dropped:
+        said.append(
+            f"{', '.join(dropped[:3])}: fit trains without dropout, and a run with it ends elsewhere. {own_loop}"
+        )
+    if task.make is None and (kinds := sets_own_start(task.module)):
+        said.append(
+            f"{', '.join(kinds[:3])} sets initial weights in its constructor, and fit starts from the "
+            "reset_parameters() of its layers. Give the task make=..., a function of a seed that returns a fresh module"
+        )
+    for sentence in said:
+        warnings.warn(sentence, PatterningWarning, stacklevel=4)  # past the decorator

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patterning.core.code import code_version
 from patterning.core.dependencies import parts_of
+from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor
 from patterning.core.functions import OfModule
 from patterning.core.identity import digest_of
@@ -24,12 +25,20 @@ if TYPE_CHECKING:
 
 
 def keep(tree: "xarray.DataTree", out: str | Path) -> None:
-    """χ as `out`/chi.zarr, for `patterning report`, in place of that of an earlier call; that of a command stays."""
+    """χ as `out`/chi.zarr, for `patterning report`, in place of that of an earlier call."""
     place = Path(out) / "chi.zarr"
     with RunFolder(Path(out)).lock():
-        if not place.exists() or is_kept(place):
-            remove_tree(place)
-            save_tree(tree, place, kept=True)
+        refuse_folder_of_command(Path(out))
+        remove_tree(place)
+        save_tree(tree, place, kept=True)
+
+
+def refuse_folder_of_command(out: Path) -> None:
+    """Raise `PatterningError` where χ could not be stored in the folder `out`, as another command's results are."""
+    if (out / "config.yaml").exists():
+        raise PatterningError(f"{out} holds a run of `patterning run`: name another folder, out=...")
+    if (out / "chi.zarr").exists() and not is_kept(out / "chi.zarr"):
+        raise PatterningError(f"{out / 'chi.zarr'} was stored by a command, or by save: name another folder, out=...")
 
 
 def parts_of_chi(

@@ -20,7 +20,7 @@ from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
 from patterning.face.before_sampling import Choice, check_asked, chosen_sampler, default_phi, untrained_sentence
 from patterning.face.first_looks import first_looks
-from patterning.face.keeping import keep, parts_of_chi, pool_for
+from patterning.face.keeping import keep, parts_of_chi, pool_for, refuse_folder_of_command
 from patterning.face.response import Response
 from patterning.face.rows import attributes_of_data
 from patterning.face.say import Say, duration
@@ -105,6 +105,8 @@ def measure(
     check_asked(estimator, phi, bool(functions), chains, draws, reliability, budget)
     estimator = _estimator(estimator, sampler)
     out = None if out is None else Path(out).expanduser().absolute()  # an observable may change the working folder
+    if out is not None:
+        refuse_folder_of_command(out)
     check_whole("workers", workers, 1)
     where = chosen(executor, workers)
     _check_shards(shards, estimator)

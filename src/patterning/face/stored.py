@@ -15,7 +15,7 @@ from patterning.face.rows import ChiRow, share_of_data, shown_rows
 from patterning.intervention.change import Change
 from patterning.intervention.chunked import Chunk, ChunkedSolution, invert_chunks
 from patterning.intervention.rows_of_chi import MIN_RELIABILITY, untrusted
-from patterning.intervention.wishes import plan_in_words, unconfirmed, wished
+from patterning.intervention.wishes import not_held, plan_in_words, unconfirmed, wished
 from patterning.response.store import open_response
 
 if TYPE_CHECKING:
@@ -186,14 +186,15 @@ def invert_store(
     chosen = [rows[name] for name in target]
     asked = [row for row in chosen if target[row.name]]
     reliability, r_hat = (
-        {row.name: float(data[what].isel(component=row.c, observable=row.o)) for row in asked}
-        for what in ("reliability", "r_hat")
+        {row.name: float(data[what].isel(component=row.c, observable=row.o)) for row in of}
+        for what, of in (("reliability", asked), ("r_hat", chosen))  # of held rows as well, as `invert` does
     )
     chunks = StoredChunks(data, chosen, free, samples)
     solution = invert_chunks(chunks, list(target.values()), float(data.attrs["n_beta"]))
     share = share_of_data(data)
     expected = dict(zip(target, (one.times(share) for one in solution.changes or ()), strict=False))
-    refused = untrusted(reliability, r_hat, min_reliability)
+    inverse = solution.inverse
+    refused = untrusted(reliability, r_hat, min_reliability) or not_held(target, inverse.predicted, inverse.spread)
     if refused is None and not expected:
         refused = "fewer than 2 chains are known of every row: no chain is left to confirm it"
     if refused is None and (wrong := unconfirmed(target, expected)):

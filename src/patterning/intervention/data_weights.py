@@ -288,8 +288,6 @@ class Weights:
         A torch data set yields (item, weight), or its item with the key "weight" where that is a dict. Rows go by
         place. Raises `PatterningError` for another number of rows, and where an index or row ids show another order.
         """
-        if len(dataset) != len(self):
-            raise PatterningError(f"these weights are of {len(self)} rows, and the data set has {len(dataset)}")
         self._refuse_swaps("a column of weights does not say so")
         return attached(dataset, self.rho.astype(np.float32), self.ids)
 

@@ -262,7 +262,7 @@ def find_direction(
         return Direction(np.zeros(len(q)), target, zero, str(error), samples, data)
     folds = _folds(rows, picks, q, change, n_beta, mask)
     predicted = _changes(rows.names, folds, samples, lambda s: s)
-    refused = refused or not_held(target, rows.chi[picks], s, np.where(mask, q, 0.0))
+    refused = refused or not_held(target, solution.predicted, solution.inverse.spread)
     if samples.share == 0:
         refused = "the probed rows have no base weight: L does not hold them, and weights on them change nothing"
     if refused is None and (wrong := unconfirmed(target, predicted)):

@@ -68,7 +68,8 @@ class Inverse:
     `theta`, `mean`, `wanted` and `predicted` dμ (k,) in the units of φ; `root_mean_square` of s under q over the free
     samples. `singular_values` (k,) of the row-standardised matrix and `noise_floor` in the same units; `rank` kept,
     `condition` the ratio of the largest to the smallest kept singular value. `basis` (rank, k): b_a = Σ_k basis_ak
-    (χ_k - mean_k) are the kept directions, orthonormal under q over the free samples.
+    (χ_k - mean_k) are the kept directions, orthonormal under q over the free samples. `spread` (k,) of each row
+    over the free samples, root of Σ q (χ - mean)² / Σ q of all.
     """
 
     theta: Floats
@@ -81,6 +82,7 @@ class Inverse:
     rank: int
     condition: float
     basis: Floats
+    spread: Floats
 
     def scores(self, chi: Floats, free: Bools | None = None) -> Floats:
         """s (m,) of samples with `chi` (k, m); 0 for those that are not free."""
@@ -128,4 +130,5 @@ def invert_factor(factor: Factor, target: Floats, n_beta: float, total: float, n
         rank=int(kept.sum()),
         condition=float(sizes[0] / sizes[-1]),
         basis=v / sizes[:, None] * np.sqrt(factor.weight / total),
+        spread=scale,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
-from patterning.intervention.row_ids import check_row, refuse_other_order
+from patterning.intervention.row_ids import check_row, refuse_other_order, rows_at_hand
 
 
 class WeightedRows(torch.utils.data.Sampler[int]):
@@ -48,6 +48,8 @@ def attached(dataset: Any, values: NDArray[np.float32], ids: NDArray[Any]) -> An
 
     Raises `PatterningError` where it has a column of this name, or shows that its rows are not in the order of `ids`.
     """
+    if (rows := rows_at_hand(dataset)) != len(ids):
+        raise PatterningError(f"these weights are of {len(ids)} rows, and the data set has {rows}")
     refuse_other_order(dataset, ids)
     if "weight" in list(getattr(dataset, "column_names", getattr(dataset, "columns", ()))):
         raise PatterningError('the data set has a column "weight" already: rename or remove it first')

@@ -32,18 +32,23 @@ class Named(torch.utils.data.Dataset[Any]):
         return {**item, self._column: name} if isinstance(item, Mapping) else (item, name)
 
 
+def rows_at_hand(dataset: Any) -> int:
+    """How many rows a data set has; raises `PatterningError` for a stream."""
+    if not hasattr(dataset, "__len__"):
+        raise PatterningError(
+            f"{type(dataset).__name__} has no length: ids and weights go by place, so all rows must be at hand"
+        )
+    return len(dataset)
+
+
 def with_ids(dataset: Any, ids: NDArray[Any], column: str = ROW_ID) -> Any:
     """`dataset` with a column of `ids` (n,): a Hugging Face `Dataset`, a pandas frame, or a map-style data set.
 
     A torch data set yields (item, id), or its item with one more key where that is a dict. Raises `PatterningError`
     for another number of rows, and where the column is taken.
     """
-    if not hasattr(dataset, "__len__"):
-        raise PatterningError(
-            f"{type(dataset).__name__} has no length: row ids are given by place, so all rows must be at hand"
-        )
-    if len(dataset) != len(ids):
-        raise PatterningError(f"there are {len(ids)} ids, and the data set has {len(dataset)} rows")
+    if (rows := rows_at_hand(dataset)) != len(ids):
+        raise PatterningError(f"there are {len(ids)} ids, and the data set has {rows} rows")
     columns = getattr(dataset, "column_names", getattr(dataset, "columns", ()))
     if column in list(columns):
         raise PatterningError(f"the data set has a column {column!r} already: give another name, column=...")

@@ -32,14 +32,13 @@ NOT_HELD = 0.5
 """A held row that moves at least so much as one that was asked for, each in units of its own size, is not held."""
 
 
-def not_held(target: Mapping[str, float], chi: Floats, s: Floats, q: Floats) -> str | None:
-    """Why no weights can hold what was to be held, by χ (k, n) of the rows in `target` itself; None where they can.
+def not_held(target: Mapping[str, float], moved: Floats, spread: Floats) -> str | None:
+    """Why no weights can hold what was to be held; None where they can.
 
-    `s` (n,) is the direction that was found, `q` (n,) the weights of the samples that may move. Where two rows of χ are
-    alike, none moves without the other.
+    By χ of the rows in `target` itself: how much the direction `moved` each (k,), and the `spread` (k,) of each over
+    the samples that may move. Where two rows of χ are alike, none moves without the other.
     """
-    size = np.sqrt(((chi - chi @ q[:, None] / q.sum()) ** 2) @ q)
-    moves = np.abs(chi @ (q * s)) / np.where(size > 0, size, np.inf)
+    moves = np.abs(moved) / np.where(spread > 0, spread, np.inf)
     asked = max(move for move, value in zip(moves, target.values(), strict=True) if value)
     for name, value, move in zip(target, target.values(), moves, strict=True):
         if not value and move > NOT_HELD * asked:
