@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 from scipy.special import gammaln
 
 Floats = NDArray[np.float64]
@@ -100,6 +99,8 @@ def _stretches(m: int) -> Floats:
 
 def _thresholds(values: Floats) -> Floats:
     """Values (m,), or their running medians, above each of them, as rows (d, m) of 0 and 1."""
+    from scipy.ndimage import median_filter  # slow to import
+
     lines = [values, *(median_filter(values, size, mode="nearest") for size in (3, 5))]
     return _balanced(np.concatenate([line > line[:, None] for line in lines]))
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 
 from patterning.core.arrays import as_floats
 from patterning.core.errors import PatterningError, check_whole
@@ -24,6 +23,8 @@ def cluster_samples(profiles: Floats, count: int, seed: int = 0) -> NDArray[np.i
         raise PatterningError("the profiles hold NaN or infinite entries: samples cannot be grouped by them")
     if len(profiles) < count:
         raise PatterningError(f"{len(profiles)} samples cannot make {count} groups")
+    from scipy.cluster.vq import kmeans2  # slow to import
+
     _, labels = kmeans2(profiles, count, minit="++", rng=generator(seed, Stream.GROUPS))
     return labels.astype(np.int64)
 

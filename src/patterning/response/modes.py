@@ -19,13 +19,11 @@ two readings of "more" point in opposite directions, which a report must say.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from patterning.core.arrays import as_floats
 from patterning.core.errors import PatterningError, check_whole
@@ -143,7 +141,7 @@ def _through_ranks(chi: Floats, values: Floats) -> Floats:
     """`values` (k, n) through the monotone map that turns each row of `chi` into Gaussian scores."""
     mapped = []
     for row, value in zip(chi, values, strict=True):
-        scores = ndtri((rankdata(row) - 0.5) / len(row))
+        scores = ndtri((_ranks(row) - 0.5) / len(row))
         known, first = np.unique(row, return_index=True)
         mapped.append(np.interp(value, known, scores[first]))
     return np.stack(mapped)
@@ -173,6 +171,8 @@ def _permutation_floor(
 
 def _stability(u: Floats, v: Floats, halves: list[tuple[Floats, Floats, Floats]]) -> list[Floats]:
     """|cosine| of loadings and of scores between the halves' modes that match each mode, and of subspaces."""
+    from scipy.optimize import linear_sum_assignment
+
     places = []
     for u_half, _, v_half in halves:
         likeness = np.abs(u.T @ u_half) * np.abs(v @ v_half.T)
@@ -277,8 +277,8 @@ def induction_mode(
             )
         )
     pool = [c for c in candidates if c.above_noise] or candidates
-    loading_rank = rankdata([-abs(c.loading_correlation) for c in pool])
-    score_rank = rankdata([-abs(c.enrichment) for c in pool])
+    loading_rank = _ranks([-abs(c.loading_correlation) for c in pool])
+    score_rank = _ranks([-abs(c.enrichment) for c in pool])
     best = int(np.lexsort((score_rank, loading_rank + score_rank))[0])
     chosen = pool[best]
     sign = 1.0 if chosen.enrichment >= 0 else -1.0
@@ -310,7 +310,14 @@ def _clustered_difference(score: Floats, label: Bools, rows: NDArray[np.int64] |
     return float(inside - outside), float(max(error, np.finfo(np.float64).tiny))
 
 
+def _ranks(values: Any) -> Floats:
+    """Ranks from 1, ties shared. scipy's statistics take half a second to import, and few calls need them."""
+    from scipy.stats import rankdata
+
+    return rankdata(values)
+
+
 def _auc(score: Floats, label: Bools) -> float:
     """Area under the ROC curve, ties counted half."""
     inside = int(label.sum())
-    return float((rankdata(score)[label].sum() - inside * (inside + 1) / 2) / (inside * (len(label) - inside)))
+    return float((_ranks(score)[label].sum() - inside * (inside + 1) / 2) / (inside * (len(label) - inside)))
