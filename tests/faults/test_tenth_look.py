@@ -212,3 +212,38 @@ def test_chi_is_not_measured_into_the_folder_of_a_command_and_a_proof_beside_it_
     measured().save(out / "chi.zarr")
     with pytest.raises(PatterningError, match=r"was stored by a command, or by save: name another folder, out="):
         measured()
+
+
+class Fourier(nn.Module):
+    """Its complex weights are pairs of real ones, at an odd place among all parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.full((3,), 0.1))
+        self.pairs = nn.Parameter(torch.tensor([[0.5, 0.2], [1.0, -0.3], [0.7, 0.1]]))
+
+    def reset_parameters(self) -> None:
+        """Unused."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = torch.fft.rfft(x, dim=1) * torch.view_as_complex(self.pairs)
+        return torch.fft.irfft(turned, n=4, dim=1).cumsum(1)[:, -1:] + self.shift.sum()
+
+
+@pytest.mark.parametrize("estimator", ["first-order", "covariance", "pathwise"])
+def test_complex_weights_that_are_pairs_of_real_ones(estimator: str) -> None:
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    task = pt.Task(Fourier(), squares, (x, x[:, 0]))
+    chi = pt.measure(
+        task, {"phi": lambda m: m.pairs.sum()}, sampler=pt.SGLD(12, 1000, 1e-4), chains=4, draws=8, burn_in=20,
+        budget=1, reliability=None, estimator=estimator, progress=False, batch_size=12,
+    )  # fmt: skip
+    assert list(chi.estimator.values()) == [estimator]
+    module = task.module
+    slopes = []
+    for row in range(12):
+        module.zero_grad()
+        squares(module, (x[row : row + 1], x[row : row + 1, 0])).sum().backward()
+        slopes.append(-float(module.pairs.grad.sum()) / 1000)
+    if estimator == "first-order":
+        np.testing.assert_allclose(chi.chi[0], np.array(slopes) - np.mean(slopes), rtol=1e-4, atol=1e-7)

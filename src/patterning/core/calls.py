@@ -29,9 +29,14 @@ class WithLoss(nn.Module):
 
     def at(self, named: Mapping[str, Tensor], batch: Batch) -> Any:
         """The same at parameters (and buffers) `named` of the module."""
-        return functional_call(
-            self, {f"module.{name}": value for name, value in named.items()}, (batch,), tie_weights=False
-        )
+        values = {f"module.{name}": _on_its_own(value) for name, value in named.items()}
+        return functional_call(self, values, (batch,), tie_weights=False)
+
+
+def _on_its_own(value: Tensor) -> Tensor:
+    """A copy of what `torch.view_as_complex` may read, two numbers at a time: it takes no slice of a row."""
+    pairs = value.ndim > 0 and value.shape[-1] == 2 and value.is_floating_point()
+    return value * 1 if pairs else value  # a product, so that derivatives of it are apart as well
 
 
 def in_float64(module: nn.Module, named: Mapping[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Batch]:
