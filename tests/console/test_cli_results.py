@@ -84,7 +84,7 @@ def ask(task: str, out: str, *more: str, command: str = "response") -> int:
     return patterning(command, f"mine.py:{task}", *SETTINGS, "--out", out, *more)
 
 
-@pytest.mark.parametrize("task", ["module_task", pytest.param("with_lambda", marks=pytest.mark.long)])
+@pytest.mark.parametrize("task", ["module_task", pytest.param("with_lambda", marks=pytest.mark.slow)])
 def test_two_workers_give_the_same_bits_as_one(task: str) -> None:
     assert ask(task, "one", "--rounds", "1") == 0
     assert ask(task, "two", "--rounds", "1", "--workers", "2") == 0

@@ -76,7 +76,7 @@ def assert_gone(pids: set[int]) -> None:
     ("number", "group", "status", "workers"),
     [
         (signal.SIGINT, True, 130, 1),
-        pytest.param(signal.SIGINT, False, 130, 2, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, False, 130, 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, 143, 2, marks=pytest.mark.long),
     ],
 )

@@ -254,7 +254,7 @@ def test_torchs_defaults_are_those_of_this_process(crew: Workers) -> None:
     assert (int(found["bytes"]), bool(found["deterministic"])) == (8, True)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_progress_moves_inside_a_unit(count: int, tmp_path: Path) -> None:
     progress = Heard()
     with Workers(RunFolder(tmp_path), count, progress) as pool:
@@ -292,7 +292,7 @@ def test_a_worker_that_dies_is_one_sentence_and_what_is_finished_stays(function,
     [
         (refuses, PatterningError, r"^step_size is -1: it must be > 0\n"),
         pytest.param(odd, RuntimeError, r"^OddError: 1 and 2\n", marks=pytest.mark.long),
-        pytest.param(exits, SystemExit, "no more", marks=pytest.mark.long),
+        pytest.param(exits, SystemExit, "no more", marks=pytest.mark.slow),
     ],
 )
 def test_errors_come_back_as_they_are(function, kind: type[BaseException], says: str, tmp_path: Path) -> None:

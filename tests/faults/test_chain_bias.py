@@ -95,7 +95,7 @@ def kinked(name: str) -> pt.Task:
 
 
 @pytest.mark.parametrize(
-    "name", ["ε-insensitive", "capped", *[pytest.param(name, marks=pytest.mark.long) for name in ("flooding", "Huber")]]
+    "name", ["capped", *[pytest.param(name, marks=pytest.mark.slow) for name in ("ε-insensitive", "flooding", "Huber")]]
 )
 def test_kinks_away_from_the_checkpoint_are_seen(name: str) -> None:
     n_beta, gamma, loss, task = 100, 10, LOSSES[name], kinked(name)
@@ -128,7 +128,7 @@ def test_shards_say_the_same_of_their_chains(estimator: str, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "capped" else pytest.mark.long) for name in LOSSES if name != "Huber"],
+    [pytest.param(name, marks=() if name == "capped" else pytest.mark.slow) for name in LOSSES if name != "Huber"],
 )
 def test_shards_see_kinks_away_from_the_checkpoint_as_well(name: str, tmp_path) -> None:
     settings = {"sampler": pt.SGLD(100, 10, 1e-3), "chains": 4, "draws": 20, "burn_in": 300, "batch_size": 24,

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,37 @@ def test_complex_weights_that_are_pairs_of_real_ones(estimator: str) -> None:
         slopes.append(-float(module.pairs.grad.sum()) / 1000)
     if estimator == "first-order":
         np.testing.assert_allclose(chi.chi[0], np.array(slopes) - np.mean(slopes), rtol=1e-4, atol=1e-7)
+
+
+def test_runs_of_a_train_that_is_another_one_where_no_key_sees_it_are_not_taken(tmp_path: Path) -> None:
+    """The learning rate comes from a file, and from a value of one thread: neither is part of a key."""
+    rate, here = tmp_path / "rate", threading.local()
+    rate.write_text("1.0")
+    here.scale = 1.0
+
+    def train(weights: Weights, seed: int) -> float:
+        noise = np.random.default_rng(seed).normal()
+        return float(rate.read_text()) * here.scale * float(weights.rho[0]) + noise
+
+    def proof() -> float:
+        return pt.verify(train, arms, {"m": lambda r: r}, range(3), out=tmp_path / "proof", workers=1).rows()[0]["mean"]
+
+    arms = {"more": Weights.of_rows(np.linspace(0.5, 1.5, 8))}
+    first = proof()
+    assert proof() == first
+    for change in (lambda: rate.write_text("2.0"), lambda: setattr(here, "scale", 3.0)):
+        change()
+        with pytest.raises(PatterningError, match=r"runs in this folder are those of another train .*name another fol"):
+            proof()
+        rate.write_text("1.0")
+
+
+class Settings(dict):
+    """Items as attributes, as many programs keep their settings; a name that it has not is a KeyError."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_settings_whose_attributes_are_their_items_have_a_key() -> None:
+    one, other = Settings(rate=1.0), Settings(rate=2.0)
+    assert digest(one) == digest(Settings(rate=1.0)) != digest(other)

@@ -10,7 +10,7 @@ for library in ("transformers", "datasets", "accelerate"):
     pytest.importorskip(library)
 
 SCRIPTS = Path(__file__).parent / "scripts"
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gpt_neox")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "llama", "gpt_neox")]
 
 
 def run(script: str, monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> dict:
@@ -23,7 +23,7 @@ def run(script: str, monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # transformers' own
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", *SLOW])
+@pytest.mark.parametrize("architecture", ["gpt2", *SLOW])
 def test_a_language_model_learns_what_it_was_asked_to(
     architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

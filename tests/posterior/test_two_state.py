@@ -19,7 +19,7 @@ from patterning.response.sample import SampledResponse
 from patterning.response.solution_responses import four_responses
 
 
-@pytest.mark.parametrize("draws", [20, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("draws", [20, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("a", [0.0, 0.5, 0.9, 0.97])
 def test_autoregressions_raise_no_more_alarms_than_stated(draws: int, a: float) -> None:
     calls, false_alarm = 120, 0.1

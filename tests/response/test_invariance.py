@@ -56,7 +56,7 @@ def assert_same(found: ComponentResponse, truth: ComponentResponse, tolerance: f
 
 @pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
 @pytest.mark.parametrize(
-    "cells", [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long), 10**6]
+    "cells", [pytest.param(1, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow), 10**6]
 )
 def test_any_cut_of_probes_and_minibatches(estimator: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = plain(estimator)

@@ -85,7 +85,7 @@ def test_chi_of_observables_has_the_same_bits(task: pt.Task, estimator: str) -> 
         ("probes", "covariance"),
         (range(4, 10), "covariance"),
         ("probes", "first-order"),
-        pytest.param("probes", "pathwise", marks=pytest.mark.long),
+        pytest.param("probes", "pathwise", marks=pytest.mark.slow),
         pytest.param(range(4, 10), "pathwise", marks=pytest.mark.long),
         ("data", "pathwise"),
     ],
@@ -160,7 +160,7 @@ def test_pathwise_reads_other_probes_without_sampling_and_other_observables_by_a
         assert lost.read_bytes() == before
 
 
-@pytest.mark.parametrize("limit", [pytest.param("expansion", marks=pytest.mark.long), "curvature"])
+@pytest.mark.parametrize("limit", [pytest.param("expansion", marks=pytest.mark.slow), "curvature"])
 def test_what_pathwise_cannot_serve_is_refused_in_shards_too(
     task: pt.Task, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:

@@ -86,7 +86,7 @@ def digest_of(*parts: object) -> tuple[str, list[str]]:
 def attributes_of(value: object) -> dict[str, object]:
     """What an object is told by, by name, where that is its attributes; nothing for all that has a way of its own."""
     walk = _Walk()
-    if walk._describer(value) != walk._object or not isinstance(held := getattr(value, "__dict__", None), dict):
+    if walk._describer(value) != walk._object or not isinstance(held := _held(value, "__dict__"), dict):
         return {}
     return without_notes(value, held)
 
@@ -115,7 +115,7 @@ class _Walk:
             describe = self._describers.get(type(what)) or self._describer(what)
             found = describe(what)
             if describe != self._object and not isinstance(what, _NOT_SUBCLASSED) and not is_library(_module_of(what)):
-                found = self._join("subclass", found, type(what), getattr(what, "__dict__", None))
+                found = self._join("subclass", found, type(what), _held(what, "__dict__"))
             self._digests[id(what)] = found
             self._path.pop()
             self._under_way.pop()
@@ -190,7 +190,7 @@ class _Walk:
         return _hash("array", f"{value.dtype}{value.shape}", np.ascontiguousarray(value).tobytes())
 
     def _mapping(self, value: Mapping[Any, Any]) -> str:
-        return self._join("mapping", list(value), list(value.values()), getattr(value, "default_factory", None))
+        return self._join("mapping", list(value), list(value.values()), _held(value, "default_factory"))
 
     def _builtin(self, value: BuiltinFunctionType) -> str:
         owner = value.__self__
@@ -220,7 +220,7 @@ class _Walk:
         return self._join("class", name, list(value.__bases__), own)
 
     def _file(self, value: ModuleType) -> str:
-        path = getattr(value, "__file__", None)
+        path = _held(value, "__file__")
         if path is None or is_library(value.__name__):
             return _hash("module", value.__name__)
         return _hash("module", Path(path).read_bytes())
@@ -262,7 +262,7 @@ def _has_name(value: object) -> bool:
 
 
 def _name_of(value: object) -> str:
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
+    return _held(value, "__qualname__") or type(value).__qualname__
 
 
 def _full_name(kind: type) -> tuple[str, str]:
@@ -296,6 +296,14 @@ def _contents(cell: Any) -> object:
 def _own_code(module: str) -> str:
     """The code that a module of this package reaches; nothing for other packages."""
     return code_version(module) if module.partition(".")[0] == PACKAGE else ""
+
+
+def _held(value: object, name: str) -> Any:
+    """An attribute, or None where there is none: a dict whose attributes are its items says so by a KeyError."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
 
 
 def _is_bookkeeping(name: str) -> bool:

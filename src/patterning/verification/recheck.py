@@ -68,8 +68,13 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> np.ndarray:
     return np.frombuffer(", ".join(names).encode(), dtype=np.uint8)
 
 
-def note_on_repeat(first: Arrays, again: Arrays, measures: Mapping[str, Any], seed: int, arm: str) -> tuple[str, ...]:
-    """Notes on a run and its repetition; raises `PatterningError`, by name, where they are not the same run."""
+def note_on_repeat(
+    first: Arrays, again: Arrays, measures: Mapping[str, Any], seed: int, arm: str, *, found: bool = False
+) -> tuple[str, ...]:
+    """Notes on a run and its repetition; raises `PatterningError`, by name, where they are not the same run.
+
+    `found`: the first is one of an earlier call.
+    """
     differences = {name: (float(first[name]), float(again[name])) for name in measures if first[name] != again[name]}
     other = STATE in first and (STATE not in again or first[STATE].tobytes() != again[STATE].tobytes())
     if not differences and not other:
@@ -77,6 +82,12 @@ def note_on_repeat(first: Arrays, again: Arrays, measures: Mapping[str, Any], se
     shown = ", ".join(f"{name!r} {one:.6g} and then {two:.6g}" for name, (one, two) in differences.items())
     large = [name for name, (one, two) in differences.items() if abs(one - two) > SLIGHT * max(abs(one), abs(two))]
     names = again[CHANGED].tobytes().decode()
+    if large and found:
+        raise PatterningError(
+            f"the runs in this folder are those of another train or other measures: the {arm} run of seed {seed} ends "
+            f"otherwise now ({shown}). What they read has changed where no key sees it (a file, a variable of the "
+            "environment, a name put together at run time): name another folder, out=..."
+        )
     if large and STATE in first and not other:
         raise PatterningError(
             f"measures gave other values for the same parameters, when the unweighted run of seed {seed} was made once "

@@ -62,10 +62,11 @@ def verify(
     without one, nothing is kept. `workers`: processes of one thread each; `executor`: other machines instead, such as
     `pt.Ray("head:6379")`.
     A run is found again by the code of `train` and of the measures, the values that these read, the weights and the
-    seed. Files and environment variables that they read are no part of that: where one has changed, use another folder.
+    seed. Files, environment variables and names that are put together at run time are no part of that; where such a
+    change makes another run, `recheck` finds it, and refuses the folder.
     `recheck`: after the first three runs, the unweighted run of the first seed is made once more, and must end the same
-    (`verification.recheck`). It costs one training run, once (two, where the first three were found in `out`), and is
-    kept in `out` like any other.
+    (`verification.recheck`). It costs one training run, in each call: where the first runs were found in `out`, the
+    repetition shows whether `train` is still the function that made them.
 
     Raises `PatterningError` for arms, measures or seeds that prove nothing, before anything is trained; after three
     runs where the trained modules show that `train` does not use its seed or its weights; after the fourth where
@@ -97,8 +98,9 @@ def verify(
     parts = partial(parts_of_plan, train, parsed, plan, seeds)
     with _folder(out) as folder, Workers(RunFolder(folder), where, progress, parts if out else None) as pool:
         pool.explain_misses(every)
+        found = pool.run.load(units[UNWEIGHTED][0]) is not None
         _first_look(pool, units, next(iter(arms)), seeds)
-        notes = _once_more(pool, units[UNWEIGHTED][0], parsed, recheck=recheck)
+        notes = _once_more(pool, units[UNWEIGHTED][0], parsed, recheck=recheck, found=found)
         results = iter(pool.compute(every, "retraining every arm"))
         outcomes = {name: [next(results) for _ in seeds] for name in plan}
         refuse_equal_states(outcomes, seeds, UNWEIGHTED)
@@ -116,14 +118,22 @@ def _first_look(pool: Workers, units: Mapping[str, list[Unit]], arm: str, seeds:
     refuse_equal_states({UNWEIGHTED: found[:2], arm: found[2:]}, seeds[:2], UNWEIGHTED)
 
 
-def _once_more(pool: Workers, first: Unit, measures: Mapping[str, Measure], *, recheck: bool) -> tuple[str, ...]:
-    """Notes on what the first run and the same run once more say of `train`; raises as `note_on_repeat` does."""
+def _once_more(
+    pool: Workers, first: Unit, measures: Mapping[str, Measure], *, recheck: bool, found: bool
+) -> tuple[str, ...]:
+    """Notes on what the first run and the same run once more say of `train`; raises as `note_on_repeat` does.
+
+    Where the first run was `found` in the folder, its repetition is made now all the same: no key sees all that `train`
+    may read.
+    """
     if not recheck:
         return (NOT_REPEATED,)
     job = first.arguments["job"]
     second = Unit(f"{first.name}-again", run_job, {"job": replace(job, again=True)})
-    found, again = pool.compute([first, second], "the first run once more")
-    return note_on_repeat(found, again, measures, job.seed, UNWEIGHTED)
+    if found:
+        pool.run.file_of(second).unlink(missing_ok=True)
+    earlier, again = pool.compute([first, second], "the first run once more")
+    return note_on_repeat(earlier, again, measures, job.seed, UNWEIGHTED, found=found)
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
