@@ -1,5 +1,6 @@
 """What an eleventh round of trying found: weights, training, commands, pages, folders and Hugging Face models."""
 
+import copy
 import logging
 import shutil
 import threading
@@ -282,3 +283,29 @@ class Settings(dict):
 def test_settings_whose_attributes_are_their_items_have_a_key() -> None:
     one, other = Settings(rate=1.0), Settings(rate=2.0)
     assert digest(one) == digest(Settings(rate=1.0)) != digest(other)
+
+
+def test_an_observable_that_copies_its_module_is_told_what_to_do_instead() -> None:
+    data = (torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8))
+    with pytest.raises(
+        PatterningError, match=r"call the module itself, or, at other parameters, torch.func.functional"
+    ):
+        pt.measure(
+            pt.Task(nn.Linear(2, 1), squares, data), {"o": lambda m: copy.deepcopy(m).weight.sum()},
+            sampler=pt.SGLD(8, 100, 1e-3), estimator="first-order", progress=False,
+        )  # fmt: skip
+
+
+def test_a_sparse_matrix_is_told_of_to_dense_rows() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    for data in (sparse.eye(8, format="csr"), (sparse.eye(8, format="csc"), np.zeros(8))):
+        with pytest.raises(PatterningError, match=r"sparse matrix \(cs[rc]_matrix\): give x.toarray\(\)"):
+            pt.Task(nn.Linear(8, 1), squares, data)
+
+
+def test_ids_beyond_63_bits_come_back_from_the_file(tmp_path: Path) -> None:
+    ids = np.array([2**63 + 1, 5, 6], dtype=np.uint64)
+    Weights.of_rows([1.0, 2.0, 3.0], ids).to_parquet(tmp_path / "rho.parquet")
+    again = Weights.from_parquet(tmp_path / "rho.parquet")
+    assert again.ids.tolist() == ids.tolist()
+    assert again.of(ids[:1]).tolist() == [0.5]

@@ -30,6 +30,10 @@ def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind
         return from_tensor(data)
     if isinstance(data, np.ndarray):
         return from_numpy(data)
+    if hasattr(data, "toarray"):
+        raise PatterningError(
+            f"the data holds a sparse matrix ({_kind(data)}): give x.toarray(), or a data set that makes each row dense"
+        )
     if isinstance(data, Mapping):
         return {key: None if part is None else _entry(key, part) for key, part in data.items()}
     if isinstance(data, str | Path) and str(data).endswith(".parquet"):

@@ -73,6 +73,11 @@ def _remedy(error: str) -> str:
     """What to do about an observable that fails with such words."""
     if "does not require grad" in error or "One of the differentiated Tensors" in error:
         return "its module's parameters do not require a gradient; take derivatives by torch.func.grad"
+    if "deepcopy" in error:
+        return (
+            "a copy of the module would cut its parameters from the gradient: call the module itself, or, at other "
+            "parameters, torch.func.functional_call(module, values, inputs)"
+        )
     if "dtype" in error:
         return "modules are run in float32: give it data of that type"
     return "it is given the module and must leave its parameters and submodules where they are"

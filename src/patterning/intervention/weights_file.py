@@ -76,7 +76,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if made not in (FORMAT, WITH_SWAPS):
         raise PatterningError(f"{path} holds weights of format {made}: this version reads formats 1 and 2")
     try:
-        columns = {name: np.array(table[name].to_pylist()) for name in _names(made)}
+        columns = {name: np.array(table[name].to_pylist()) for name in _names(made) if name != "id"}
+        columns["id"] = _ids(table["id"])
         found = _digest(columns, about)
     except (KeyError, TypeError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise PatterningError(f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
@@ -89,6 +90,13 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         "rho": columns["rho"], "ids": columns["id"], "base_weights": columns["base_weight"], "free": columns["free"],
         "data": data, "facts": facts, "swapped": columns.get("swapped"),
     }  # fmt: skip
+
+
+def _ids(column: Any) -> np.ndarray:
+    """Whole numbers keep their type: some of 2**63 and more beside smaller ones would be rounded otherwise."""
+    import pyarrow
+
+    return column.to_numpy() if pyarrow.types.is_integer(column.type) else np.array(column.to_pylist())
 
 
 def _names(made: int) -> list[str]:
