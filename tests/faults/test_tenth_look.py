@@ -287,9 +287,7 @@ def test_settings_whose_attributes_are_their_items_have_a_key() -> None:
 
 def test_an_observable_that_copies_its_module_is_told_what_to_do_instead() -> None:
     data = (torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8))
-    with pytest.raises(
-        PatterningError, match=r"call the module itself, or, at other parameters"
-    ):
+    with pytest.raises(PatterningError, match=r"call the module itself, or, at other parameters"):
         pt.measure(
             pt.Task(nn.Linear(2, 1), squares, data), {"o": lambda m: copy.deepcopy(m).weight.sum()},
             sampler=pt.SGLD(8, 100, 1e-3), estimator="first-order", progress=False,

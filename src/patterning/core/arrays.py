@@ -72,6 +72,13 @@ def _kind_of(name: object) -> str:
     return "number" if whole else "text" if isinstance(name, str | bytes) else type(name).__name__
 
 
+def ranks(values: Any) -> Floats:
+    """Ranks from 1, ties shared."""
+    from scipy.stats import rankdata  # slow to import
+
+    return rankdata(values)
+
+
 def check_level(level: float) -> None:
     """Raise `PatterningError` unless a confidence level lies between 0 and 1."""
     if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:

@@ -19,13 +19,13 @@ two readings of "more" point in opposite directions, which a report must say.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from patterning.core.arrays import as_floats
+from patterning.core.arrays import as_floats, ranks
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.rng import Stream, generator
 
@@ -106,9 +106,9 @@ def find_modes(
     if flat := [name for name, row in zip(components, chi, strict=True) if np.ptp(row) == 0]:
         raise PatterningError(f"χ of {', '.join(flat)} is the same for every sample: leave it out")
     if transform == "rank":
-        noise = None if noise is None else (_through_ranks(chi, chi + noise) - _through_ranks(chi, chi - noise)) / 2
-        halves = None if halves is None else np.stack([_through_ranks(chi, half) for half in halves])
-        chi = _through_ranks(chi, chi)
+        noise = None if noise is None else (_throughranks(chi, chi + noise) - _throughranks(chi, chi - noise)) / 2
+        halves = None if halves is None else np.stack([_throughranks(chi, half) for half in halves])
+        chi = _throughranks(chi, chi)
     spread = chi.std(axis=1, keepdims=True)
 
     def prepare(matrix: Floats) -> Floats:
@@ -137,11 +137,11 @@ def find_modes(
     )
 
 
-def _through_ranks(chi: Floats, values: Floats) -> Floats:
+def _throughranks(chi: Floats, values: Floats) -> Floats:
     """`values` (k, n) through the monotone map that turns each row of `chi` into Gaussian scores."""
     mapped = []
     for row, value in zip(chi, values, strict=True):
-        scores = ndtri((_ranks(row) - 0.5) / len(row))
+        scores = ndtri((ranks(row) - 0.5) / len(row))
         known, first = np.unique(row, return_index=True)
         mapped.append(np.interp(value, known, scores[first]))
     return np.stack(mapped)
@@ -277,8 +277,8 @@ def induction_mode(
             )
         )
     pool = [c for c in candidates if c.above_noise] or candidates
-    loading_rank = _ranks([-abs(c.loading_correlation) for c in pool])
-    score_rank = _ranks([-abs(c.enrichment) for c in pool])
+    loading_rank = ranks([-abs(c.loading_correlation) for c in pool])
+    score_rank = ranks([-abs(c.enrichment) for c in pool])
     best = int(np.lexsort((score_rank, loading_rank + score_rank))[0])
     chosen = pool[best]
     sign = 1.0 if chosen.enrichment >= 0 else -1.0
@@ -310,14 +310,7 @@ def _clustered_difference(score: Floats, label: Bools, rows: NDArray[np.int64] |
     return float(inside - outside), float(max(error, np.finfo(np.float64).tiny))
 
 
-def _ranks(values: Any) -> Floats:
-    """Ranks from 1, ties shared. scipy's statistics take half a second to import, and few calls need them."""
-    from scipy.stats import rankdata
-
-    return rankdata(values)
-
-
 def _auc(score: Floats, label: Bools) -> float:
     """Area under the ROC curve, ties counted half."""
     inside = int(label.sum())
-    return float((_ranks(score)[label].sum() - inside * (inside + 1) / 2) / (inside * (len(label) - inside)))
+    return float((ranks(score)[label].sum() - inside * (inside + 1) / 2) / (inside * (len(label) - inside)))
