@@ -307,3 +307,42 @@ def test_ids_beyond_63_bits_come_back_from_the_file(tmp_path: Path) -> None:
     again = Weights.from_parquet(tmp_path / "rho.parquet")
     assert again.ids.tolist() == ids.tolist()
     assert again.of(ids[:1]).tolist() == [0.5]
+
+
+def test_chi_that_is_zero_by_symmetry_is_zero_and_not_what_rounding_leaves_of_it() -> None:
+    """The loss of a bias at the minimum of a quadratic: Cov[δ², δ] = 0, and mirrored chains cancel."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator)
+    y = x[:, 0] + 0.3 * torch.randn(40, generator=generator)
+    solved = torch.linalg.lstsq(torch.cat([x, torch.ones(40, 1)], 1), y[:, None]).solution[:, 0]
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.copy_(solved[:3])
+        model.bias.copy_(solved[3:])
+    chi = pt.measure(
+        pt.Task(model, squares, (x, y)), components=["weight", "bias"], sampler=pt.SGLD(30, 20, 1e-3), chains=4,
+        estimator="pathwise", draws=20, burn_in=100, batch_size=40, budget=1, reliability=None, progress=False,
+    )  # fmt: skip
+    assert (chi.chi[1] == 0).all()
+    assert (chi.chi[0] != 0).any()
+    assert any("its χ is 0 by symmetry" in line for line in chi.warnings)
+    assert "does not respond to any free sample" in str(chi.invert({"bias": -1}).refused)
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_shards_see_an_observable_that_has_changed_where_no_key_does(estimator: str, tmp_path: Path) -> None:
+    here = threading.local()
+    data = (torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), torch.ones(12))
+    task = pt.Task(nn.Linear(2, 1), squares, data)
+
+    def measured() -> np.ndarray:
+        return pt.measure(
+            task, {"phi": lambda m: here.scale * m.weight[0, 0]}, sampler=pt.SGLD(12, 100, 1e-3), chains=4, draws=4,
+            burn_in=10, batch_size=12, budget=1, reliability=None, estimator=estimator, shards=2, out=tmp_path,
+            progress=False,
+        ).chi  # fmt: skip
+
+    here.scale = 1.0
+    before = measured()
+    here.scale = 5.0
+    np.testing.assert_allclose(measured(), 5 * before, rtol=1e-4)

@@ -182,7 +182,10 @@ def warnings_of(tree: "xarray.DataTree", table: list[Document]) -> list[str]:
     if flat:
         why = "a single sample is probed"
         if tree["susceptibility"].sizes["sample"] > 1:
-            why = "nothing that the component does reaches the loss, or the loss is not finite"
+            why = (
+                "nothing that the component does reaches the loss, its χ is 0 by symmetry (as at the minimum of a "
+                "quadratic), or the loss is not finite"
+            )
         lines.append(f"χ without spread, left out of correlations and spectrum: {', '.join(flat)} ({why})")
     weak = [row["component"] for row in table if row["reliability"] < WEAK]
     if weak:

@@ -43,6 +43,8 @@ from patterning.response.way_back import WayBack
 
 FORTH = 0.2
 """About the share of the time that the chains take, before the way back."""
+ROUNDING = 1e-5
+"""Of χ of single chains, in float32: what less is left of after a chain and its mirror image are averaged."""
 SEEN = 3
 """Chains, and times of each, whose positions are shown to `on_way`."""
 
@@ -161,8 +163,14 @@ class _WayBack:
 def pathwise_of(
     chi: Tensor, means: Tensor, expansion: Tensor, phi: Tensor, first_chain: int, chains: int, diverged: dict[int, str]
 ) -> Pathwise:
-    """From χ and mean losses of every replica (r, n), its expansion (r,), and φ - φ(w*) at the draws (draws, r)."""
+    """From χ and mean losses of every replica (r, n), its expansion (r,), and φ - φ(w*) at the draws (draws, r).
+
+    χ of a chain and of its mirror image may be opposite, as for the loss of a parameter at the minimum of a quadratic.
+    What their rounding leaves is 0: all chains round alike, so that no error over chains would show it.
+    """
     by_chain, mean_losses = (part.unflatten(0, (-1, chains)).mean(0).cpu().numpy() for part in (chi, means))
+    if (by_chain**2).mean() <= ROUNDING**2 * float(chi.square().mean()):
+        by_chain = np.zeros_like(by_chain)
     spread = expansion.double().unflatten(0, (-1, chains)).amax(0).cpu().numpy()
     for chain in range(chains):
         if not np.isfinite(by_chain[chain]).all():

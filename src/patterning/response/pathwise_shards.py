@@ -23,6 +23,7 @@ from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelObservable, ModelReading, Reading, forward
 from patterning.response.blocks import Blocks, written
 from patterning.response.draws import Chains, facts_of
+from patterning.response.observables import at_two_places
 from patterning.response.shards import Shard
 from patterning.response.way_back import DATA, WayBack
 
@@ -73,12 +74,15 @@ class Adjoints:
 
     @property
     def fingerprint(self) -> str:
-        """Covers a function by what it holds, and rows by their numbers and weights."""
+        """Covers a function by what it holds and by its values, and rows by their numbers and weights."""
         if isinstance(self.phi, LossOf):
             parts = zip(self.phi.shards, self.phi.weights, strict=True)
             what = [part for shard, q in parts for part in (shard.rows.numpy(), q)]
+        elif self.phi is None:
+            what = ["all the data"]
         else:
-            what = ["all the data"] if self.phi is None else [digest({"phi": self.phi})]
+            values = at_two_places(self.phi, self.chains.anchor)
+            what = [digest({"phi": self.phi}), np.array(values, dtype=np.float32)]
         return fingerprint(self.chains, self.sums, "adjoints", *what)
 
     @property

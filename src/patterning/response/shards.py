@@ -24,7 +24,7 @@ from patterning.models.restricted import ENOUGH_CELLS, Restricted
 from patterning.response.adjoint import ModelObservable
 from patterning.response.draws import Chains, read_draws
 from patterning.response.moments import Tally
-from patterning.response.observables import evaluated
+from patterning.response.observables import at_two_places, evaluated
 from patterning.response.sample import COMPONENT_LOSS
 
 
@@ -81,9 +81,10 @@ class Observed:
 
     @property
     def fingerprint(self) -> str:
-        """Covers the observables by what they hold."""
+        """Covers the observables by what they hold, and by their values."""
         rows = "" if self.phi is None else self.phi.numpy()
-        return fingerprint(self.chains, self.sums, digest(self.observables), rows)
+        values = [at_two_places(function, self.chains.anchor) for function in self.observables.values()]
+        return fingerprint(self.chains, self.sums, digest(self.observables), np.array(values, dtype=np.float32), rows)
 
 
 def mean_loss_unit(*, reading: Reading, scratch: Path) -> Arrays:
