@@ -102,7 +102,7 @@ def listed_rows(data: object) -> str:
     """What to do about a list that seems to hold a row in each entry, where columns are wanted; empty for others."""
     if not isinstance(data, list) or len(data) < MANY_COLUMNS:
         return ""
-    kinds = {(type(row), tuple(row) if isinstance(row, Mapping) else _length(row)) for row in data}
+    kinds = {(type(row), frozenset(row) if isinstance(row, Mapping) else _length(row)) for row in data}
     if len(kinds) > 1 or isinstance(data[0], int | float | str):
         return ""
     return (
