@@ -351,5 +351,5 @@ def test_shards_see_an_observable_that_has_changed_where_no_key_does(estimator: 
 def test_rows_as_dicts_whose_keys_come_in_any_order_are_told_of_as_rows() -> None:
     x, y = torch.randn(3), torch.tensor(1.0)
     rows = [{"x": x, "y": y} if row % 2 else {"y": y, "x": x} for row in range(8)]
-    with pytest.raises(PatterningError, match="a list of 8 is taken as 8 columns. If they are rows, stack each part"):
+    with pytest.raises(PatterningError, match=r"a list of 8 is taken as 8 columns\. If they are rows, stack"):
         pt.Task(nn.Linear(3, 1), squares, rows)
