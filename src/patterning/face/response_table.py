@@ -215,7 +215,8 @@ KINDS = (
     ("χ may not describe w*", r"w\* is no minimum|far from w\*|kinks|calibrated:"),
     (
         "Chains that are not to be trusted yet",
-        r"chains disagree|chains differ|chains (are|may be) short|do not contract|steps are long|minibatches are small",
+        r"chains disagree|chains differ|chains (are|may be) short|do not contract|steps are (long|rounded)|"
+        "minibatches are small",
     ),
     ("Fewer draws than were asked for", r"sampling ended at reliability"),
     ("Mostly noise", r"mostly noise"),

@@ -74,7 +74,7 @@ def update(state: State, gradient: Tensor, noise: Tensor, kernel: RMSPropSGLD) -
     second = kernel.decay * state.second_moment + (1 - kernel.decay) * gradient**2
     step = kernel.step_size / _divisor(second, state.step + 1, kernel)
     drift = kernel.n_beta * gradient + kernel.localization * (state.position - state.anchor)
-    position = state.position - (step / 2) * drift + step.sqrt() * noise
+    position = state.position + (step.sqrt() * noise - (step / 2) * drift)
     return State(torch.as_tensor(position), state.anchor, torch.as_tensor(second), state.step + 1)
 
 

@@ -85,7 +85,11 @@ def init(anchor: Tensor, chains: int) -> State:
 
 
 def update(state: State, gradient: Tensor, noise: Tensor, kernel: SGLD) -> State:
-    """One step; `gradient` is ∇L_B (r, P) of the mean minibatch loss, `noise` standard normal (r, P)."""
+    """One step; `gradient` is ∇L_B (r, P) of the mean minibatch loss, `noise` standard normal (r, P).
+
+    Drift and noise are added up first: a drift that is less than the spacing of numbers near the position would be
+    rounded away by itself, and the chain would have too large a variance.
+    """
     drift = kernel.n_beta * gradient + kernel.localization * (state.position - state.anchor)
-    position = state.position - (kernel.step_size / 2) * drift + math.sqrt(kernel.step_size) * noise
+    position = state.position + (math.sqrt(kernel.step_size) * noise - (kernel.step_size / 2) * drift)
     return State(torch.as_tensor(position), state.anchor)

@@ -58,6 +58,8 @@ LONG, TOO_LONG = 0.5, 2.0
 than that of the posterior, as its variance grows with the curvature."""
 NOISY = 0.2
 """Share of the rise of the loss that minibatches may make without a warning."""
+ROUNDED = 0.02
+"""Share of the noise of a step that rounding may add without a warning."""
 AIM = 0.1
 """The share that is aimed at by advice."""
 
@@ -68,7 +70,8 @@ class ShortChain:
 
     `length`: in the steepest direction that was met. `noise`: by how much minibatches raise E[L], at this `step_size`,
     with its standard `error`; it is the most that this can be where there is a `measure`, which takes some seconds and
-    says how much it is, and its error, where the chains have raised the loss by so many nats.
+    says how much it is, and its error, where the chains have raised the loss by so many nats. `rounding`: the variance
+    that rounding adds in each step, as a share of that of the noise, in the parameter that is largest.
     """
 
     length: float
@@ -76,6 +79,7 @@ class ShortChain:
     step_size: float
     measure: Callable[[float], tuple[float, float]] | None = None
     error: float = 0.0
+    rounding: float = 0.0
 
     def measured(self, rise: float = 0.0) -> "ShortChain":
         """With the noise as it is at a `rise` of the loss, not the most that it can be; 0: near w*."""
@@ -88,7 +92,9 @@ class ShortChain:
         """The same at other steps, in proportion to which both numbers are."""
         own = self.measured()
         share = step_size / self.step_size
-        return ShortChain(own.length * share, own.noise * share, step_size, error=own.error * share)
+        return ShortChain(
+            own.length * share, own.noise * share, step_size, None, own.error * share, own.rounding / share
+        )
 
     @property
     def short_enough(self) -> float:
@@ -128,7 +134,13 @@ def try_chain(task: FlatTask, anchor: Tensor, kernel: object, chains: ChainConfi
     most = math.inf
     if len(changes) > LEAST_CHANGES:
         most = kernel.step_size / 4 * kernel.n_beta * float(torch.stack(changes[1:]).mean())
-    return ShortChain(length, most, kernel.step_size, rough.noise)
+    return ShortChain(length, most, kernel.step_size, rough.noise, rounding=_rounding(anchor) / kernel.step_size)
+
+
+def _rounding(anchor: Tensor) -> float:
+    """Variance of rounding a number as large as the largest one of w* (P,): the spacing there squared, over 12."""
+    exponent = int(torch.frexp(anchor.abs().amax())[1])
+    return (torch.finfo(anchor.dtype).eps * 2.0 ** (exponent - 1)) ** 2 / 12
 
 
 def _run(
@@ -158,6 +170,12 @@ def step_warnings(short: ShortChain | None, rise: float, chains: ChainConfig) ->
         lines.append(
             f"steps are long: ε (nβ h + γ) is {short.length:.2g} in the steepest direction of the loss, and the "
             f"variance of a chain there {wide}; a step_size of {short.short_enough:.1g} is short enough"
+        )
+    if short.rounding > ROUNDED:
+        lines.append(
+            "steps are rounded: a parameter is so large that rounding adds "
+            f"{short.rounding:.1%} to the variance of each step, and that of a chain in it is as much too large; "
+            "subtract an offset from what it stands for (normalise the data), or take longer steps"
         )
     if rise > 0 and short.noise > NOISY * rise:
         short = short.measured(rise)
