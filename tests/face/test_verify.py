@@ -231,12 +231,12 @@ def test_a_finished_run_is_found_again_and_another_question_is_not(tmp_path: Pat
     first = pt.verify(counted, {"up": along(0.8)}, MEASURES, range(6), out=tmp_path / "run")
     assert trained() == 18 + 1  # the first is made once more
     again = pt.verify(counted, {"up": along(0.8)}, MEASURES, range(6), out=tmp_path / "run")
-    assert trained() == 19
+    assert trained() == 19 + 1  # and once more in every call
     assert again.rows() == first.rows()
     pt.verify(counted, {"up": along(0.8)}, MEASURES, range(8), out=tmp_path / "run")
-    assert trained() == 19 + 6  # two more seeds of three arms
+    assert trained() == 20 + 6 + 1  # two more seeds of three arms
     pt.verify(counted, {"up": along(0.7)}, MEASURES, range(6), out=tmp_path / "run")
-    assert trained() == 25 + 12  # the unweighted runs are those of before
+    assert trained() == 27 + 12 + 1  # the unweighted runs are those of before
 
 
 def test_the_table_and_the_page(evidence: pt.Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,13 +28,14 @@ def keep(tree: "xarray.DataTree", out: str | Path) -> None:
     """χ as `out`/chi.zarr, for `patterning report`, in place of that of an earlier call."""
     place = Path(out) / "chi.zarr"
     with RunFolder(Path(out)).lock():
-        refuse_folder_of_command(Path(out))
+        refuse_folder_of_command(out)
         remove_tree(place)
         save_tree(tree, place, kept=True)
 
 
-def refuse_folder_of_command(out: Path) -> None:
+def refuse_folder_of_command(out: str | Path) -> None:
     """Raise `PatterningError` where χ could not be stored in the folder `out`, as another command's results are."""
+    out = Path(out)
     if (out / "config.yaml").exists():
         raise PatterningError(f"{out} holds a run of `patterning run`: name another folder, out=...")
     if (out / "chi.zarr").exists() and not is_kept(out / "chi.zarr"):
