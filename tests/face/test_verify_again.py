@@ -49,7 +49,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(tmp_path: Path, mon
     assert not (killed / "evidence.json").exists()
     os.remove(killed / "die")
     assert subprocess.run(line, check=False, stderr=subprocess.DEVNULL).returncode == 0
-    assert len((killed / "calls").read_text()) == 20  # 18 runs, the first once more, and the one that died
+    assert len((killed / "calls").read_text()) == 21  # 18 runs, the first once more in each call, and the one that died
     assert (killed / "evidence.json").read_bytes() == (whole / "evidence.json").read_bytes()
 
 

@@ -61,7 +61,8 @@ class Measure:
 class TrainJob:
     """One training run and its measures; `fingerprint` covers the weights, the functions and the seed.
 
-    `again`: a second run of what was run before, which also says what `train` changes outside of itself.
+    `again`: a second run of what was run before, which also says what `train` changes outside of itself. `after_one`:
+    where no run was made in this process, one is made before it.
     """
 
     train: Train
@@ -71,6 +72,7 @@ class TrainJob:
     key: str
     arm: str = ""
     again: bool = False
+    after_one: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -97,7 +99,9 @@ def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
     """
     del scratch  # the user's loop resumes by itself, or starts again
     where = f"{f'arm {job.arm!r}, ' if job.arm else ''}seed {job.seed}"
-    if job.again and not _known.runs:  # found on the disk, all of them: a first run must come before a second
+    if (
+        job.again and job.after_one and not _known.runs
+    ):  # found on the disk, all of them: a first run must come before a second
         with _seeded(job.seed):
             _trained(job, where)
     with _seeded(job.seed):

@@ -130,8 +130,9 @@ def _once_more(
         return (NOT_REPEATED,)
     job = first.arguments["job"]
     second = Unit(f"{first.name}-again", run_job, {"job": replace(job, again=True)})
-    if found:
-        pool.run.file_of(second).unlink(missing_ok=True)
+    if found and pool.run.load(second) is not None:  # that it repeats itself in one process was seen then
+        pool.run.file_of(second).unlink()
+        second = Unit(second.name, run_job, {"job": replace(job, again=True, after_one=False)})
     earlier, again = pool.compute([first, second], "the first run once more")
     return note_on_repeat(earlier, again, measures, job.seed, UNWEIGHTED, found=found)
 
