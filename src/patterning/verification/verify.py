@@ -123,8 +123,7 @@ def _once_more(
 ) -> tuple[str, ...]:
     """Notes on what the first run and the same run once more say of `train`; raises as `note_on_repeat` does.
 
-    Where the first run was `found` in the folder, its repetition is made now all the same: no key sees all that `train`
-    may read.
+    Where the first was `found` in the folder, the other is made now all the same: no key sees all that `train` reads.
     """
     if not recheck:
         return (NOT_REPEATED,)
