@@ -99,9 +99,7 @@ def run_job(*, job: TrainJob, scratch: Path) -> Arrays:
     """
     del scratch  # the user's loop resumes by itself, or starts again
     where = f"{f'arm {job.arm!r}, ' if job.arm else ''}seed {job.seed}"
-    if (
-        job.again and job.after_one and not _known.runs
-    ):  # found on the disk, all of them: a first run must come before a second
+    if job.again and job.after_one and not _known.runs:  # all were found on the disk: one must come before
         with _seeded(job.seed):
             _trained(job, where)
     with _seeded(job.seed):
