@@ -1,7 +1,7 @@
 """Short calls of two versions of this library, in turns on one core, so that drifts of the machine's speed fall out.
 
-    git worktree add /tmp/old d125002
-    python benchmarks/in_turns.py /tmp/old .        # six minutes of one idle core
+    git worktree add ../old d125002
+    python benchmarks/in_turns.py ../old .        # six minutes of one idle core
 
 Each version has a process of its own, with `src` and `benchmarks` of its folder. One call runs at a time: that of the
 old version, then that of the new one, and in the next turn the other way around. Prints medians of CPU seconds, and how

@@ -39,7 +39,10 @@ def refuse_folder_of_command(out: str | Path) -> None:
     if (out / "config.yaml").exists():
         raise PatterningError(f"{out} holds a run of `patterning run`: name another folder, out=...")
     if (out / "chi.zarr").exists() and not is_kept(out / "chi.zarr"):
-        raise PatterningError(f"{out / 'chi.zarr'} was stored by a command, or by save: name another folder, out=...")
+        raise PatterningError(
+            f"{out / 'chi.zarr'} was stored by a command or by save, or is damaged: delete it, or name another "
+            "folder, out=..."
+        )
 
 
 def parts_of_chi(

@@ -95,12 +95,16 @@ class Pull:
             r, w, s = rho[place], q[place], slopes[place]
             self.sums[of] += [w.sum(), w @ r, w @ s, (w * r) @ s]
 
-    def parts(self) -> tuple[float, float]:
-        """Σ q (ρ - 1)(v·∇ℓ - mean) / Σ q, its share of known samples and of others; ρ scaled to mean 1 over all."""
+    @property
+    def has_known(self) -> bool:
+        """Whether known samples are among them, which those of another corpus are not."""
+        return bool(self.sums[0, 0] > 0)
+
+    def of_others(self) -> float:
+        """Σ q (ρ - 1)(v·∇ℓ - mean) of the others / Σ q of all, with ρ scaled to mean 1 over all."""
         q, rho, slope, _ = self.sums.sum(0)
-        scale, mean = q / rho, slope / q
-        known, others = ((scale * row[3] - row[2] - mean * (scale * row[1] - row[0])) / q for row in self.sums)
-        return float(known), float(others)
+        scale, mean, own = q / rho, slope / q, self.sums[1]
+        return float((scale * own[3] - own[2] - mean * (scale * own[1] - own[0])) / q)
 
 
 def facts_of_all(facts: Facts, share: float, rule: Rule, sums: Pull) -> dict[str, Plain]:
@@ -114,9 +118,9 @@ def facts_of_all(facts: Facts, share: float, rule: Rule, sums: Pull) -> dict[str
     held, one v does not tell them apart, and the interval is not known.
     """
     r2, pull = min(rule.held_out_r2, 1.0), rule.pull
-    known, others = sums.parts()
+    others = sums.of_others()
     at_most = others / (share * pull) if pull > 0 and rule.along > 0 else float("nan")
-    factor = bool(known) + at_most * np.sqrt(rule.along)
+    factor = float(sums.has_known) + at_most * np.sqrt(rule.along)
     target = facts.get("target")
     error = float("nan")
     if isinstance(target, Mapping) and len(target) == 1 and r2 > 0:
