@@ -119,3 +119,10 @@ def _token_page(reading: Document, *, opened: bool) -> Markup:
     return Markup("<details{}><summary>{}, step {}</summary>{}</details>").format(
         Markup(" open") if opened else "", reading["stage"], reading["step"], Markup("").join(parts)
     )
+
+
+def likeness_table(rows: Readings) -> Table:
+    """Rank correlations of directions, as `study.likeness` tells them."""
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
+    shown = [Row([row["name"], *("" if row.get(key) is None else f"{row[key]:+.2f}" for key in keys)]) for row in rows]
+    return Table(("rank correlation over rows", *keys), shown)

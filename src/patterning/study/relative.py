@@ -20,6 +20,15 @@ def change_of(mine: Floats, other: Floats) -> Document:
     return asdict(paired_effect(a, b))
 
 
+def change_in_words(change: Document | None, form: str) -> str:
+    """Of `change_of`: the difference with its interval, or with how many seeds it has; `form` as in `format`."""
+    if change is None:
+        return "not defined"
+    if change["low"] is None:
+        return f"{change['difference']:{form}} ({change['pairs']} seed{'s' * (change['pairs'] > 1)})"
+    return f"{change['difference']:{form}} [{change['low']:{form}}, {change['high']:{form}}]"
+
+
 def in_percent(runs: Mapping[str, Runs], measures: Sequence[str], baselines: Mapping[str, str]) -> list[Document]:
     """By arm: change of each measure in percent of the same seed's run of its baseline (arm → arm).
 

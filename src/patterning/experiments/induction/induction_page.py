@@ -5,7 +5,8 @@ from markupsafe import Markup
 from patterning.core.plain import Document
 from patterning.report.charts import COLOURS, GREY, Difference, Strip, forest, strips
 from patterning.report.page import Row, Section, Table
-from patterning.study.components_page import component_sections
+from patterning.study.components_page import component_sections, likeness_table
+from patterning.study.relative import change_in_words
 
 OTHER = "loss:not induction"
 
@@ -25,7 +26,7 @@ def sections(results: Document) -> list[Section]:
         ),
         *component_sections(results["components"]),
         *_domains(results),
-        Section("Directions beside plain heuristics", tables=[_likeness(results)]),
+        Section("Directions beside plain heuristics", tables=[likeness_table(results["likeness"])]),
         Section("The text", tables=[_text(results)]),
     ]
 
@@ -53,19 +54,11 @@ def _colours(results: Document) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(asked)}
 
 
-def _interval(change: Document | None, form: str) -> str:
-    if change is None:
-        return "not defined"
-    if change["low"] is None:
-        return f"{change['difference']:{form}} ({change['pairs']} seed{'s' * (change['pairs'] > 1)})"
-    return f"{change['difference']:{form}} [{change['low']:{form}}, {change['high']:{form}}]"
-
-
 def _percent(results: Document) -> Table:
     """Against unweighted, then against permuted; how many runs never formed induction."""
     formed = {row["arm"]: row["values"] for row in results["rows"] if row["measure"] == "formed"}
     rows = [
-        Row([one["arm"], one["against"], _interval(one["onset"], "+.0f"), _interval(one[OTHER], "+.2f"),
+        Row([one["arm"], one["against"], change_in_words(one["onset"], "+.0f"), change_in_words(one[OTHER], "+.2f"),
              f"{len(formed[one['arm']]) - int(sum(formed[one['arm']]))} of {len(formed[one['arm']])}"], "wrap")
         for one in results["percent"]
     ]  # fmt: skip
@@ -77,7 +70,7 @@ def _domains(results: Document) -> list[Section]:
     if not results["domains"]:
         return []
     measured = [
-        Row([row["group"], *(_interval(row[key], "+.3f") if key in row else "not run"
+        Row([row["group"], *(change_in_words(row[key], "+.3f") if key in row else "not run"
                              for key in ("double", "remove", "more"))])
         for row in results["domains"]
     ]  # fmt: skip
@@ -98,15 +91,6 @@ def _domains(results: Document) -> list[Section]:
     )
     heads = ("domain", "doubled: gap", "removed: gap", "more of it: gap")
     return [Section("χ by domain against retraining", text, tables=[Table(heads, measured), Table(head, said)])]
-
-
-def _likeness(results: Document) -> Table:
-    keys = list(dict.fromkeys(key for row in results["likeness"] for key in row if key != "name"))
-    rows = [
-        Row([row["name"], *("" if row.get(key) is None else f"{row[key]:+.2f}" for key in keys)])
-        for row in results["likeness"]
-    ]
-    return Table(("rank correlation over rows", *keys), rows)
 
 
 def _text(results: Document) -> Table:

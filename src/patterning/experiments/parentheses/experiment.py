@@ -139,10 +139,10 @@ def rivals(config: ParenthesesConfig, bench: Bench, directions: Mapping[str, Dir
     return result
 
 
-# docs/results/parentheses.md: the gap each way, at a strength chosen on two seeds of its own. Runs come to rest in a
+# docs/results/parentheses.md. The gap each way, at a strength chosen on two seeds of its own. Runs come to rest in a
 # solution, as the learning rate falls over their second half; pilots go on switching, so that both solutions are seen.
-_STANDARD: dict[str, Any] = {
-    "task": {"max_length": 20, "draws": 20_000, "layers": 3},
+_GAP: dict[str, Any] = {
+    "task": {"max_length": 20, "draws": 20_000, "layers": 3}, "directions": ("gap",), "together": False,
     "train": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2, "settle": 0.5},
     "pilot_train": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-2},
     "smooth": {"steps": 400, "batch_size": 256, "learning_rate": 3e-4, "weight_decay": 1e-2, "epsilon": 1e-4},
@@ -150,20 +150,29 @@ _STANDARD: dict[str, Any] = {
     "sampling": {"n_beta": 300.0, "localization": 5000.0, "step_size": 1e-5, "chains": 4, "draws": 32, "burn_in": 100,
                  "steps_between_draws": 8, "batch_size": 128},
     "pilots": 6, "pilot_seed": 1100, "tuning_seed": 2100, "seeds": 16, "first_seed": 7000, "side_seeds": 8,
-    "directions": ("gap",), "together": False,
-    "strengths": tuple({"policy": "rank-tilt", "alpha": alpha} for alpha in (1.0, 1.5)),
+    "strengths": tuple({"policy": "rank-tilt", "alpha": alpha} for alpha in (1.0, 1.5)), "oracle_keep": None,
+}  # fmt: skip
+_STANDARD = _GAP | {
     "other_strengths": tuple({"policy": "rank-tilt", "alpha": alpha} for alpha in (0.25, 0.5, 0.75, 2.0)),
     "rival_readings": ("losses", "llc-posterior", "llc-total"), "rival_seeds": 3, "class_factors": (0.4,),
-    "random_directions": 3,
+    "random_directions": 3, "oracle_keep": 0.1,
 }  # fmt: skip
-
 # Two layers and short runs, for a look: Equal-Count steers; above the unweighted runs there is little room for Nested.
-_QUICK: dict[str, Any] = _STANDARD | {
-    "task": _STANDARD["task"] | {"layers": 2}, "train": _STANDARD["train"] | {"steps": 600},
-    "pilot_train": _STANDARD["pilot_train"] | {"steps": 4000}, "pilots": 5, "seeds": 8, "solutions": 2,
-    "sampling": _STANDARD["sampling"] | {"draws": 20, "burn_in": 60}, "strengths": _STANDARD["strengths"][:1],
-    "other_strengths": (), "rival_readings": (), "class_factors": (), "random_directions": 0, "oracle_keep": None,
+_QUICK: dict[str, Any] = _GAP | {
+    "task": _GAP["task"] | {"layers": 2}, "train": _GAP["train"] | {"steps": 600}, "pilots": 5, "seeds": 8,
+    "pilot_train": _GAP["pilot_train"] | {"steps": 4000}, "solutions": 2, "strengths": _GAP["strengths"][:1],
+    "sampling": _GAP["sampling"] | {"draws": 20, "burn_in": 60},
 }  # fmt: skip
+# Data, model and training of Li et al.; solutions are found by shorter training, and Equal-Count by rounds of weights.
+_PAPER: dict[str, Any] = _GAP | {
+    "task": {"max_length": 40, "draws": 200_000, "distinct": True, "layers": 3}, "rounds": {"most": 3},
+    "train": {"steps": 125_000, "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 1e-2}, "solutions": 1,
+    "pilot_train": _GAP["pilot_train"] | {"steps": 3000}, "smooth": _GAP["smooth"] | {"steps": 300}, "ways": ("down",),
+    "measure_at": (150, 200, 300, 400, 800, 1500, 2000, 2500, 3000, *range(5000, 125_001, 5000)), "pilots": 4,
+    "sampling": _GAP["sampling"] | {"chains": 2, "draws": 8}, "strengths": _GAP["strengths"][:1], "seeds": 8,
+    "pilot_seed": 1400, "tuning_seed": 2500, "first_seed": 7600,
+}  # fmt: skip
+_TWO_LAYERS = _STANDARD | {"task": _QUICK["task"], "pilot_seed": 1800, "tuning_seed": 2800, "first_seed": 9000}
 
-PRESETS = {"quick": _QUICK, "standard": _STANDARD, "standard-2-layers": _STANDARD | {"task": _QUICK["task"]}}
+PRESETS = {"quick": _QUICK, "standard": _STANDARD, "standard-2-layers": _TWO_LAYERS, "paper-3-layers": _PAPER}
 DEFAULT = "standard"
