@@ -74,7 +74,7 @@ def test_rows_that_were_not_probed_get_the_weights_that_their_own_chi_would_give
 
 def test_weights_without_a_reason_are_not_predicted(task: pt.Task, probed: pt.Weights, tmp_path: Path) -> None:
     dealt = probed.permuted(0)
-    with pytest.raises(pt.PatterningError, match="cannot be predicted: on probed rows left out"):
+    with pytest.raises(pt.PatterningError, match="cannot be predicted: of the variance on probed rows left out, 0 %"):
         dealt.extend(task)
     with pytest.raises(pt.PatterningError, match="cannot be predicted"):
         dealt.extend_to(tmp_path / "rho.parquet", task)

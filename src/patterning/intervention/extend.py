@@ -163,9 +163,9 @@ def fit_rule(rho: Floats, q: Floats, known: Bools, task: Task, anchor: Tensor, *
     r2, slopes = seen.held_out(np.repeat(np.arange(len(rows)) % FOLDS, per_row))
     if r2 < LEAST_R2 and not force:
         raise PatterningError(
-            f"the weights of unprobed rows cannot be predicted: on probed rows left out, {100 * r2:.0f} % of the "
-            "variance is explained; probe more rows, or weight the probed ones alone (force=True takes the prediction "
-            "all the same)"
+            "the weights of unprobed rows cannot be predicted: of the variance on probed rows left out, "
+            f"{100 * max(r2, 0.0):.0f} % is explained; probe more rows, or weight the probed ones alone (force=True "
+            "takes the prediction all the same)"
         )
     if r2 < POOR_R2:
         warnings.warn(
