@@ -17,6 +17,7 @@ from patterning.models.components import Component, ComponentLike, find_componen
 from patterning.models.footprint import graph_bytes
 from patterning.models.replay import recorded, replayed
 from patterning.models.split import split_head
+from patterning.models.tangents import in_transform
 
 CELLS_AT_ONCE = {"cpu": 4_096, "other": 65_536}
 """Samples × replicas that a probe evaluates in one call: what a CPU's cache holds, and enough to fill a GPU."""
@@ -120,14 +121,18 @@ class Restricted:
         """Losses (1, b·t) of `rows` (b,) at `flat` (1, P_C), which needs a gradient; submodule → its output.
 
         Of `only` these, those called once to whose output no gradient leads from `flat`. That their outputs are equal
-        at several `flat` would not do: a unit that is dead there may wake up elsewhere.
+        at several `flat` would not do: a unit that is dead there may wake up elsewhere. Nor those that the module calls
+        inside a function transform of its own (an ensemble by `torch.vmap`), which are gone when it has ended.
         """
         with torch.enable_grad(), recorded(self.module, only) as outputs:
             losses = self.run(flat, self.task.data, rows[None], one_by_one=True)
         return losses, {
             name: calls[0]
             for name, calls in outputs.items()
-            if len(calls) == 1 and isinstance(calls[0], Tensor) and not calls[0].requires_grad
+            if len(calls) == 1
+            and isinstance(calls[0], Tensor)
+            and not calls[0].requires_grad
+            and not in_transform(calls[0])
         }
 
     @cached_property

@@ -37,8 +37,8 @@ def _rounds(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _moves(value: Tensor | None) -> bool:
-    """Whether a parameter may have a tangent or a replica axis."""
+def in_transform(value: Tensor | None) -> bool:
+    """Whether a tensor is of a function transform that is under way: with a tangent or a replica axis, say."""
     return value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -61,7 +61,7 @@ class _Linear(Function):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    return None if _moves(weight) or _moves(bias) else _Linear.apply(x, weight, bias)
+    return None if in_transform(weight) or in_transform(bias) else _Linear.apply(x, weight, bias)
 
 
 class _LayerNorm(Function):
@@ -96,7 +96,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if _moves(weight) or _moves(bias):
+    if in_transform(weight) or in_transform(bias):
         return None
     return _LayerNorm.apply(input, weight, bias, len(normalized_shape), eps)[0]
 

@@ -1,0 +1,43 @@
+"""What a thirteenth round of trying found: models with function transforms of their own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import patterning as pt
+
+
+class Ensemble(nn.Module):
+    """The mean of three networks: computed together by `torch.vmap`, or one after the other."""
+
+    def __init__(self, *, together: bool) -> None:
+        super().__init__()
+        self.together = together
+        self.members = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.together:
+            return torch.stack([member(x) for member in self.members]).mean(0)
+        own = [dict(member.named_parameters()) for member in self.members]
+        stacked = {name: torch.stack([one[name] for one in own]) for name in own[0]}
+        first = self.members[0]
+        return torch.vmap(lambda part: torch.func.functional_call(first, part, (x,)))(stacked).mean(0)
+
+
+@pytest.mark.parametrize("estimator", ["first-order", "covariance", "pathwise"])
+def test_an_ensemble_evaluated_by_vmap_is_that_evaluated_in_turn(estimator: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    data = torch.randn(16, 4, generator=random), torch.randint(3, (16,), generator=random)
+    start, found = Ensemble(together=False).state_dict(), []
+    for together in (True, False):
+        net = Ensemble(together=together)
+        net.load_state_dict(start)
+        task = pt.Task(net, lambda m, b: cross_entropy(m(b[0]), b[1], reduction="none"), data)
+        chi = pt.measure(
+            task, {"phi": lambda m: m.members[1][0].weight.square().sum()}, sampler=pt.SGLD(16, 1000, 4e-4), chains=2,
+            draws=8, burn_in=2, budget=1, reliability=None, estimator=estimator, progress=False, batch_size=16,
+            components=["members.1.*", "members.0.2.*"],
+        )  # fmt: skip
+        found.append(torch.as_tensor(chi.chi))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
