@@ -1,4 +1,4 @@
-"""What a thirteenth round of trying found: models with function transforms of their own."""
+"""What a thirteenth round of trying found: models with function transforms of their own, large targets."""
 
 import pytest
 import torch
@@ -41,3 +41,20 @@ def test_an_ensemble_evaluated_by_vmap_is_that_evaluated_in_turn(estimator: str)
         )  # fmt: skip
         found.append(torch.as_tensor(chi.chi))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
+def test_targets_of_large_numbers_are_told_to_be_standardised() -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=random)
+    price = 3e5 + x @ torch.tensor([8e4, 5e4, -2e4]) + 3e4 * torch.randn(200, generator=random)
+    found = torch.linalg.lstsq(torch.cat([x, torch.ones(200, 1)], 1), price[:, None])[0][:, 0]
+    net = nn.Linear(3, 1)
+    with torch.no_grad():
+        net.weight.copy_(found[None, :3])
+        net.bias.copy_(found[3:])
+    task = pt.Task(net, lambda m, b: (m(b[0])[:, 0] - b[1]).square(), (x, price))
+    chi = pt.measure(
+        task, {"intercept": lambda m: m.bias[0]}, sampler="calibrate", chains=4, draws=20, burn_in=50, budget=1,
+        reliability=None, progress=False, batch_size=200,
+    )  # fmt: skip
+    assert any("rounding noise" in line and "standardise the targets" in line for line in chi.warnings)

@@ -9,6 +9,8 @@ import torch
 
 from patterning.core.arrays import Floats
 
+LARGE = 1000.0
+"""A mean loss above this many nats is not that of data in their own units: targets far from unit size, say."""
 FEW = 10.0
 """A rise of fewer units in the last place of the loss than this is called rounding."""
 
@@ -23,8 +25,14 @@ def below_resolution(rise: float, least: float, dtype: torch.dtype = torch.float
     if not 0 < abs(rise) < FEW * least:
         return None
     kind = str(dtype).removeprefix("torch.")
+    size = least / torch.finfo(dtype).eps
+    remedy = (
+        f"the mean of |loss| is {size:.2g}: standardise the targets, or divide a squared error by twice its variance"
+        if size > LARGE
+        else "subtract from the loss what does not depend on the parameters, or let it rise further (a lower "
+        "localization γ)"
+    )
     return (
         f"the loss rises by {rise:.2g} nats, and numbers of type {kind} of the size of the loss lie {least:.2g} apart: "
-        "λ̂ and χ are rounding noise; subtract from the loss what does not depend on the parameters, or let it rise "
-        "further (a lower localization γ)"
+        f"λ̂ and χ are rounding noise; {remedy}"
     )
