@@ -96,8 +96,13 @@ def test_two_workers_give_the_same_bits_as_one(task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "more", "flat", "why"),
     [
-        ("dead", (), ["0.*"], "nothing that the component does reaches the loss"),
-        ("zero_last", (), ["0.*"], "nothing that the component does reaches the loss"),
+        ("dead", (), ["0.*"], "the component does not move what is measured, nothing"),
+        (
+            "zero_last",
+            (),
+            ["0.*"],
+            "the component does not move what is measured, nothing that the component does reaches",
+        ),
         ("module_task", ("--probes", "1"), ["0.*", "2.*"], "a single sample is probed"),
     ],
 )

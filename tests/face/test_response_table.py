@@ -72,8 +72,8 @@ def test_the_table_of_known_rows() -> None:
     assert warnings_of(tree, component_table(tree)) == [
         "left out, diverged: c0, chain 3: it left",
         "χ without spread, left out of correlations and spectrum: c1 "
-        "(nothing that the component does reaches the loss, its χ is 0 by symmetry (as at the minimum of a quadratic), "
-        "or the loss is not finite)",
+        "(the component does not move what is measured, nothing that the component does reaches the loss, its χ is 0 "
+        "by symmetry (as at the minimum of a quadratic), or the loss is not finite)",
         "reliability under 0.5, mostly noise: c0, c1",
     ]
     page = response_page(tree, "<title>")

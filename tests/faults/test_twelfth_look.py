@@ -1,4 +1,4 @@
-"""What a thirteenth round of trying found: models with function transforms of their own, large targets."""
+"""What a thirteenth round of trying found: models with function transforms of their own, large targets, rows of 0."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import patterning as pt
+
+from .common import squares
 
 
 class Ensemble(nn.Module):
@@ -58,3 +60,19 @@ def test_targets_of_large_numbers_are_told_to_be_standardised() -> None:
         reliability=None, progress=False, batch_size=200,
     )  # fmt: skip
     assert any("rounding noise" in line and "standardise the targets" in line for line in chi.warnings)
+
+
+@pytest.mark.parametrize("estimator", ["covariance", "pathwise"])
+def test_an_observable_that_the_component_does_not_move_is_said_to_be_so(estimator: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 4, generator=random)
+    task = pt.Task(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)), squares, (x, x[:, 0]))
+    chi = pt.measure(
+        task, {"elsewhere": lambda m: m[0].weight.square().sum()}, components=["2.*"], sampler=pt.SGLD(40, 500, 1e-4),
+        estimator=estimator, chains=4, draws=10, burn_in=5, budget=4, progress=False,
+    )  # fmt: skip
+    assert not chi.chi.any()
+    said = " ".join(chi.warnings)
+    assert "the component does not move what is measured" in said
+    assert "short for elsewhere" not in said
+    assert "sampling ended at reliability" not in said

@@ -183,8 +183,8 @@ def warnings_of(tree: "xarray.DataTree", table: list[Document]) -> list[str]:
         why = "a single sample is probed"
         if tree["susceptibility"].sizes["sample"] > 1:
             why = (
-                "nothing that the component does reaches the loss, its χ is 0 by symmetry (as at the minimum of a "
-                "quadratic), or the loss is not finite"
+                "the component does not move what is measured, nothing that the component does reaches the loss, its "
+                "χ is 0 by symmetry (as at the minimum of a quadratic), or the loss is not finite"
             )
         lines.append(f"χ without spread, left out of correlations and spectrum: {', '.join(flat)} ({why})")
     weak = [row["component"] for row in table if row["reliability"] < WEAK]

@@ -292,7 +292,7 @@ def _observables(work: Work, free: Restricted, probe: Probe) -> dict[str, Observ
 def short_of(response: SampledResponse, settings: Settings) -> tuple[str, ...]:
     """A warning, where sampling ended before the reliability that was asked for."""
     value = _least_reliability(response, settings)
-    if settings.reliability is None or value >= settings.reliability:
+    if settings.reliability is None or not value < settings.reliability:
         return ()
     return (
         f"sampling ended at reliability {value:.2f}, under the {settings.reliability:g} that was asked for: more "
@@ -301,9 +301,11 @@ def short_of(response: SampledResponse, settings: Settings) -> tuple[str, ...]:
 
 
 def _least_reliability(response: SampledResponse, settings: Settings) -> float:
-    """Of the rows that were asked for."""
-    values = response.susceptibility.reliability()
-    return min(({name: values[name] for name in settings.observables} or values).values())
+    """Of the rows that were asked for, without those that are the same for all samples; NaN where no other is left."""
+    values, chi = response.susceptibility.reliability(), response.susceptibility.chi
+    spread = {name for name, row in zip(values, chi, strict=True) if np.ptp(row) > 0}
+    asked = [values[name] for name in settings.observables or values if name in spread]
+    return min(asked, default=float("nan"))
 
 
 def stop_note(response: SampledResponse, settings: Settings, rounds: int) -> str | None:

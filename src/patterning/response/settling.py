@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
+from patterning.core.rng import Stream, generator
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.curvature import Curvature, lanczos
@@ -69,7 +71,11 @@ def settling_of(
     shares, lines = dict[str, float](), dict[str, str]()
     for name, function in observables.items():
         try:
-            gradient = ModelReading(name, free, function)(free.anchor[None])[2]
+            reading = ModelReading(name, free, function)
+            gradient = reading(free.anchor[None])[2]
+            if not gradient.any() and not _moves(free, reading):
+                shares[name] = 0.0
+                continue
             found = _curvatures(free, gradient) if float(gradient.norm()) > 0 else None
         except (RuntimeError, NotImplementedError, PatterningError):  # φ or the loss has no derivative
             found = None
@@ -87,6 +93,13 @@ def settling_of(
                 f"leaves out, and R-hat may not see; {of_size.advice(chains, estimator)}"
             )
     return Settling(shares, lines)
+
+
+def _moves(free: Restricted, reading: ModelReading) -> bool:
+    """Whether φ has another value elsewhere: where the component does not enter it, χ is 0 at any length."""
+    noise = torch.from_numpy(generator(0, Stream.NOISE).standard_normal(free.num_parameters)).to(free.anchor)
+    values = [float(reading(free.anchor[None] + size * noise)[1]) for size in (0.0, 0.1, 1.0)]
+    return len(set(values)) > 1
 
 
 def add_warnings(response: SampledResponse, settling: Settling, others: Sequence[str]) -> SampledResponse:
