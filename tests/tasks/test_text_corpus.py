@@ -190,6 +190,8 @@ def test_rows_shares_seeds_and_repeats() -> None:
     many = mixed_rows(split, 4, {"c": 1.0}, 25, 0, names, repeat=True)
     assert len(many.tokens) == 25  # 10 rows a pass
     assert np.unique(many.tokens, return_counts=True)[1].tolist().count(3) == 20
+    assert len(np.unique(many.tokens, axis=0)) > 20  # one document has one order: it is cut from another token on
+    assert (split.tokens[split.starts[3] :].min(), set(many.documents)) == (many.tokens.min(), {3})
     uneven = numbered([7, 9, 6, 11], [0, 0, 0, 0])  # 8 rows a pass, cut elsewhere in the second pass
     assert len(np.unique(mixed_rows(uneven, 4, {"a": 1.0}, 16, 0, ("a",), repeat=True).tokens, axis=0)) > 8
     assert (mixed_rows(split, 4, {"a": 1, "b": 1}, 3, 0, names).domains == 0).sum() == 2  # a tie goes to the first

@@ -1,5 +1,6 @@
 """Rows of equal length cut from a split, mixed by stated shares of the domains."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 from patterning.core.errors import PatterningError
 from patterning.core.rng import Stream, generator
 from patterning.tasks.text.corpus import Split
+
+FEW_DOCUMENTS = 5
+"""So many have few orders to be joined in: later passes over them start at another token as well."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,16 @@ def mixed_rows(
     A domain's documents are put in a random order and joined, and the stream is cut into rows without overlap. A row
     may hold the end of one document and the start of the next (a separator stands between); the rest of less than one
     row is left out. Of these rows a random part is taken. When a domain has too few, that is a `PatterningError`
-    that says how many there are, unless `repeat`: then its documents are joined again in another order, as often as
-    needed. Shares are relative; a domain that is not named has share 0.
+    that says how many there are, unless `repeat`: then its documents are joined again in another order (fewer than 5
+    of them from another token on), as often as needed. Shares are relative; a domain that is not named has share 0.
     """
     counts = _counts(context, shares, rows, domain_names)
     pieces = []
     for number, (name, count) in enumerate(zip(domain_names, counts, strict=True)):
         left, turn = count, 0
         while left > 0:
-            piece = _one_pass(split, number, context, generator(seed, Stream.DATA, replica=number, step=turn))
+            rng = generator(seed, Stream.DATA, replica=number, step=turn)
+            piece = _one_pass(split, number, context, rng, turn)
             available = len(piece.tokens)
             if available == 0 or (left > available and not repeat):
                 raise PatterningError(
@@ -79,16 +84,23 @@ def _counts(context: int, shares: Mapping[str, float], rows: int, names: Sequenc
     return counts.tolist()
 
 
-def _one_pass(split: Split, domain: int, context: int, rng: np.random.Generator) -> Rows:
-    """All rows of a domain, in random order."""
+def _one_pass(split: Split, domain: int, context: int, rng: np.random.Generator, turn: int) -> Rows:
+    """All rows of a domain, in random order; in another `turn` they are cut elsewhere."""
     order = rng.permutation(np.flatnonzero(split.domains == domain))
     lengths = np.diff(split.starts)[order]
-    count = int(lengths.sum()) // context
+    total = int(lengths.sum())
+    count = total // context
     if count == 0:
         empty = np.zeros(0, dtype=np.int64)
         return Rows(np.zeros((0, context), dtype=np.int64), empty.astype(np.uint8), empty)
     stream = np.concatenate([split.tokens[split.starts[i] : split.starts[i + 1]] for i in order])
-    owner = np.searchsorted(np.cumsum(lengths), np.arange(count) * context, side="right")
     chosen = rng.permutation(count)
-    tokens = stream[: count * context].reshape(count, context)[chosen].astype(np.int64)
+    first = turn * _stride(context) % total if len(order) < FEW_DOCUMENTS else 0
+    owner = np.searchsorted(np.cumsum(lengths), (first + np.arange(count) * context) % total, side="right")
+    tokens = np.roll(stream, -first)[: count * context].reshape(count, context)[chosen].astype(np.int64)
     return Rows(tokens, np.full(count, domain, dtype=np.uint8), order[owner[chosen]])
+
+
+def _stride(context: int) -> int:
+    """Tokens whose multiples fall on every place of a row, far apart at first: about the golden section of it."""
+    return next(step for step in range(max(1, round(0.618 * context)), 2 * context) if math.gcd(step, context) == 1)
