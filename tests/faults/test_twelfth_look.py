@@ -1,7 +1,12 @@
-"""What a thirteenth round of trying found: models with function transforms of their own, large targets, rows of 0."""
+"""What a thirteenth round of trying found: transforms in a model, large targets, rows of 0, missing values."""
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -76,3 +81,17 @@ def test_an_observable_that_the_component_does_not_move_is_said_to_be_so(estimat
     assert "the component does not move what is measured" in said
     assert "short for elsewhere" not in said
     assert "sampling ended at reliability" not in said
+
+
+@pytest.mark.parametrize("row", [0, 5])
+@pytest.mark.parametrize(("column", "place"), [("y", ""), ("x", ""), ("x", r"\[1\]")])
+def test_a_row_without_a_value_is_named(row: int, column: str, place: str, tmp_path: Path) -> None:
+    data = {"x": [[1.0, 2.0, 3.0]] * 9, "y": [0.5] * 9}
+    held = list(data[column])
+    held[row] = [1.0, None, 3.0] if place else None
+    data = data | {column: held}
+    net = nn.Linear(3, 1)
+    pq.write_table(pa.table(data), tmp_path / "rows.parquet")
+    for form in (tmp_path / "rows.parquet", Dataset.from_dict(data), data):
+        with pytest.raises(pt.PatterningError, match=rf"\[?{row}\]?.*{place} is None: leave out rows without a value"):
+            pt.Task(net, lambda m, b: (m(b["x"])[:, 0] - b["y"]).square(), form)

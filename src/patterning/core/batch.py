@@ -1,6 +1,7 @@
 """Rows of data as a user has them: tensors, arrays, and tuples, lists and dicts of these with one leading axis."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
+from numbers import Number
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from patterning.core.errors import PatterningError
 from patterning.core.parquet_rows import ParquetRows
 from patterning.core.rows import RowSource, is_row_source
-from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds_numbers
+from patterning.core.tensors import from_numbers, from_numpy, from_tensor, holds_numbers, refuse_missing
 
 MANY_COLUMNS = 3
 """From so many entries on, a list may be one of rows."""
@@ -42,6 +43,8 @@ def as_batch(data: object) -> Batch:  # noqa: PLR0911 - one return for each kind
         items = cast("Sequence[Any]", data)
         if len(items) and holds_numbers(items):
             return from_numbers(items)
+        if any(isinstance(part, Number) for part in items):
+            refuse_missing("entry ", items)
         try:
             return _like(items, [None if part is None else _whole(as_batch(part)) for part in items])
         except PatterningError as error:
@@ -144,6 +147,8 @@ def _like(container: Any, parts: list[Any]) -> Any:
 
 def _entry(key: object, part: object) -> Batch:
     try:
+        if isinstance(part, list) and any(isinstance(row, list) for row in part):  # a column: each entry is a row
+            refuse_missing("row ", [None if row is None else 0 for row in part])
         return _whole(as_batch(part))
     except PatterningError as error:
         raise PatterningError(f"data[{key!r}]: {error}") from None

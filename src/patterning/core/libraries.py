@@ -17,11 +17,13 @@ _ALWAYS = ("patterning", "builtins", "torch", "numpy")
 def is_library(module: str | None) -> bool:
     """Whether a module comes with Python, with an installed package, or with this one."""
     name = module or "builtins"
+    if name == "__main__":  # what was started, though it may lie in a package (python -m)
+        return False
     if name.partition(".")[0] in _ALWAYS or name in sys.builtin_module_names:
         return True
     path = getattr(sys.modules.get(name), "__file__", None)
     if path is None:
-        return name != "__main__" and name in sys.modules
+        return name in sys.modules
     return _in_library(path)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from patterning.core.errors import PatterningError
-from patterning.core.tensors import from_numbers, from_numpy, from_tensor
+from patterning.core.tensors import from_numbers, from_numpy, from_tensor, refuse_missing
 
 AT_ONCE = 1024
 """Rows that are read at a time where all are gone through."""
@@ -33,7 +33,7 @@ class RowSource:
             raise PatterningError("the data set is empty: it must have n > 0 rows")
         first = self._item(0)
         if isinstance(first, Mapping):
-            self.left_out = tuple(str(key) for key, value in first.items() if not _is_numeric(value))
+            self.left_out = tuple(str(key) for key, value in first.items() if not self._is_kept(key, value))
             if len(self.left_out) == len(first):
                 raise PatterningError(f"the rows of the data set hold text alone ({', '.join(self.left_out)})")
 
@@ -73,15 +73,27 @@ class RowSource:
                 f"row {row} of the data set cannot be read ({type(error).__name__}: {error})"
             ) from error
 
-    def _stacked(self, items: list[Any], shape: tuple[int, ...], rows: list[int]) -> Any:
+    def _is_kept(self, key: Any, first: Any) -> bool:
+        """Whether a column holds numbers: where its first row has none, by the first of the next ones that has any."""
+        if first is None:
+            items = (self._item(row) for row in range(1, min(len(self), AT_ONCE)))
+            first = next((item[key] for item in items if item.get(key) is not None), None)
+        return _is_numeric(first)
+
+    def _stacked(self, items: list[Any], shape: tuple[int, ...], rows: list[int], name: str = "") -> Any:
         first = items[0]
         if isinstance(first, Mapping):
             keys = [key for key in first if str(key) not in self.left_out]
-            return {key: self._stacked([item[key] for item in items], shape, rows) for key in keys}
+            return {key: self._stacked([item[key] for item in items], shape, rows, f": [{key!r}]") for key in keys}
         if isinstance(first, tuple):
             parts = [self._stacked([item[k] for item in items], shape, rows) for k in range(len(first))]
             return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-        values = [_as_tensor(item) for item in items]
+        try:
+            values = [_as_tensor(item) for item in items]
+        except PatterningError:
+            for row, item in zip(rows, items, strict=True):
+                refuse_missing(f"row {row} of the data set{name}", item)
+            raise
         for row, value in zip(rows, values, strict=True):
             if value.shape != values[0].shape:
                 raise PatterningError(

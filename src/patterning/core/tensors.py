@@ -40,11 +40,32 @@ def holds_numbers(items: Sequence[Any]) -> bool:
     return isinstance(first, Number)
 
 
+def refuse_missing(what: str, values: object) -> None:
+    """Raise `PatterningError` where a list of numbers, or of lists of them, holds None; `what` names it."""
+    place = _place_of_none(values)
+    if place is not None:
+        where = what + "".join(f"[{i}]" for i in place)
+        raise PatterningError(
+            f"{where} is None: leave out rows without a value, or put a number there and let the loss return (losses, "
+            "mask) with mask False at it"
+        )
+
+
+def _place_of_none(values: object) -> tuple[int, ...] | None:
+    if values is None:
+        return ()
+    for i, value in enumerate(values if isinstance(values, list | tuple) else ()):
+        if (place := _place_of_none(value)) is not None:
+            return (i, *place)
+    return None
+
+
 def from_numbers(items: Sequence[Any], *, item: bool = False) -> Tensor:
     """A list of numbers, or of lists of them of one length; `item`: it is one row."""
     try:
         return from_numpy(np.array(items), item=item)
     except ValueError as error:  # rows of unequal length
+        refuse_missing("entry ", items)
         raise PatterningError(
             f"a list of numbers is no array ({error}): pad rows of unequal length to one length, and let the loss "
             "return a pair (losses, mask) with mask False at the padding"
