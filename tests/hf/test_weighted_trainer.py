@@ -228,6 +228,12 @@ def test_what_would_train_under_other_weights_is_refused(tmp_path: Path) -> None
 
     with pytest.raises(pt.PatterningError, match="padded on the left"):
         trainer(weights=pt.Weights.of_rows(np.ones((ROWS, 8))), data_collator=left).train()
+
+    def sorted_by_length(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return pad(sorted(rows, key=lambda row: len(row["input_ids"])))
+
+    with pytest.raises(pt.PatterningError, match="changes the order of the rows in a minibatch"):
+        trainer(weights=pt.Weights.of_rows(np.ones(ROWS)), data_collator=sorted_by_length).train()
     with pytest.raises(pt.PatterningError, match="packed together"):
         RowCollator(lambda rows: {"input_ids": torch.zeros(1, 9)})([data[0], data[1]])
 

@@ -76,6 +76,15 @@ def test_the_card_s_own_lines_train_as_the_package_does(tmp_path: Path) -> None:
     exec("\n".join(lines).replace('"rho.parquet"', repr(str(folder / "rho.parquet"))), names)
     assert float(names["loss"]) == pytest.approx(float(rho.loss(losses, ids)))
     assert "Not verified" in (folder / "README.md").read_text()
+    assert rho.save_card(folder) == folder  # in place of its own card
+
+
+def test_a_readme_of_the_user_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# My model\n")
+    with pytest.raises(pt.PatterningError, match=r"has a README.md that is no card of weights"):
+        weights(task()).save_card(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "# My model\n"
 
 
 def test_rows_are_known_by_their_hash() -> None:

@@ -43,8 +43,49 @@ class RowCollator:
                 f"the collator made {count} rows of {len(rows)}: rows that are packed together have no weights of "
                 "their own; turn packing and padding-free batches off"
             )
+        _check_order(rows, batch)
         batch[self.column] = _as_ids([row[self.column] for row in rows])
         return batch
+
+
+def _check_order(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> None:
+    """Raise `PatterningError` where some column shows that the rows of a batch came out in another order.
+
+    A column whose values were changed (masked tokens, say) shows nothing.
+    """
+    for key in set(rows[0]) & set(batch):
+        parts = [_numbers(row.get(key)) for row in rows]
+        made = [_numbers(value) for value in batch[key]] if isinstance(batch[key], torch.Tensor) else []
+        if not made or any(part is None for part in (*parts, *made)):
+            continue
+        if all(map(_agree, parts, made)):
+            continue
+        places = [next((i for i, part in enumerate(parts) if _agree(part, value)), None) for value in made]
+        if None not in places:
+            raise PatterningError(
+                f"the collator changes the order of the rows in a minibatch (column {key!r}), so that weights would go "
+                "to other rows: let it keep the order, and sort within the model "
+                "(pack_padded_sequence(..., enforce_sorted=False))"
+            )
+
+
+def _numbers(value: Any) -> torch.Tensor | None:
+    """A row's values (k,) of one column; None for what is no number, or none at all."""
+    try:
+        numbers = torch.as_tensor(value).detach().cpu().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return numbers if numbers.numel() else None
+
+
+def _agree(row: Any, made: Any) -> bool:
+    """Whether a row of a batch is this one: padded at either end by one value, or cut."""
+    n = min(len(row), len(made))
+    first, rest, last, before = made[:n], made[n:], made[len(made) - n :], made[: len(made) - n]
+    return any(
+        torch.equal(part.to(row.dtype), own) and len(pad.unique()) < 2
+        for part, own, pad in ((first, row[:n], rest), (last, row[len(row) - n :], before))
+    )
 
 
 def _as_ids(ids: list[Any]) -> Any:

@@ -22,6 +22,7 @@ from patterning.intervention.change import what_rows_keep
 from patterning.intervention.weights_file import write_weights
 
 TABLE, CARD = "rho.parquet", "README.md"
+TITLE = "# Weights on training data"
 
 
 def save_card(
@@ -40,10 +41,13 @@ def save_card(
 
     `target`: the wish in words, with its sign (default: as the weights were made). `evidence`: what `verify` found;
     `arm`: which of its arms these weights were (default: its only one). `task`: its rows are hashed, so that others can
-    tell whether they have the same ones. `chi`, `chi_se` (n,): the response and its standard error. Raises
-    `PatterningError` for what does not fit the weights.
+    tell whether they have the same ones. `chi`, `chi_se` (n,): the response and its standard error. An earlier card in
+    the folder is replaced. Raises `PatterningError` for what does not fit the weights, and for a folder with a README
+    that is no such card.
     """
     rows, folder = len(weights.rho), Path(folder)
+    if (card := folder / CARD).exists() and TITLE.encode() not in card.read_bytes().splitlines():
+        raise PatterningError(f"{folder} has a {CARD} that is no card of weights, and would be lost: give a new folder")
     more: dict[str, Any] = {}
     if task is not None:
         weights.check(task)
@@ -106,7 +110,7 @@ def _column(name: str, values: Any, rows: int) -> Floats:
 def _card(weights: Any, target: str | None, evidence: Any, arm: str | None, more: Sequence[str], licence: str) -> str:
     facts, pull = weights.facts, weights.summary()
     what = target or facts.get("what") or "not stated"
-    lines = ["# Weights on training data", "", f"**Asked for:** {what}", ""]
+    lines = [TITLE, "", f"**Asked for:** {what}", ""]
     if wanted := facts.get("target"):
         lines += [*(_sign(name, value) for name, value in wanted.items()), ""]
     known = [(name, facts[name]) for name in ("policy", "strength", "per", "rho_by_group") if name in facts]

@@ -42,8 +42,9 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
     for name, diagnostics in response.diagnostics.items():
         if diagnostics.r_hat > MOST_R_HAT:
             warnings.append(
-                f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, and χ is that of "
-                "chains still moving away from w*; raise burn_in and draws, or γ"
+                f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, or lie too "
+                "close together to tell, and χ may be that of chains still moving away from w*; raise burn_in and "
+                "draws, or γ"
             )
         elif diagnostics.r_hat > NOT_QUITE_SETTLED:
             warnings.append(
