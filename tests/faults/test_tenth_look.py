@@ -165,6 +165,11 @@ def test_the_folder_of_one_command_is_not_taken_by_another(tmp_path: Path) -> No
     (tmp_path / "chi" / "results.json").write_text("{}")
     with pytest.raises(PatterningError, match="holds what `patterning measure` wrote: name another folder"):
         pt.verify(train, arm, {"m": lambda r: r}, range(3), out=tmp_path / "chi", workers=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("my own")
+    with pytest.raises(PatterningError, match=r"has a results.json that no proof wrote"):
+        pt.verify(train, arm, {"m": lambda r: r}, range(3), out=tmp_path / "mine", workers=1)
+    assert (tmp_path / "mine" / "results.json").read_text() == "my own"
 
 
 def test_the_result_of_one_unit_under_the_name_of_another_is_damaged(tmp_path: Path, caplog) -> None:

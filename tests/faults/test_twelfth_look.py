@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import patterning as pt
+from patterning.posterior.diagnostics import MOST_R_HAT
 
 from .common import squares
 
@@ -95,3 +96,47 @@ def test_a_row_without_a_value_is_named(row: int, column: str, place: str, tmp_p
     for form in (tmp_path / "rows.parquet", Dataset.from_dict(data), data):
         with pytest.raises(pt.PatterningError, match=rf"\[?{row}\]?.*{place} is None: leave out rows without a value"):
             pt.Task(net, lambda m, b: (m(b["x"])[:, 0] - b["y"]).square(), form)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_settled_chains_of_few_close_draws_are_not_refused_for_their_r_hat(seed: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=random)
+    y = x @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.5 * torch.randn(60, generator=random)
+    solution = torch.linalg.lstsq(x, y[:, None])[0]
+    net = nn.Linear(4, 1, bias=False)
+    net.weight = nn.Parameter(solution.T.clone())
+    task = pt.Task(net, lambda m, b: (m(b[0])[:, 0] - b[1]).square() / 2, (x, y))
+    chi = pt.measure(
+        task, {f"w{i}": lambda m, i=i: m.weight[0, i] for i in range(4)}, sampler=pt.SGLD(60, 60, 5e-4), chains=4,
+        draws=20, burn_in=300, steps_between_draws=4, batch_size=60, budget=1, progress=False, seed=seed,
+        estimator="pathwise",
+    )  # fmt: skip
+    gradients = (x @ solution - y[:, None]) * x
+    curvature = 60 * x.T @ x / 60 + 60 * torch.eye(4)
+    exact = -torch.linalg.solve(curvature, (gradients - gradients.mean(0)).T).numpy()
+    assert (chi.chi * exact).sum() / (exact * exact).sum() == pytest.approx(1.0, abs=0.03)
+    apart = [name for name, value in chi.r_hat.items() if value > MOST_R_HAT]
+    assert apart  # by chance: 80 steps of draws, where chains forget in 33 to 67
+    for name in apart:
+        assert chi.invert({name: 1.0}).refused is None
+        assert any(line.startswith(f"chains differ on {name}") for line in chi.warnings)
+
+
+def test_chains_in_two_places_are_refused_for_their_r_hat() -> None:
+    class Wells(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.w**2
+
+    x = torch.linspace(0.5, 1.5, 30)
+    task = pt.Task(Wells(), lambda m, b: 40 * (m(b[0]) - b[0]).square(), (x,))
+    chi = pt.measure(
+        task, {"w": lambda m: m.w[0]}, sampler=pt.SGLD(30, 1, 1e-4), chains=6, draws=40, burn_in=400, budget=1,
+        steps_between_draws=4, batch_size=30, progress=False, estimator="covariance",
+    )  # fmt: skip
+    assert chi.r_hat["w"] > MOST_R_HAT
+    assert "have not settled" in str(chi.invert({"w": 1.0}).refused)

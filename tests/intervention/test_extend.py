@@ -133,6 +133,26 @@ def test_parts_of_other_weights_are_not_mixed_in(task: pt.Task, probed: pt.Weigh
         probed.extend_to(tmp_path / "rho.parquet", task)
 
 
+def test_a_corpus_of_another_form_is_refused_and_does_not_bar_the_mended_call(
+    task: pt.Task, probed: pt.Weights, tmp_path: Path
+) -> None:
+    out, key = tmp_path / "rho.parquet", "tokens"
+    for rows, words in (
+        ({"text": text(40, 5)}, r"data has no 'tokens', which the task's data has"),
+        ({key: text(40, 5)[:, :-1]}, r"data\['tokens'\] holds whole numbers of shape \(n, "),
+        ({key: text(40, 5).float()}, r"holds real numbers .* the task's data holds whole numbers"),
+        ([text(40, 5)], "holds 1 parts in a list, and the task's data holds 1 parts in a dict"),
+    ):
+        with pytest.raises(pt.PatterningError, match=words):
+            probed.extend_to(out, task, rows)
+    with pytest.raises(
+        pt.PatterningError, match=r"cannot run on rows 0 to 39 of data \(IndexError: index out of range"
+    ):
+        probed.extend_to(out, task, {key: text(40, 5) + 100})
+    assert not list(tmp_path.iterdir())
+    assert probed.extend_to(out, task, {key: text(40, 5)}, progress=False).rows == 40
+
+
 RUN = """
 import os, resource, signal, sys
 import numpy as np, pyarrow, pyarrow.parquet, torch

@@ -131,6 +131,30 @@ def equal_batches(a: Batch, b: Batch) -> bool:
     return a is None and b is None
 
 
+def check_form(what: str, rows: Batch, like: Batch) -> None:
+    """Raise `PatterningError` unless `rows` hold what `like` holds: keys, entries, widths and kinds of numbers.
+
+    `what` names the rows. More keys are let pass.
+    """
+    if isinstance(like, Mapping) and isinstance(rows, Mapping):
+        for key, part in like.items():
+            if key not in rows:
+                raise PatterningError(f"{what} has no {key!r}, which the task's data has (it has {', '.join(rows)})")
+            check_form(f"{what}[{key!r}]", rows[key], part)
+    elif isinstance(like, list | tuple) and isinstance(rows, list | tuple) and len(like) == len(rows):
+        for i, (row, part) in enumerate(zip(rows, like, strict=True)):
+            check_form(f"{what}[{i}]", row, part)
+    elif (found := _form(rows)) != (wanted := _form(like)):
+        raise PatterningError(f"{what} holds {found}, and the task's data holds {wanted}: give rows in the same form")
+
+
+def _form(part: Batch) -> str:
+    if isinstance(part, Tensor):
+        kind = "real numbers" if part.is_floating_point() else "whole numbers"
+        return f"{kind} of shape (n{''.join(f', {size}' for size in part.shape[1:])})"
+    return f"{len(part)} parts in a {_kind(part)}" if isinstance(part, Sized) else _kind(part)
+
+
 def take_rows(data: Batch, rows: Tensor) -> Batch:
     """Rows of every tensor in `data`: each (n, ...) becomes (*rows.shape, ...)."""
     if isinstance(data, RowSource):

@@ -25,7 +25,7 @@ from patterning.intervention.direction import MIN_RELIABILITY, Direction, Rows, 
 from patterning.response.moderated import moderate
 from patterning.response.modes import Modes, find_modes
 from patterning.response.sample import COMPONENT_LOSS
-from patterning.response.store import refused_components, save_tree
+from patterning.response.store import r_hat_apart, refused_components, save_tree
 
 if TYPE_CHECKING:
     import xarray
@@ -230,7 +230,7 @@ class Response:
         chains = self.by_chain() if self.errors_known else np.stack(halves)  # the same twice: no error can be told
         rows = Rows(
             self.names, self.chi, chains, (halves[0] - halves[1]) / 2, tuple(self.reliability.values()),
-            tuple(self.r_hat.values()),
+            tuple(r_hat_apart(self.data).values[c, o] for c, o in self._places),
         )  # fmt: skip
         samples = Samples(
             self.row, self.position, self.base_weights, np.arange(len(self.row)), share_of_data(self.data)

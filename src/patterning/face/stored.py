@@ -16,7 +16,7 @@ from patterning.intervention.change import Change
 from patterning.intervention.chunked import Chunk, ChunkedSolution, invert_chunks
 from patterning.intervention.rows_of_chi import MIN_RELIABILITY, untrusted
 from patterning.intervention.wishes import not_held, plan_in_words, unconfirmed, wished
-from patterning.response.store import open_response
+from patterning.response.store import open_response, r_hat_apart
 
 if TYPE_CHECKING:
     import xarray
@@ -186,8 +186,8 @@ def invert_store(
     chosen = [rows[name] for name in target]
     asked = [row for row in chosen if target[row.name]]
     reliability, r_hat = (
-        {row.name: float(data[what].isel(component=row.c, observable=row.o)) for row in of}
-        for what, of in (("reliability", asked), ("r_hat", chosen))  # of held rows as well, as `invert` does
+        {row.name: float(values.isel(component=row.c, observable=row.o)) for row in of}
+        for values, of in ((data["reliability"], asked), (r_hat_apart(data), chosen))  # held rows as well, as `invert`
     )
     chunks = StoredChunks(data, chosen, free, samples)
     solution = invert_chunks(chunks, list(target.values()), float(data.attrs["n_beta"]))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from patterning.core.arrays import Bools, Floats
-from patterning.core.batch import Batch, as_batch, count_rows, take_rows
+from patterning.core.batch import Batch, as_batch, check_form, count_rows, take_rows
 from patterning.core.code import code_version
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.identity import digest
@@ -45,6 +45,7 @@ from patterning.intervention.weights_file import FORMAT
 if TYPE_CHECKING:
     import pyarrow
 
+PARTS = "[0-9]*.parquet"
 EVERY = 30.0
 """Seconds between two lines of progress."""
 
@@ -87,15 +88,23 @@ def extend_to(
     check_whole("rows_per_part", rows_per_part, 1)
     anchor, known = ready(weights, task, at)
     source = task.data if data is None else as_batch(data)
+    count_rows(source)
+    first = torch.zeros(1, dtype=torch.int64)
+    check_form("data", take_rows(source, first), take_rows(task.data, first))
     folder = out.with_name(f"{out.name}.parts")
     with one_thread(), hold(folder):
         key = digest(weights.rho, weights.base_weights, weights.free, task.fingerprint, anchor, source, rows_per_part,
                      code_version("intervention.extend_file"))  # fmt: skip
         _claim(folder, key)
         rho, q = weights.rho.ravel(), weights.base_weights.ravel()
-        rule = _rule(folder / "rule.safetensors", lambda: fit_rule(rho, q, known, task, anchor, force=force))
-        corpus = _Corpus(task, anchor, rule, source, weights if data is None else None)
-        speed = _compute(corpus, folder, rows_per_part, progress)
+        try:
+            rule = _rule(folder / "rule.safetensors", lambda: fit_rule(rho, q, known, task, anchor, force=force))
+            corpus = _Corpus(task, anchor, rule, source, weights if data is None else None)
+            speed = _compute(corpus, folder, rows_per_part, progress)
+        except PatterningError:
+            if not any(folder.glob(PARTS)):  # nothing to go on from: the mended call must not be refused for it
+                remove_tree(folder)
+            raise
         share = float(q[known].sum() / q.sum())
         ess = _join(folder, out, digest(source), lambda sums: facts_of_all(weights.facts, share, rule, sums))
         remove_tree(folder)
@@ -148,11 +157,22 @@ class _Corpus:
         """
         import pyarrow
 
-        found = [self._batch(torch.arange(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
+        found = [self._tried(torch.arange(a, min(a + BATCH, last))) for a in range(first, last, BATCH)]
         rho, q, slope, known = (np.concatenate(parts) for parts in zip(*found, strict=True))
         ids = np.arange(first, last) if self.given is None else self.given.ids[first:last]
         columns = {"id": ids, "rho": rho, "base_weight": q, "free": q > 0, "slope": slope, "known": known}
         return pyarrow.table({name: _column(value) for name, value in columns.items()})
+
+    def _tried(self, rows: Tensor) -> tuple[Floats, Floats, Floats, Bools]:
+        try:
+            return self._batch(rows)
+        except PatterningError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            raise PatterningError(
+                f"the module or its loss cannot run on rows {int(rows[0])} to {int(rows[-1])} of data "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     def _batch(self, rows: Tensor) -> tuple[Floats, Floats, Floats, Bools]:
         """ρ, q, slope and which are known, (b,) or (b, t)."""
@@ -251,7 +271,7 @@ def _parts(folder: Path) -> "Iterator[pyarrow.Table]":
     """Their tables, one in memory at a time."""
     import pyarrow.parquet
 
-    for path in sorted(folder.glob("[0-9]*.parquet")):
+    for path in sorted(folder.glob(PARTS)):
         yield pyarrow.parquet.read_table(path, memory_map=False)
 
 

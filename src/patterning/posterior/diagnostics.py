@@ -33,13 +33,18 @@ def missing_share(r_hat: float) -> float:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Of one scalar quantity: `r_hat` (1 at convergence), `ess` (independent draws' worth), `autocorrelation_time`."""
+    """Of one scalar quantity: `r_hat` (1 at convergence), `ess` (independent draws' worth), `autocorrelation_time`.
+
+    `r_hat_limit`: up to which R-hat the chains count as settled; more than `MOST_R_HAT` where it was computed that
+    settled chains of so few draws may be that far apart (`response.settling`).
+    """
 
     r_hat: float
     ess: float
     autocorrelation_time: float
     mean: float
     standard_error: float
+    r_hat_limit: float = MOST_R_HAT
 
 
 def split_r_hat(trace: Floats) -> float:

@@ -14,6 +14,7 @@ from patterning.response.sample import SampledResponse
 
 MOST_EXPANSION = 10.0
 """`auto` leaves the pathwise estimator for a component whose adjoint outgrows a convex loss's by this factor."""
+APART = "chains disagree on"
 NOT_QUITE = "chains have not quite settled on"
 FAR = 0.5
 """Share of the way to the loss band from which a rise of the loss is called far from w*."""
@@ -42,7 +43,7 @@ def judged(response: SampledResponse, losses: Tensor, band: Band) -> SampledResp
     for name, diagnostics in response.diagnostics.items():
         if diagnostics.r_hat > MOST_R_HAT:
             warnings.append(
-                f"chains disagree on {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, or lie too "
+                f"{APART} {name} (R-hat {diagnostics.r_hat:.2f}): they have not settled, or lie too "
                 "close together to tell, and χ may be that of chains still moving away from w*; raise burn_in and "
                 "draws, or γ"
             )

@@ -130,7 +130,7 @@ def sample_component(work: Work, free: Restricted | None = None) -> SampledRespo
         response = judged(sampled, probe.at_anchor, band)
         lines = step_warnings(short, response.rise, work.chains)
         functions = work.settings.observables
-        settling = settling_of(free, work.kernel, work.chains, functions, response.estimator)
+        settling = settling_of(free, work.kernel, work.chains, functions, response)
         response = add_warnings(response, settling, [*lines, *short_of(response, work.settings)])
     except LostError as error:
         raise PatterningError(f"{error}: {advise(free, free.anchor, work.kernel, work.chains, band.loss)}") from None

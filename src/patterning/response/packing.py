@@ -1,12 +1,12 @@
 """A `SampledResponse` as named arrays and back, for units of work."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from patterning.core.store import Arrays
-from patterning.posterior.diagnostics import diagnose
+from patterning.posterior.diagnostics import MOST_R_HAT, diagnose
 from patterning.posterior.preconditioned import RMSPropSGLD
 from patterning.posterior.sgld import SGLD
 from patterning.response.moments import Moments
@@ -26,6 +26,7 @@ def pack(found: SampledResponse) -> Arrays:
         "degrees_of_freedom": response.degrees_of_freedom,
         "excluded": {str(chain): why for chain, why in found.excluded.items()},
         "watched": list(found.sample_diagnostics),
+        "r_hat_limits": {name: one.r_hat_limit for name, one in found.diagnostics.items()},
         "rise": found.rise,
         "estimator": found.estimator,
         "note": found.note,
@@ -60,6 +61,7 @@ def unpack(arrays: Arrays) -> SampledResponse:
     names = tuple(facts["observables"])
     traces = dict(zip(names, arrays["traces"], strict=True))
     watched = arrays["watched_traces"]
+    limits = facts.get("r_hat_limits", {})  # units of earlier versions have none
     sums = {key.removeprefix("moments."): value for key, value in arrays.items() if key.startswith("moments.")}
     return SampledResponse(
         susceptibility=Susceptibility(
@@ -70,7 +72,9 @@ def unpack(arrays: Arrays) -> SampledResponse:
             by_chain=arrays.get("by_chain"),
         ),
         traces=traces,
-        diagnostics={name: diagnose(values) for name, values in traces.items()},
+        diagnostics={
+            name: replace(diagnose(values), r_hat_limit=limits.get(name, MOST_R_HAT)) for name, values in traces.items()
+        },
         sample_diagnostics={j: diagnose(watched[:, :, i]) for i, j in enumerate(facts["watched"])},
         watched_traces=watched,
         excluded={int(chain): why for chain, why in facts["excluded"].items()},

@@ -14,7 +14,7 @@ each direction (as the Fisher information has it). What is missing is given as a
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from patterning.core.rng import Stream, generator
 from patterning.models.restricted import Restricted
 from patterning.posterior.chains import ChainConfig
 from patterning.posterior.curvature import Curvature, lanczos
+from patterning.posterior.diagnostics import MOST_R_HAT
 from patterning.posterior.sgld import SGLD
 from patterning.response.adjoint import ModelObservable, ModelReading
 from patterning.response.capability import few_rows
-from patterning.response.judged import NOT_QUITE
+from patterning.response.judged import APART, NOT_QUITE
 from patterning.response.sample import SampledResponse
 
 MISSED, AIM = 0.05, 0.03
@@ -37,6 +38,8 @@ MISSED, AIM = 0.05, 0.03
 DOUBLINGS = 12
 """How often a setting is doubled to find the advised one."""
 SHORT = "chains are short for"
+LARGEST = 3.0
+"""An R-hat above this is that of chains which have not settled, whatever was computed."""
 STEPS = 8
 """Of the Lanczos iteration."""
 ROWS = 64
@@ -45,10 +48,14 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Settling:
-    """By observable, the share of χ that chains miss; and a sentence for each of which they miss much."""
+    """By observable, the share of χ that chains miss; and a sentence for each of which they miss much.
+
+    `r_hats`: up to which R-hat settled chains of so many draws may be apart by chance.
+    """
 
     shares: Mapping[str, float]
     lines: Mapping[str, str]
+    r_hats: Mapping[str, float] = field(default_factory=dict)
 
 
 def settling_of(
@@ -56,43 +63,52 @@ def settling_of(
     kernel: object,
     chains: ChainConfig,
     observables: Mapping[str, ModelObservable],
-    estimator: str,
+    response: SampledResponse,
 ) -> Settling:
-    """What such chains miss of the χ of each observable, and settings that miss less.
-
-    `estimator`: "pathwise", or that of the covariance of draws.
-    """
+    """What the chains of a response miss of the χ of each observable, and settings that miss less."""
     if not isinstance(kernel, SGLD):
         return Settling({}, {})
-    missing = _of_pathwise if estimator == "pathwise" else _of_covariance
+    pathwise = response.estimator == "pathwise"
+    missing = _of_pathwise if pathwise else _of_covariance
     flat = np.array([kernel.step_size * kernel.localization / 2])
-    if (most := float(missing(flat, _times(chains))[0])) <= MISSED:  # even where the loss is flat
-        return Settling(dict.fromkeys(observables, most), {})
-    shares, lines = dict[str, float](), dict[str, str]()
+    most = float(missing(flat, _times(chains))[0])  # where the loss is flat
+    shares, lines, r_hats = dict[str, float](), dict[str, str](), dict[str, float]()
     for name, function in observables.items():
-        try:
-            reading = ModelReading(name, free, function)
-            gradient = reading(free.anchor[None])[2]
-            if not gradient.any() and not _moves(free, reading):
-                shares[name] = 0.0
-                continue
-            found = _curvatures(free, gradient) if float(gradient.norm()) > 0 else None
-        except (RuntimeError, NotImplementedError, PatterningError):  # φ or the loss has no derivative
-            found = None
-        if found is None or not np.isfinite(found[0]).all():
-            lines[name] = (
-                f"chains may be short for {name}: where the loss is flat they miss about {min(most, 1):.0%} of its χ, "
-                "which its ± leaves out, and no gradient at w* tells more; raise burn_in and draws, or γ"
-            )
+        apart = name in response.diagnostics and response.diagnostics[name].r_hat > MOST_R_HAT
+        if most <= MISSED and not apart:
+            shares[name] = most
+            continue
+        found = _met_by(free, name, function)
+        if found is None:
+            if most <= MISSED:
+                shares[name] = most
+            else:
+                lines[name] = (
+                    f"chains may be short for {name}: where the loss is flat they miss about {min(most, 1):.0%} of its "
+                    "χ, which its ± leaves out, and no gradient at w* tells more; raise burn_in and draws, or γ"
+                )
             continue
         of_size = _Missing(kernel, *found, missing)
-        shares[name] = of_size(chains)
+        shares[name], r_hats[name] = of_size(chains), of_size.r_hat(chains)
         if shares[name] > MISSED:
             lines[name] = (
                 f"{SHORT} {name}: its χ is about {min(shares[name], 1):.0%} too small after so few steps, which its ± "
-                f"leaves out, and R-hat may not see; {of_size.advice(chains, estimator)}"
+                f"leaves out, and R-hat may not see; {of_size.advice(chains, response.estimator)}"
             )
-    return Settling(shares, lines)
+    return Settling(shares, lines, r_hats)
+
+
+def _met_by(free: Restricted, name: str, function: ModelObservable) -> tuple[Floats, Floats] | None:
+    """Curvatures that ∇φ meets, and their shares of it: none of a φ that nothing moves; None where not known."""
+    try:
+        reading = ModelReading(name, free, function)
+        gradient = reading(free.anchor[None])[2]
+        if not gradient.any():
+            return None if _moves(free, reading) else (np.zeros(1), np.zeros(1))
+        found = _curvatures(free, gradient)
+    except (RuntimeError, NotImplementedError, PatterningError):  # φ or the loss has no derivative
+        return None
+    return found if np.isfinite(found[0]).all() else None
 
 
 def _moves(free: Restricted, reading: ModelReading) -> bool:
@@ -103,19 +119,28 @@ def _moves(free: Restricted, reading: ModelReading) -> bool:
 
 
 def add_warnings(response: SampledResponse, settling: Settling, others: Sequence[str]) -> SampledResponse:
-    """The response with more warnings. What is computed of φ's chains replaces the guess from their R-hat."""
+    """The response with more warnings. What is computed of φ's chains replaces the guess from their R-hat.
+
+    Settled chains are far apart, too, where their draws span few of their correlation times. Where little of χ is
+    missing and R-hat is no larger than such chains have by chance, it is no reason to refuse χ (`r_hat_limit`).
+    """
+    diagnostics = dict(response.diagnostics)
+    for name, limit in settling.r_hats.items():
+        if name not in settling.lines and MOST_R_HAT < diagnostics[name].r_hat <= limit:
+            diagnostics[name] = replace(diagnostics[name], r_hat_limit=limit)
     known = []
     for line in response.warnings:
-        name = next((name for name in settling.shares if line.startswith(f"{NOT_QUITE} {name} (")), None)
-        if name is None:
+        kinds = (NOT_QUITE, APART)
+        name = next((n for n in settling.shares if line.startswith(tuple(f"{kind} {n} (" for kind in kinds))), None)
+        if name is None or (line.startswith(APART) and diagnostics[name].r_hat > diagnostics[name].r_hat_limit):
             known.append(line)
         elif name not in settling.lines:
             known.append(
-                f"chains differ on {name} (R-hat {response.diagnostics[name].r_hat:.2f}), though where the loss is "
-                f"curved as at w* they miss about {settling.shares[name]:.0%} of its χ: compare with χ of twice the "
-                "burn_in and draws"
+                f"chains differ on {name} (R-hat {diagnostics[name].r_hat:.2f}), though where the loss is curved as at "
+                f"w* they miss about {settling.shares[name]:.0%} of its χ: compare with χ of twice the burn_in and "
+                "draws"
             )
-    return replace(response, warnings=(*known, *settling.lines.values(), *others))
+    return replace(response, warnings=(*known, *settling.lines.values(), *others), diagnostics=diagnostics)
 
 
 Missed = Callable[[Floats, Floats], Floats]
@@ -156,6 +181,26 @@ class _Missing:
             return 0.0
         lost = self.missing(np.clip(self.kernel.step_size * held / 2, 0.0, 1.0), _times(chains))
         return math.sqrt(float(weight @ lost**2 / weight.sum()))
+
+    def r_hat(self, chains: ChainConfig) -> float:
+        """The R-hat of φ that chains exceed by chance in one case of forty, for chains that start at w*.
+
+        The mean of half a chain scatters as the covariance of its draws says, in each direction; over the chains its
+        variance has a χ² law (as Wilson and Hilferty approximate it).
+        """
+        held, _ = self._held
+        rest = 1 - np.clip(self.kernel.step_size * held / 2, 0.0, 1.0)
+        half, times = chains.draws // 2, _times(chains)
+        between, within = 0.0, 0.0
+        for part in (times[:half], times[half : 2 * half]):
+            apart, together = np.abs(part[:, None] - part), part[:, None] + part
+            for r, variance in zip(rest, self.shares / held, strict=True):
+                own = variance * (r**apart - r**together)
+                between += own.mean() / 2
+                within += (own.diagonal().mean() - own.mean()) * half / max(half - 1, 1) / 2
+        free = max(chains.chains - 1, 1)
+        chance = (1 - 2 / (9 * free) + 1.96 * math.sqrt(2 / (9 * free))) ** 3
+        return min(LARGEST, math.sqrt((half - 1) / half + chance * between / within)) if within > 0 else float("nan")
 
     @property
     def _held(self) -> tuple[Floats, Floats]:

@@ -122,7 +122,7 @@ class ShardedComponent(ABC):
             response = self.judged(response)
             more = step_warnings(self.short, response.rise, plan.config)
             free, functions = self.rounds[-1].restricted(), plan.settings.observables
-            settling = settling_of(free, plan.kernel, plan.config, functions, response.estimator)
+            settling = settling_of(free, plan.kernel, plan.config, functions, response)
             response = add_warnings(response, settling, [*more, *short_of(response, plan.settings)])
         except LostError as error:
             free = self.rounds[-1].restricted()

@@ -22,7 +22,7 @@ from patterning.core.code import code_version
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Document
 from patterning.core.store import cannot_write, part_of, remove_tree
-from patterning.posterior.diagnostics import Diagnostics
+from patterning.posterior.diagnostics import MOST_R_HAT, Diagnostics
 
 if TYPE_CHECKING:
     import xarray
@@ -92,6 +92,7 @@ def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
             ),
             "reliability": (both, np.array(reliability)),
             "r_hat": (both, diagnostic("r_hat")),
+            "r_hat_limit": (both, diagnostic("r_hat_limit")),
             "ess": (both, diagnostic("ess")),
             "autocorrelation_time": (both, diagnostic("autocorrelation_time")),
             "rise": ("component", np.array([item.rise for item in found.values()])),
@@ -107,6 +108,15 @@ def to_tree(response: "ComponentResponse") -> "xarray.DataTree":
         {"component": names, "observable": observables, "chain": np.arange(chains), "draw": np.arange(draws)},
     )
     return xarray.DataTree.from_dict({"/susceptibility": susceptibility, "/posterior": posterior})
+
+
+def r_hat_apart(data: "xarray.Dataset") -> "xarray.DataArray":
+    """R-hat (component, observable) where it says that chains have not settled; NaN elsewhere, or where none is known.
+
+    `data`: the susceptibility of a tree; one of an earlier version has no limit of its own.
+    """
+    r_hat = data["r_hat"]
+    return r_hat.where(r_hat > data.get("r_hat_limit", MOST_R_HAT))
 
 
 def _shared_observables(response: "ComponentResponse") -> list[str]:

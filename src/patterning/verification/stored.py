@@ -113,6 +113,10 @@ def refuse_other_kind(folder: Path) -> None:
         raise PatterningError(f"{folder} holds a run of `patterning run`: name another folder for the proof")
     if (folder / "chi.zarr").exists() and (folder / RESULTS).exists():
         raise PatterningError(f"{folder} holds what `patterning measure` wrote: name another folder for the proof")
+    if (folder / RESULTS).exists() and not (folder / "units").exists():
+        raise PatterningError(
+            f"{folder} has a {RESULTS} that no proof wrote, and it would be lost: name another folder"
+        )
 
 
 def read_claim(folder: Path) -> Document:
