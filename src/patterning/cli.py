@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from patterning.console.presets import Preset
 from patterning.console.shell import Output, Version, main_of, once_each
 from patterning.console.where import Address, Count, Cpus, Gpus, Kind, place_of
 from patterning.core.errors import PatterningError
@@ -37,12 +38,9 @@ def _place(workers: int, kind: str, address: str | None, cpus: float, gpus: floa
 @app.command()
 def run(
     experiment: Annotated[
-        str | None, typer.Argument(help="The experiment: superposition, parentheses or induction.")
+        str | None, typer.Argument(help="The experiment: superposition, parentheses, induction or addition.")
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Its size: demo for superposition, standard for parentheses, nano or small for induction, …"),
-    ] = None,
+    preset: Preset = None,
     config: Annotated[Path | None, typer.Option(help="Replay the configuration of a run: RUN/config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")] = None,
     workers: Count = 0,

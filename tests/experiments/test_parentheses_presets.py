@@ -1,12 +1,14 @@
 """The parentheses presets: each is a configuration that runs, and claims have seeds of their own."""
 
+from importlib import import_module
 from itertools import combinations
 
 import pytest
 
+from patterning.console.presets import PRESETS as SHOWN
 from patterning.experiments.parentheses.experiment import PRESETS, ParenthesesConfig, study
 from patterning.experiments.parentheses.subject import ParenthesesSubject
-from patterning.experiments.registry import find_experiment
+from patterning.experiments.registry import NAMES, find_experiment
 
 
 def config_of(name: str) -> ParenthesesConfig:
@@ -33,3 +35,10 @@ def test_the_size_of_the_paper_is_that_of_li_et_al() -> None:
     config = config_of("paper-3-layers")
     assert (config.task.max_length, config.task.draws, config.task.layers) == (40, 200_000, 3)
     assert (config.train.batch_size, config.train.learning_rate, config.train.steps) == (8, 1e-4, 125_000)
+
+
+def test_the_command_s_help_names_the_presets_there_are() -> None:
+    assert list(SHOWN) == list(NAMES)
+    for name, sizes in SHOWN.items():
+        module = import_module(f"patterning.experiments.{name}" + ("" if name == "addition" else ".experiment"))
+        assert list(sizes) == list(module.PRESETS)

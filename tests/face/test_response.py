@@ -73,7 +73,7 @@ def test_the_table_in_words(response: pt.Response) -> None:
     assert lines[2].split()[:3] == ["first", "covariance", f"{response.reliability['first']:.2f}"]
     assert float(lines[2].split()[-1]) == pytest.approx(np.median(response.half_width()[0]), rel=0.05)
     weak = with_chains(response, response.by_chain(), reliability=0.2)
-    assert "! reliability under 0.5, mostly noise: first, rest" in str(weak)
+    assert "! reliability of χ under 0.5, mostly noise: first, rest" in str(weak)
 
 
 def test_rows_are_found_by_name_and_by_pair(response: pt.Response, problem: Known) -> None:

@@ -204,7 +204,7 @@ def test_noise_is_not_given_an_answer(text_response: pt.Response) -> None:
     text = Reader(response_page(tree, "t")).text
     assert "No row of χ can be told from noise yet: the best, 0.*, has a split-half reliability of 0.20" in text
     assert "Mostly noise (1)" in text
-    assert "reliability under 0.5, mostly noise: 0.*, 1.*" in text
+    assert "reliability of χ under 0.5, mostly noise: 0.*, 1.*" in text
 
 
 def test_a_first_look_and_a_single_sample_have_a_page() -> None:

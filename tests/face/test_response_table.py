@@ -74,7 +74,7 @@ def test_the_table_of_known_rows() -> None:
         "χ without spread, left out of correlations and spectrum: c1 "
         "(the component does not move what is measured, nothing that the component does reaches the loss, its χ is 0 "
         "by symmetry (as at the minimum of a quadratic), or the loss is not finite)",
-        "reliability under 0.5, mostly noise: c0, c1",
+        "reliability of χ under 0.5, mostly noise: c0, c1",
     ]
     page = response_page(tree, "<title>")
     assert "&lt;title&gt;" in page

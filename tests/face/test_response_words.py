@@ -43,7 +43,7 @@ def test_which_sign_is_said_in_one_place() -> None:
 
 def test_warnings_are_grouped_worst_first_and_said_once() -> None:
     lines = [
-        "reliability under 0.5, mostly noise: a, b",
+        "reliability of χ under 0.5, mostly noise: a, b",
         "left out, diverged: a, chain 3: it left",
         "a: chains disagree on component loss (R-hat 1.64): raise burn_in and draws",
         "b: chains disagree on component loss (R-hat 1.71): raise burn_in and draws",

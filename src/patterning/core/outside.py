@@ -4,6 +4,7 @@ A task holds a copy of the module and gives the loss that copy, at other paramet
 reaches in another way stays where it is, and χ would lack it without a word.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning.core.answers import Triable, identical, kept, run_plain
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, PatterningWarning
 from patterning.core.modules import displaced
 from patterning.core.seen import tensors
 from patterning.core.state import Place
@@ -58,6 +59,18 @@ def check_copy(module: nn.Module, copy: nn.Module) -> None:
             raise PatterningError(f"eval() changes the shape of parameter {name}, or whether it is trained: {_SWITCH}")
         if not torch.equal(p.detach().float().nan_to_num(), own[name].detach().float().nan_to_num()):
             raise PatterningError(f"eval() changes the values of parameter {name}: {_SWITCH}")
+    hooked = [name for name, p in given.items() if p.requires_grad and _has_hooks(p)]
+    if hooked:
+        warnings.warn(
+            f"gradient hooks of {', '.join(hooked[:3])} are not followed: chains, χ and pt.fit move all of such a "
+            "parameter. To hold entries of it still, measure a pt.Component with a mask, and train in a loop of your own",
+            PatterningWarning,
+            stacklevel=4,
+        )
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    return any(getattr(parameter, kind, None) for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
 _SWITCH = (

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray
 
 HEAD = (
-    "component", "free coordinates", "estimator", "E[L] - L(w*), nats", "LLC ± se", "R-hat", "ESS", "reliability",
+    "component", "free coordinates", "estimator", "E[L] - L(w*), nats", "LLC ± se", "R-hat", "ESS", "reliability of χ",
     "median |χ| / se", "χ ≠ 0 at 95 %", "why it stopped",
 )  # fmt: skip
 LLC = "LLC ± se"
@@ -189,7 +189,7 @@ def warnings_of(tree: "xarray.DataTree", table: list[Document]) -> list[str]:
         lines.append(f"χ without spread, left out of correlations and spectrum: {', '.join(flat)} ({why})")
     weak = [row["component"] for row in table if row["reliability"] < WEAK]
     if weak:
-        lines.append(f"reliability under {WEAK:g}, mostly noise: {', '.join(weak)}")
+        lines.append(f"reliability of χ under {WEAK:g}, mostly noise: {', '.join(weak)}")
     looks = [row["component"] for row in table if row["estimator"] == FIRST_LOOK]
     if looks:
         lines.append(f"a first look, whose ± and reliability leave out what sampling would show: {', '.join(looks)}")

@@ -206,7 +206,8 @@ class Weights:
         rho = rho[:, None] if losses.ndim > rho.ndim else rho
         fits = losses.ndim == rho.ndim <= 2 and losses.shape[0] == rho.shape[0]
         if not fits or rho.shape[-1] not in (1, losses.shape[-1]):
-            raise PatterningError(f"losses {tuple(losses.shape)} and weights {tuple(rho.shape)} do not fit")
+            how = "" if losses.ndim else ': one loss for each row is needed (reduction="none")'
+            raise PatterningError(f"losses {tuple(losses.shape)} and weights {tuple(rho.shape)} do not fit{how}")
         if self.per_token:
             counted = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask > 0
             refuse_no_samples(self.base_weights[self.places(rows)], counted)
