@@ -17,7 +17,7 @@ def test_gradient_hooks_of_a_parameter_are_said_to_be_left_out(kind: str) -> Non
     net = nn.Linear(3, 1)
     handle = getattr(net.weight, kind)(lambda gradient: None)
     with pytest.warns(
-        pt.PatterningWarning, match=r"gradient hooks of weight are not followed.*pt.Component with a mask"
+        pt.PatterningWarning, match=r"hooks of weight are not followed.*pt.Component with a mask"
     ):
         pt.Task(net, squares, (x, x[:, 0]))
     handle.remove()

@@ -63,7 +63,7 @@ def check_copy(module: nn.Module, copy: nn.Module) -> None:
     if hooked:
         warnings.warn(
             f"gradient hooks of {', '.join(hooked[:3])} are not followed: chains, χ and pt.fit move all of such a "
-            "parameter. To hold entries of it still, measure a pt.Component with a mask, and train in a loop of your own",
+            "parameter. To hold entries of it still, measure a pt.Component with a mask, and train in your own loop",
             PatterningWarning,
             stacklevel=4,
         )
