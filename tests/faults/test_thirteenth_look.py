@@ -16,9 +16,7 @@ def test_gradient_hooks_of_a_parameter_are_said_to_be_left_out(kind: str) -> Non
     x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     net = nn.Linear(3, 1)
     handle = getattr(net.weight, kind)(lambda gradient: None)
-    with pytest.warns(
-        pt.PatterningWarning, match=r"hooks of weight are not followed.*pt.Component with a mask"
-    ):
+    with pytest.warns(pt.PatterningWarning, match=r"hooks of weight are not followed.*pt.Component with a mask"):
         pt.Task(net, squares, (x, x[:, 0]))
     handle.remove()
     with warnings.catch_warnings():
