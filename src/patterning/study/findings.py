@@ -71,7 +71,8 @@ def forecast_sentence(results: Document) -> list[str]:
     return [
         f"The shares under {fits[0]['arms']} sets of weights (unweighted, asked and permuted) were predicted before "
         f"any of these runs was trained, and the prediction {'held' if held else 'did not hold'}: predicted against "
-        f"realised, {numbers or 'r is not defined'}, off by {100 * mean:.0f} points on average and {100 * largest:.0f} at most."
+        f"realised, {numbers or 'r is not defined'}, off by {100 * mean:.0f} points on average and "
+        f"{100 * largest:.0f} at most."
     ]
 
 
