@@ -1,7 +1,8 @@
-"""What a fourteenth round of trying found: gradient hooks of parameters."""
+"""What a fourteenth round of trying found: gradient hooks, directions in which the loss curves down."""
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,3 +23,31 @@ def test_gradient_hooks_of_a_parameter_are_said_to_be_left_out(kind: str) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pt.Task(net, squares, (x, x[:, 0]))
+
+
+class Saddle(nn.Module):
+    """w (2,), of which the loss curves down along the second entry: -w₂² + 3 w₁² / 2, and a slope of each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
+
+
+def saddle(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return (rows * model.w).sum(1) + (1.5 * model.w[0].square() - model.w[1].square())
+
+
+def test_what_is_missing_along_a_direction_of_negative_curvature_is_computed() -> None:
+    rows = torch.randn(24, 2, generator=torch.Generator().manual_seed(0))
+    rows = rows - rows.mean(0)
+    n_beta, gamma, step = 300, 1000, 1e-4
+    chi = pt.measure(
+        pt.Task(Saddle(), saddle, rows), {"w₂": lambda m: m.w[1]}, sampler=pt.SGLD(n_beta, gamma, step), chains=4,
+        draws=20, burn_in=40, steps_between_draws=4, batch_size=24, budget=1, estimator="pathwise", progress=False,
+        reliability=None,
+    )  # fmt: skip
+    held = gamma - 2 * n_beta
+    exact = -rows[:, 1].numpy() / held
+    missing = np.mean((1 - step * held / 2) ** (40 + 4 * np.arange(1, 21)))
+    assert (chi.chi[0] @ exact) / (exact @ exact) == pytest.approx(1 - missing, abs=0.01)
+    assert any(f"its χ is about {missing:.0%} too small" in line for line in chi.warnings)

@@ -8,8 +8,9 @@ All chains start at w*, where a φ that is linear there has its mean already: it
 of its value after t steps. So pathwise χ misses the mean of :math:`(1 - \epsilon\lambda/2)^t` over the draws, in each
 direction that ∇φ has a part of. The covariance of draws is too small for two reasons: the chain has not spread to its
 full width yet, and draws that follow each other are alike. Lanczos steps from ∇φ give the curvatures of these
-directions, as a Gauss quadrature (Golub & Meurant 1994). The gradient of a single loss has a variance of about h in
-each direction (as the Fisher information has it). What is missing is given as a share of χ for such gradients.
+directions, as a Gauss quadrature (Golub & Meurant 1994). The gradient of a single loss has a variance of about |h| in
+each direction (where h > 0, as the Fisher information has it). What is missing is given as a share of χ for such
+gradients.
 """
 
 import math
@@ -74,10 +75,6 @@ def settling_of(
     most = float(missing(flat, _times(chains))[0])  # where the loss is flat
     shares, lines, r_hats = dict[str, float](), dict[str, str](), dict[str, float]()
     for name, function in observables.items():
-        apart = name in response.diagnostics and response.diagnostics[name].r_hat > MOST_R_HAT
-        if most <= MISSED and not apart:
-            shares[name] = most
-            continue
         found = _met_by(free, name, function)
         if found is None:
             if most <= MISSED:
@@ -206,7 +203,7 @@ class _Missing:
     def _held(self) -> tuple[Floats, Floats]:
         """λ, and what has to be added up of each direction."""
         held = np.maximum(self.kernel.n_beta * self.curvatures + self.kernel.localization, 1e-12)
-        return held, self.shares * np.maximum(self.curvatures, 0.0) / held**2
+        return held, self.shares * np.abs(self.curvatures) / held**2
 
     def advice(self, chains: ChainConfig, estimator: str) -> str:
         """Settings under which little is missing."""
