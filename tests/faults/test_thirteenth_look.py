@@ -1,13 +1,17 @@
-"""What a fourteenth round of trying found: gradient hooks, directions in which the loss curves down."""
+"""What a fourteenth round of trying found: gradient hooks, curves downwards, files that would be lost."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
 import patterning as pt
+from patterning.console.shell import _at_home
 
 from .common import squares
 
@@ -51,3 +55,33 @@ def test_what_is_missing_along_a_direction_of_negative_curvature_is_computed() -
     missing = np.mean((1 - step * held / 2) ** (40 + 4 * np.arange(1, 21)))
     assert (chi.chi[0] @ exact) / (exact @ exact) == pytest.approx(1 - missing, abs=0.01)
     assert any(f"its χ is about {missing:.0%} too small" in line for line in chi.warnings)
+
+
+def test_files_of_the_user_are_not_written_over(tmp_path: Path) -> None:
+    rho, names = pt.Weights.of_rows(np.linspace(0.5, 1.5, 12)), ("data.parquet", "notes.md", "index.html")
+    rows = {"x": torch.randn(12, 3, generator=torch.Generator().manual_seed(0))}
+    pq.write_table(pa.table({"x": rows["x"].tolist()}), tmp_path / names[0])
+    for name in names[1:]:
+        (tmp_path / name).write_text("<html>my own</html>")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    task = pt.Task(nn.Linear(3, 1), lambda m, b: m(b["x"])[:, 0].square(), rows)
+    chi = pt.measure(task, {"w": lambda m: m.weight.sum()}, sampler=pt.SGLD(12, 100, 1e-3), draws=4, progress=False)
+    for name in names[:2]:
+        with pytest.raises(pt.PatterningError, match="is there and is no file of weights, and would be lost"):
+            rho.to_parquet(tmp_path / name)
+        with pytest.raises(pt.PatterningError, match="is no file of weights"):
+            rho.extend_to(tmp_path / name, task, tmp_path / "data.parquet")
+    with pytest.raises(pt.PatterningError, match="is there and is no page of this package"):
+        chi.page(tmp_path / "index.html")
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    for _ in range(2):  # its own files it writes anew
+        rho.to_parquet(tmp_path / "rho.parquet")
+        chi.page(tmp_path / "chi.html")
+
+
+def test_a_home_folder_after_the_sign_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _at_home("--out=~/chi") == f"--out={tmp_path}/chi"
+    assert [_at_home(word) for word in ("--out=here", "--arm=a=~/w", "~", "--out")] == [
+        "--out=here", "--arm=a=~/w", "~", "--out",
+    ]  # fmt: skip

@@ -122,11 +122,18 @@ _LISTS = ("components", "sources")
 """Options of several names in one, separated by commas: of two, the last alone would be taken."""
 
 
+def _at_home(argument: str) -> str:
+    """`--out=~/chi` with the home folder in place of ~, which a shell leaves alone after the sign."""
+    name, sign, value = argument.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if sign and name.startswith("--") and value[:1] == "~" else argument
+
+
 class _OnceEach(typer.core.TyperCommand):
     """A command that refuses a list of names given twice; of a plain setting the last counts, as in other programs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises `PatterningError`."""
+        args = [_at_home(arg) for arg in args]
         given = [arg.partition("=")[0] for arg in (args[: args.index("--")] if "--" in args else args)]
         for option in self.params:
             if option.name in _LISTS and sum(given.count(name) for name in option.opts) > 1:

@@ -60,6 +60,12 @@ def write_whole(path: Path, data: bytes) -> None:
         raise cannot_write(path, error) from None
 
 
+def refuse_other(path: Path, is_own: Callable[[Path], bool], what: str) -> None:
+    """Raise `PatterningError` where a file lies at `path` that is not `what`, and would be lost."""
+    if path.is_file() and path.stat().st_size and not is_own(path):
+        raise PatterningError(f"{path} is there and is no {what}, and would be lost: name another file, or delete it")
+
+
 def cannot_write(path: Path, error: OSError) -> PatterningError:
     """The sentence for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

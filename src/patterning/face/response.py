@@ -248,11 +248,10 @@ class Response:
 
     def page(self, path: str | Path, title: str = "Susceptibilities", *, decode: Decode | None = None) -> None:
         """Write one self-contained HTML page; samples are shown by `decode` (as in `top`), as pictures or by number."""
-        from patterning.core.store import write_whole
         from patterning.face.response_page import response_page
+        from patterning.report.page import write_page
 
-        page = response_page(self.tree, title, task=self.task, decode=decode)
-        write_whole(Path(path), page.encode(errors="replace"))
+        write_page(path, lambda: response_page(self.tree, title, task=self.task, decode=decode))
 
     def __str__(self) -> str:
         """Every row with its reliability, the medians of |χ| and of its 95 % half-width, then the warnings."""

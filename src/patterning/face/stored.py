@@ -15,6 +15,7 @@ from patterning.face.rows import ChiRow, share_of_data, shown_rows
 from patterning.intervention.change import Change
 from patterning.intervention.chunked import Chunk, ChunkedSolution, invert_chunks
 from patterning.intervention.rows_of_chi import MIN_RELIABILITY, untrusted
+from patterning.intervention.weights_file import refuse_other_table
 from patterning.intervention.wishes import not_held, plan_in_words, unconfirmed, wished
 from patterning.response.store import open_response, r_hat_apart
 
@@ -72,6 +73,7 @@ class StoredDirection:
             raise PatterningError(f"strength is {strength!r}: it must be a number > 0; for the other way ask for it")
         if policy not in ("clip", "tilt"):
             raise PatterningError(f"policy {policy!r} is not one of clip, tilt: the others need all samples at once")
+        refuse_other_table(Path(path))
         top, total, mass = -math.inf, 0.0, 0.0
         for s, q in self._free():
             z = strength * s
@@ -95,7 +97,8 @@ class StoredDirection:
 
         schema = pyarrow.schema(
             [("row", pyarrow.int64()), ("position", pyarrow.int64()), ("s", pyarrow.float64()),
-             ("rho", pyarrow.float64())]
+             ("rho", pyarrow.float64())],
+            {"patterning.direction": "s and rho of each sample"},
         )  # fmt: skip
         part = part_of(path)
         try:

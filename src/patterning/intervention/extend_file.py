@@ -40,7 +40,7 @@ from patterning.core.task import Task
 from patterning.core.threads import undisturbed
 from patterning.core.workers import one_thread
 from patterning.intervention.extend import BATCH, Pull, Rule, facts_of_all, fit_rule, losses_and_slopes, ready
-from patterning.intervention.weights_file import FORMAT
+from patterning.intervention.weights_file import FORMAT, refuse_other_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -86,6 +86,7 @@ def extend_to(
     `Weights.extend` does, and where the folder beside `out` holds parts of other weights.
     """
     check_whole("rows_per_part", rows_per_part, 1)
+    refuse_other_table(out)
     anchor, known = ready(weights, task, at)
     source = task.data if data is None else as_batch(data)
     count_rows(source)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from patterning.core.errors import PatterningError
-from patterning.core.store import cannot_write, part_of, strict_json
+from patterning.core.store import cannot_write, part_of, refuse_other, strict_json
 
 FORMAT = 1
 """Of the file; raised when its columns change."""
@@ -43,7 +43,7 @@ def write_weights(weights: Any, path: str | Path, more: dict[str, Any] | None = 
     own = {name: columns[name] for name in _names(about["format"])}
     about["sha256"] = _digest(own, about)
     table = table.replace_schema_metadata({"patterning": json.dumps(about)})
-    path = Path(path)
+    refuse_other_table(path)
     part = part_of(path)
     try:
         pyarrow.parquet.write_table(table, part)
@@ -51,6 +51,21 @@ def write_weights(weights: Any, path: str | Path, more: dict[str, Any] | None = 
     except OSError as error:
         part.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
+
+
+def refuse_other_table(path: Path) -> None:
+    """Raise `PatterningError` where a file lies at `path` that this package did not write: a corpus, say."""
+    refuse_other(path, _is_table, "file of weights")
+
+
+def _is_table(path: Path) -> bool:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return any(key.startswith(b"patterning") for key in pyarrow.parquet.read_schema(path).metadata or {})
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:

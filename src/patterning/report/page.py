@@ -1,11 +1,17 @@
 """One self-contained HTML page: no network, no files beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
+
+from patterning.core.store import refuse_other, write_whole
+
+MARK = b'<html lang="en" class="plain">'
+"""What every page begins with, and hardly another one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,13 @@ class Section:
     text: str = ""
     tables: Sequence[Table] = field(default_factory=tuple)
     html: Sequence[Markup] = field(default_factory=tuple)
+
+
+def write_page(path: str | Path, render: Callable[[], str]) -> None:
+    """Write the page that `render` makes, whole; raises `PatterningError` where another kind of file would be lost."""
+    path = Path(path)
+    refuse_other(path, lambda there: MARK in there.read_bytes()[:1000], "page of this package")
+    write_whole(path, render().encode(errors="replace"))
 
 
 def render_page(

@@ -10,8 +10,9 @@ import numpy as np
 
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Document
-from patterning.core.store import write_json, write_whole
+from patterning.core.store import write_json
 from patterning.core.terminal import make_console
+from patterning.report.page import write_page
 from patterning.verification.arms import Arm
 from patterning.verification.effects import Effect
 from patterning.verification.page import evidence_page
@@ -127,7 +128,7 @@ class Evidence:
 
     def page(self, path: str | Path, title: str = "What the weights did") -> None:
         """Write one self-contained HTML page: the answer, a figure, the table."""
-        write_whole(Path(path), evidence_page(self, title).encode())
+        write_page(path, lambda: evidence_page(self, title))
 
     def _arm(self, name: str) -> Arm:
         for arm in self.arms:
