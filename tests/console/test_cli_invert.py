@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from patterning.cli import main
 from patterning.console.doctor import print_examination
 from patterning.core.user_code import load_object
 from patterning.face.load import load
@@ -177,3 +178,24 @@ def test_remedies_keep_the_names_of_extras(capsys: pytest.CaptureFixture[str]) -
     broken = {"works": False, "why": "losses have shape [3]: give [bold] one a row"}
     print_examination({**found, "optional": {}, "task": broken}, Console(width=120))
     assert broken["why"] in capsys.readouterr().out
+
+
+def test_a_task_file_may_change_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(
+        "import os\nos.chdir(os.path.dirname(__file__))\nimport torch, patterning as pt\n"
+        "x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))\n"
+        "def task():\n    torch.manual_seed(0)\n"
+        "    return pt.Task(torch.nn.Linear(2, 1), lambda m, b: m(b[0])[:, 0].square(), (x,))\n"
+        "observables = {'bias': lambda m: m.bias.sum()}\n"
+    )
+    words = ["--n-beta=20", "--localization=100", "--step-size=1e-3", "--rounds=1", "--workers=1", "--out=chi"]
+    for command in (
+        ["measure", "code/mine.py:task", "--observables=code/mine.py:observables", *words],
+        ["invert", "chi", "--task=code/mine.py:task", "--want=bias=1", "--out=rho.parquet", "--force"],
+        ["report", "chi"],
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["patterning", *command])
+        main()  # anything but success ends it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chi", "code", "rho.parquet"]

@@ -1,4 +1,4 @@
-"""What a fourteenth round of trying found: gradient hooks, curves downwards, files that would be lost."""
+"""What a fourteenth round of trying found: gradient hooks, curves downwards, files of the user."""
 
 import warnings
 from pathlib import Path
@@ -85,3 +85,13 @@ def test_a_home_folder_after_the_sign_is_expanded(tmp_path: Path, monkeypatch: p
     assert [_at_home(word) for word in ("--out=here", "--arm=a=~/w", "~", "--out")] == [
         "--out=here", "--arm=a=~/w", "~", "--out",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [1, 9])
+def test_a_parquet_file_that_was_written_anew_is_refused(groups: int, tmp_path: Path) -> None:
+    path, rows = tmp_path / "rows.parquet", [[float(i), 1.0] for i in range(90)]
+    pq.write_table(pa.table({"x": rows}), path, row_group_size=90 // groups)
+    task = pt.Task(nn.Linear(2, 1), lambda m, b: m(b["x"])[:, 0].square(), path)
+    pq.write_table(pa.table({"x": rows[::-1]}), path, row_group_size=90 // groups)
+    with pytest.raises(pt.PatterningError, match=r"rows.parquet has changed since its rows were first read"):
+        pt.measure(task, {"w": lambda m: m.weight.sum()}, sampler=pt.SGLD(90, 100, 1e-3), draws=4, progress=False)

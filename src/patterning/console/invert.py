@@ -11,7 +11,7 @@ from patterning.console.request import load_task
 from patterning.core.errors import PatterningError
 from patterning.core.executors import Executor, executor_of
 from patterning.core.plain import Document
-from patterning.core.user_code import call, load_object
+from patterning.core.user_code import as_given, call, load_object
 from patterning.core.workers import Progress
 from patterning.face.load import load
 from patterning.intervention.change import what_rows_keep
@@ -49,8 +49,10 @@ def invert_to(wish: Wish, out: Path) -> Document:
     Raises `PatterningError` for rows that χ has not, for other data, and for a direction that is refused.
     """
     wanted, out = _parsed(wish.want), out.absolute()  # the task's file may change the working folder
-    store = wish.folder / "chi.zarr" if (wish.folder / "chi.zarr").exists() else wish.folder
-    response = load(store, load_task(wish.task))
+    task = load_task(wish.task)
+    folder = as_given(wish.folder)
+    store = folder / "chi.zarr" if (folder / "chi.zarr").exists() else folder
+    response = load(store, task)
     direction = response.invert(wanted, hold=list(wish.hold))
     try:
         weights = direction.weights(
@@ -140,7 +142,7 @@ def _arm(part: str) -> tuple[str, Weights]:
     name, equals, path = part.partition("=")
     if not equals:
         name, path = Path(part).stem, part
-    return name, Weights.from_parquet(path)
+    return name, Weights.from_parquet(as_given(path))
 
 
 def _seeds(text: str) -> list[int]:

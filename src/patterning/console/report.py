@@ -38,7 +38,7 @@ def report_of(place: Path) -> Shown:
         from patterning.console.response import print_results, publish
 
         with RunFolder(place).lock():
-            return publish(place), print_results, place / "report.html"
+            return publish(place.absolute()), print_results, place / "report.html"  # the task's file may go elsewhere
     if is_claim(place):
         with RunFolder(place).lock():
             return publish_claim(place), print_claim, place / "report.html"

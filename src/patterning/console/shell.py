@@ -23,7 +23,7 @@ from patterning.core.errors import PatterningError
 from patterning.core.progress import Progress
 from patterning.core.store import strict_json
 from patterning.core.terminal import make_console, make_progress, silence
-from patterning.core.user_code import explain
+from patterning.core.user_code import explain, started_here
 
 ANEW = "stopped: nothing was written, the same command starts anew"
 _MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -97,7 +97,8 @@ def main_of(command: Callable[[], Any], output: Output) -> int:
     with stoppable(), _notes_to(output):
         try:
             _check_place()
-            status = int(command() or 0)
+            with started_here():
+                status = int(command() or 0)
             sys.stdout.flush()
             _flush_or_drop()
         except (Stopped, KeyboardInterrupt) as stop:

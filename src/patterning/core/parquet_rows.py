@@ -12,6 +12,8 @@ from patterning.core.errors import PatterningError
 GROUPS_KEPT = 4
 """Row groups that are held decoded; rows that are read in order need one."""
 CHUNK = 1 << 20
+Stamp = tuple[int, int, int]
+"""Size, time of the last change and number of a file."""
 
 
 class ParquetRows:
@@ -26,6 +28,7 @@ class ParquetRows:
         self._file: Any = None
         self._kept: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         about = self._open().metadata
+        self._stamp: Stamp | None = self._now()
         sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
         self._starts = [0, *accumulate(sizes)]
 
@@ -37,6 +40,7 @@ class ParquetRows:
             raise IndexError(f"row {row} of {len(self)}")
         group = bisect_right(self._starts, row) - 1
         if group not in self._kept:
+            self._check_unchanged()
             self._kept[group] = self._open().read_row_group(group).to_pylist()
             if len(self._kept) > GROUPS_KEPT:
                 self._kept.popitem(last=False)
@@ -45,16 +49,26 @@ class ParquetRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is open: workers open the file themselves."""
-        return {**self.__dict__, "_file": None, "_kept": OrderedDict()}
+        return {**self.__dict__, "_file": None, "_kept": OrderedDict(), "_stamp": None}  # a copy has another time
 
     @property
     def _fingerprint(self) -> str:
-        """Of the file's bytes."""
+        """Of the file's bytes, which must be those that rows were read from."""
+        self._check_unchanged()
         total = hashlib.sha256()
         with self.path.open("rb") as file:
             while part := file.read(CHUNK):
                 total.update(part)
         return total.hexdigest()[:16]
+
+    def _now(self) -> Stamp:
+        about = self.path.stat()
+        return about.st_size, about.st_mtime_ns, about.st_ino
+
+    def _check_unchanged(self) -> None:
+        """Raise `PatterningError` where the file was written anew: old and new rows would be mixed."""
+        if self._stamp is not None and (not self.path.exists() or self._now() != self._stamp):
+            raise PatterningError(f"{self.path} has changed since its rows were first read: make the task again")
 
     def _open(self) -> Any:
         if self._file is None:

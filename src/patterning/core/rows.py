@@ -68,6 +68,8 @@ class RowSource:
         try:
             with temporarily_clear_interpreter_stack():  # a data set may read values, which derivatives would forbid
                 return self.source[row]
+        except PatterningError:
+            raise
         except Exception as error:
             raise PatterningError(
                 f"row {row} of the data set cannot be read ({type(error).__name__}: {error})"

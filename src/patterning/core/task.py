@@ -150,7 +150,7 @@ class Task:
 
     @property
     def data_fingerprint(self) -> str:
-        """Changes with the rows of the data and their order, and with nothing else."""
+        """Changes with the rows of the data and their order, and of a parquet file with any of its bytes."""
         return digest(self.data)
 
     def init(self, seeds: Sequence[int]) -> Tensor:

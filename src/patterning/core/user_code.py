@@ -34,11 +34,13 @@ _LONGEST = 300
 class _Known:
     """Of this process: folders that modules are looked for in, the users' files themselves, and all that came of them.
 
-    `current` is the file loaded last, if that went well; `sources` are all files of the users' code, helpers included;
-    `helpers` the names of top-level modules among them.
+    `started` is the folder in which the command was given: a user's file may go elsewhere, and paths are named from
+    there. `current` is the file loaded last, if that went well; `sources` are all files of the users' code, helpers
+    included; `helpers` the names of top-level modules among them.
     """
 
     def __init__(self) -> None:
+        self.started = Path()
         self.folders: list[str] = []
         self.current: str | None = None
         self.tasks: set[str] = set()
@@ -75,10 +77,25 @@ _known = _Known()
 _first, _last = _Finder(_known, folders_too=False), _Finder(_known, folders_too=True)
 
 
+@contextmanager
+def started_here() -> Iterator[None]:
+    """A command is given in the current folder."""
+    _known.started = Path.cwd()
+    try:
+        yield
+    finally:
+        _known.started = Path()
+
+
+def as_given(path: str | Path) -> Path:
+    """What a path of the command names: from where the command was given, if a user's file has gone elsewhere."""
+    return Path(path) if Path.cwd() == _known.started else _known.started / path
+
+
 def load_object(where: str) -> Any:
     """What `FILE.py:NAME` names; raises `PatterningError` with file and line of what is wrong."""
     file, _, name = where.rpartition(":")
-    path = Path(file)
+    path = as_given(file)
     if not name or path.suffix != ".py" or not path.is_file():
         raise PatterningError(f"{where} does not name a function: write FILE.py:NAME, with a file that exists")
     module = _load(path)
