@@ -60,8 +60,9 @@ def write_whole(path: Path, data: bytes) -> None:
         raise cannot_write(path, error) from None
 
 
-def refuse_other(path: Path, is_own: Callable[[Path], bool], what: str) -> None:
+def refuse_other(path: str | Path, is_own: Callable[[Path], bool], what: str) -> None:
     """Raise `PatterningError` where a file lies at `path` that is not `what`, and would be lost."""
+    path = Path(path)
     if path.is_file() and path.stat().st_size and not is_own(path):
         raise PatterningError(f"{path} is there and is no {what}, and would be lost: name another file, or delete it")
 

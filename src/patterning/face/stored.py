@@ -73,7 +73,7 @@ class StoredDirection:
             raise PatterningError(f"strength is {strength!r}: it must be a number > 0; for the other way ask for it")
         if policy not in ("clip", "tilt"):
             raise PatterningError(f"policy {policy!r} is not one of clip, tilt: the others need all samples at once")
-        refuse_other_table(Path(path))
+        refuse_other_table(path)
         top, total, mass = -math.inf, 0.0, 0.0
         for s, q in self._free():
             z = strength * s

@@ -53,7 +53,7 @@ def write_weights(weights: Any, path: str | Path, more: dict[str, Any] | None = 
         raise cannot_write(path, error) from None
 
 
-def refuse_other_table(path: Path) -> None:
+def refuse_other_table(path: str | Path) -> None:
     """Raise `PatterningError` where a file lies at `path` that this package did not write: a corpus, say."""
     refuse_other(path, _is_table, "file of weights")
 
