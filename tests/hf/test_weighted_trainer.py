@@ -25,6 +25,7 @@ from transformers import (  # noqa: E402
 
 import patterning as pt  # noqa: E402
 from patterning.hf import RowCollator, WeightedMixin, WeightedTrainer  # noqa: E402
+from patterning.intervention.row_ids import ROW_ID  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and accelerate, about themselves
 
@@ -234,6 +235,15 @@ def test_what_would_train_under_other_weights_is_refused(tmp_path: Path) -> None
 
     with pytest.raises(pt.PatterningError, match="changes the order of the rows in a minibatch"):
         trainer(weights=pt.Weights.of_rows(np.ones(ROWS)), data_collator=sorted_by_length).train()
+
+    def labels_exchanged(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {
+            "x": torch.tensor([row["x"] for row in rows]),
+            "labels": torch.tensor([1 - row["labels"] for row in rows]),
+        }
+
+    pairs = [{"x": [1.0 * i, 2.0], "labels": i % 2, ROW_ID: i} for i in range(4)]
+    assert RowCollator(labels_exchanged)(pairs)[ROW_ID].tolist() == [0, 1, 2, 3]
     with pytest.raises(pt.PatterningError, match="packed together"):
         RowCollator(lambda rows: {"input_ids": torch.zeros(1, 9)})([data[0], data[1]])
 
