@@ -18,7 +18,7 @@ import torch
 from patterning.core.arrays import Floats
 from patterning.core.errors import PatterningError
 from patterning.core.flat import evaluate
-from patterning.core.plain import Facts
+from patterning.core.plain import Facts, Plain
 from patterning.intervention.solve import solve
 from patterning.response.free_energy import SolutionGap, free_energy_gap
 from patterning.response.solution_responses import FourResponses, four_responses
@@ -113,6 +113,54 @@ class LossGap:
         up, down = (bench.solutions(name, kind) for name, kind in zip(self.names, (self.up, self.down), strict=True))
         what = f"loss at {self.names[1]} less loss at {self.names[0]}, without sampling"
         return Found(bench.direction(name, what, mean_losses(bench, down) - mean_losses(bench, up)))
+
+
+@dataclass(frozen=True)
+class Barrier:
+    r"""Losses on the way out of a solution less those at it, which decide where a solution A is only left, once.
+
+    .. math:: s_j \propto \ell_j(\text{way out}) - \ell_j(A)
+
+    favours A: by weight on samples that the way out fits worse. The way out is the first kept checkpoint of a pilot
+    after the last one that was pure; both are of one run, and the mean is over all times that a pilot left. `sign`: -1
+    where the study's "up" is away from A.
+    """
+
+    kind: Kind
+    name_of_kind: str = "solution"
+    sign: float = 1.0
+
+    def read(self, name: str, bench: Bench) -> Found:
+        """Raises `PatterningError` where no pilot left a solution; refused where two halves of them disagree."""
+        left = self._left(bench)
+        if not left:
+            raise PatterningError(
+                f"no pilot was seen to leave a solution of the kind {self.name_of_kind!r} (a pure checkpoint, and then "
+                "one that is not, both kept): there is no way out to read"
+            )
+        each = np.stack([mean_losses(bench, [out]) - mean_losses(bench, [at]) for at, out in left])
+        free, refused, reliability = bench.subject.free.ravel(), None, None
+        if len(left) > 1:
+            reliability = step_up(rank_correlation(*(each[half::2].mean(0)[free] for half in (0, 1))))
+            if not reliability >= bench.min_reliability:
+                refused = f"the ways out differ: reliability {reliability:.2f} (at least {bench.min_reliability:g})"
+        ways: list[Plain] = [f"{at.name}, then step {out.step}" for at, out in left]
+        what = f"loss on the way out of {self.name_of_kind} less loss at it, {len(left)} times that a pilot left"
+        s = self.sign * each.mean(0)
+        return Found(bench.direction(name, what, s, refused=refused, reliability=reliability, left=ways))
+
+    def _left(self, bench: Bench) -> list[tuple[Solution, Solution]]:
+        """Checkpoints of a pilot that are pure, each with the next one, which is not."""
+        found = list[tuple[Solution, Solution]]()
+        for settings, runs in bench.pilots.items():
+            pure = runs.curves[self.kind.measure] >= self.kind.at_least
+            if self.kind.guard:
+                pure &= runs.curves[self.kind.guard] >= self.kind.guard_at_least
+            kept = np.isin(runs.steps, list(runs.kept))
+            for run, place in zip(*np.nonzero(pure[:, :-1] & ~pure[:, 1:] & kept[:-1] & kept[1:]), strict=True):
+                at, out = (bench.checkpoint(self.name_of_kind, settings, int(run), int(place) + i) for i in (0, 1))
+                found.append((at, out))
+        return found
 
 
 def mean_losses(bench: Bench, solutions: Sequence[Solution]) -> Floats:

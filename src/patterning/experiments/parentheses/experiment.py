@@ -6,6 +6,7 @@ sampled around each, gives weights that ask for one of them (docs/results/parent
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from patterning.study.given import Given
 from patterning.study.iterated import Pair
 from patterning.study.metagradient import OfGradient
 from patterning.study.readings import OfTraining, OverRuns
-from patterning.study.readings_of_solutions import Around, Gap, LossGap
+from patterning.study.readings_of_solutions import Around, Barrier, Gap, LossGap
 from patterning.study.rivals import Lead, at_strengths, other_reading, single_random_directions, thinned_groups
 from patterning.study.run import Study
 from patterning.study.sampling import Sampling
@@ -98,6 +99,8 @@ def study(config: ParenthesesConfig) -> Study:
         "gap": gap("free-energy"),
         **{row: gap(row) for row in ("llc-posterior", "llc-total", "entropic")},
         "losses": LossGap(nested, equal, names),
+        "barrier": Barrier(replace(nested, settings=""), WAYS["up"]),
+        "barrier-out": Barrier(equal, WAYS["down"], sign=-1.0),
         "ood": around(()),
         "ood-held": around(("true_loss", "false_loss")),
         "runs": OverRuns(),
