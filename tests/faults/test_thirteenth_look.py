@@ -12,6 +12,9 @@ from torch import nn
 
 import patterning as pt
 from patterning.console.shell import _at_home
+from patterning.response.groups import group_means
+from patterning.response.solutions import symmetric_shares
+from patterning.verification.proportions import compare_shares
 
 from .common import squares
 
@@ -95,3 +98,20 @@ def test_a_parquet_file_that_was_written_anew_is_refused(groups: int, tmp_path: 
     pq.write_table(pa.table({"x": rows[::-1]}), path, row_group_size=90 // groups)
     with pytest.raises(pt.PatterningError, match=r"rows.parquet has changed since its rows were first read"):
         pt.measure(task, {"w": lambda m: m.weight.sum()}, sampler=pt.SGLD(90, 100, 1e-3), draws=4, progress=False)
+
+
+@pytest.mark.parametrize("classes", [[[0, 1]], [[0, 1], [1, 2]], [[0, 1], [3]]])
+def test_classes_of_solutions_name_each_of_them_once(classes: list[list[int]]) -> None:
+    with pytest.raises(pt.PatterningError, match="each of the 3 must be in one"):
+        symmetric_shares([np.array(members) for members in classes], np.array([5, 3, 2]))
+    shares = symmetric_shares([np.array([0]), np.array([1, 2])], np.array([5, 3, 2]))
+    np.testing.assert_allclose(shares, np.array([5.5, 2.75, 2.75]) / 11)
+
+
+def test_groups_may_have_labels_of_any_kind_and_shares_may_be_lists() -> None:
+    values, q = np.arange(6.0), np.array([1.0, 1.0, 3.0, 1.0, 1.0, 1.0])
+    for labels in (["a", "b", "a", "b", "c", "c"], [-1, 2, -1, 2, 5, 5], [0.5, 1.5, 0.5, 1.5, 9.0, 9.0]):
+        found = group_means(values, labels, q)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, [1.5, 2.0, 1.5, 2.0, 4.5, 4.5])
+    hits = [[True, False, True], [True, True, True], [False, False, True]]
+    assert compare_shares([0.6, 0.9, 0.4], hits) == compare_shares(np.array([0.6, 0.9, 0.4]), np.array(hits))  # type: ignore[arg-type]

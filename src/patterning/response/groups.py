@@ -30,11 +30,12 @@ def cluster_samples(profiles: Floats, count: int, seed: int = 0) -> NDArray[np.i
 
 
 def group_means(values: Floats, groups: NDArray[np.int64], base_weights: Floats) -> Floats:
-    """Each sample's `values` (n,) replaced by the q-weighted mean of its group, (n,)."""
+    """Each sample's `values` (n,) replaced by the q-weighted mean of its group, (n,). `groups`: labels of any kind."""
     values, base_weights = as_floats("values", values, 1), as_floats("base_weights", base_weights, 1)
     if not len(values) == len(base_weights) == len(groups):
         sizes = f"{len(values)} values, {len(groups)} groups and {len(base_weights)} base weights"
         raise PatterningError(f"{sizes} do not fit")
+    groups = np.unique(np.asarray(groups), return_inverse=True)[1]
     mass = np.bincount(groups, base_weights)
     return (np.bincount(groups, base_weights * values) / np.where(mass > 0, mass, 1.0))[groups]
 

@@ -116,8 +116,14 @@ def prediction_intervals(
 def symmetric_shares(classes: Sequence[Ints], counts: Ints) -> Floats:
     """Shares (..., B) from `counts` (..., B) of runs, where the solutions of one class have equal shares by symmetry.
 
-    Each class gets half a run more, so that a class that was never reached has a small share and not none.
+    Each class gets half a run more, so that a class that was never reached has a small share and not none. Raises
+    `PatterningError` unless each solution is in one class.
     """
+    named = sorted(int(member) for members in classes for member in members)
+    if named != list(range(counts.shape[-1])):
+        raise PatterningError(
+            f"the classes hold solutions {named}: each of the {counts.shape[-1]} must be in one of them"
+        )
     shares = np.empty(counts.shape)
     for members in classes:
         total = counts[..., members].sum(axis=-1, keepdims=True) + 0.5

@@ -79,6 +79,7 @@ def compare_shares(
     The interval of r is the percentile bootstrap over seeds: where other seeds might put it, for these arms.
     """
     check_level(level)
+    predicted, hits = np.asarray(predicted), np.asarray(hits)
     if hits.dtype != np.bool_ or hits.ndim != 2 or predicted.shape != hits.shape[:1]:
         raise PatterningError(f"{predicted.shape} predictions do not fit outcomes of shape {hits.shape}")
     if not np.isfinite(predicted).all():
