@@ -115,3 +115,40 @@ def test_groups_may_have_labels_of_any_kind_and_shares_may_be_lists() -> None:
         np.testing.assert_allclose(found, [1.5, 2.0, 1.5, 2.0, 4.5, 4.5])
     hits = [[True, False, True], [True, True, True], [False, False, True]]
     assert compare_shares([0.6, 0.9, 0.4], hits) == compare_shares(np.array([0.6, 0.9, 0.4]), np.array(hits))  # type: ignore[arg-type]
+
+
+def test_a_module_that_is_trained_after_its_task_was_made_is_said_to_be() -> None:
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    net = nn.Linear(2, 1)
+    task, settings = pt.Task(net, squares, (x, x[:, 0])), {"sampler": pt.SGLD(30, 100, 1e-3), "progress": False}
+    before = pt.measure(task, {"w": lambda m: m.weight.sum()}, estimator="first-order", **settings)
+    with torch.no_grad():
+        net.weight.add_(0.5)
+    with pytest.warns(
+        pt.PatterningWarning, match=r"has been trained since the task was made \(weight has other values\)"
+    ):
+        after = pt.measure(task, {"w": lambda m: m.weight.sum()}, estimator="first-order", **settings)
+    np.testing.assert_array_equal(after.chi, before.chi)
+    now = pt.measure(task, {"w": lambda m: m.weight.sum()}, estimator="first-order", at=net, **settings)
+    assert not np.allclose(now.chi, before.chi)
+
+
+def test_a_first_look_where_the_loss_has_no_finite_derivative_is_refused() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+            scores = self.score(x)[..., 0].masked_fill(~there, -torch.inf)
+            return self.score.bias + (scores.softmax(-1).nan_to_num() * x[..., 0]).sum(-1, keepdim=True)
+
+    x = torch.randn(12, 3, 2, generator=torch.Generator().manual_seed(0))
+    there = torch.ones(12, 3, dtype=torch.bool)
+    there[4] = False
+    task = pt.Task(Masked(), lambda m, b: m(b[0], b[1])[:, 0].square(), (x, there))
+    with pytest.raises(pt.PatterningError, match=r"the derivative of φ or of the loss of sample 4 is NaN"):
+        pt.measure(
+            task, {"w": lambda m: m.score.weight.sum()}, estimator="first-order", sampler=pt.SGLD(12, 100, 1e-3),
+            progress=False,
+        )  # fmt: skip

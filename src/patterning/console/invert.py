@@ -142,7 +142,8 @@ def _arm(part: str) -> tuple[str, Weights]:
     name, equals, path = part.partition("=")
     if not equals:
         name, path = Path(part).stem, part
-    return name, Weights.from_parquet(as_given(path))
+    place = as_given(path)
+    return name, Weights.from_folder(place) if place.is_dir() else Weights.from_parquet(place)
 
 
 def _seeds(text: str) -> list[int]:

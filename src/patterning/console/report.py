@@ -8,7 +8,7 @@ from rich.console import Console
 
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Document
-from patterning.core.store import IDENTITY, RunFolder, write_whole
+from patterning.core.store import IDENTITY, RunFolder
 from patterning.intervention.card import CARD, TABLE
 
 Shown = tuple[Any, Callable[[Any, Console], None], Path | None]
@@ -67,11 +67,12 @@ def _chi(place: Path) -> Shown:
     """χ as `Response.save` writes it: the page goes beside it, as its own files are sealed."""
     from patterning.console.response import print_results, results_of
     from patterning.face.response_page import response_page
+    from patterning.report.page import write_page
     from patterning.response.store import open_response
 
     tree = open_response(place)
     page = place.with_name(f"{place.name}.report.html")
-    write_whole(page, response_page(tree, "Susceptibilities").encode(errors="replace"))
+    write_page(page, lambda: response_page(tree, "Susceptibilities"))
     return results_of(tree, None), print_results, page
 
 

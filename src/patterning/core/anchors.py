@@ -1,13 +1,16 @@
 """Checkpoints w*: rows of parameters as they are given, checked; and whether a module is the task's but for them."""
 
+import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from patterning.core.answers import reason_of, same
-from patterning.core.errors import PatterningError
+from patterning.core.errors import PatterningError, PatterningWarning
 from patterning.core.modules import copy_module, spread
 from patterning.core.seen import same_values
 from patterning.core.tensors import as_float32
@@ -18,6 +21,34 @@ REMEDY = "make the task of this module, Task(module, loss, data)"
 _NONE = object()
 COUNTERS = ("num_batches_tracked",)
 """Buffers that no loss in evaluation mode depends on."""
+
+
+_given: "WeakKeyDictionary[Any, weakref.ref[nn.Module]]" = WeakKeyDictionary()
+"""By task, the module that it was made of, while both live."""
+
+
+def remember_given(task: Any, module: nn.Module) -> None:
+    """Note the module that a task was made of, whose copy the task holds."""
+    _given[task] = weakref.ref(module)
+
+
+def warn_if_trained(task: Any) -> None:
+    """Warn where the module that a task was made of has other parameters now than the task's copy of it."""
+    module = _given[task]() if task in _given else None
+    if module is None:
+        return
+    now, then = dict(module.named_parameters()), dict(task.module.named_parameters())
+    for name in task.shapes:
+        if name in now and now[name].shape == then[name].shape:
+            value = now[name].detach().to(then[name])
+            if not torch.equal(value.nan_to_num(), then[name].detach().nan_to_num()):
+                warnings.warn(
+                    f"the module has been trained since the task was made ({name} has other values), and w* is the "
+                    "module as it was then: pass at=module for the parameters that it has now",
+                    PatterningWarning,
+                    stacklevel=5,
+                )
+                return
 
 
 def check_anchor(task: Any, anchor: object) -> Tensor:

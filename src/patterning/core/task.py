@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from patterning.core.anchors import check_like, check_rest, matching, row_of
+from patterning.core.anchors import check_like, check_rest, matching, remember_given, row_of
 from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain, rounded
@@ -78,6 +78,7 @@ class Task:
         self.data = moved(as_batch(in_one_order(data, base_weights)), self.device)
         self._frequency = check_base_weights(base_weights, count_rows(self.data))
         self._try(module)
+        remember_given(self, module)
 
     def _try(self, original: nn.Module) -> None:
         """Find out what the loss can do, and what follows from it: the shares of L."""

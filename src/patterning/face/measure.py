@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from patterning.core.anchors import check_anchor
+from patterning.core.anchors import check_anchor, warn_if_trained
 from patterning.core.devices import DeviceLike
 from patterning.core.errors import PatterningError, check_whole
 from patterning.core.executors import Executor, chosen
@@ -169,6 +169,8 @@ def measure(
 
 
 def _checkpoint(task: Task, at: nn.Module | Tensor | None) -> Tensor:
+    if at is None:
+        warn_if_trained(task)
     anchor = task.own_row() if at is None else task.flatten(at) if isinstance(at, nn.Module) else at
     return check_anchor(task, anchor.to(task.device) if isinstance(anchor, Tensor) else anchor)
 

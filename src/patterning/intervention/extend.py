@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning.core.anchors import check_anchor
+from patterning.core.anchors import check_anchor, warn_if_trained
 from patterning.core.arrays import Bools, Floats
 from patterning.core.errors import PatterningError, PatterningWarning
 from patterning.core.plain import Facts, Plain
@@ -144,6 +144,8 @@ def _of_all(told: Any, factor: float, error: float) -> Plain:
 def ready(weights: Any, task: Task, at: Any) -> tuple[Tensor, Bools]:
     """The checkpoint (P,) and which samples have weights of their own (n·t,), after checks."""
     weights.check(task)
+    if at is None:
+        warn_if_trained(task)
     anchor = check_anchor(task, at) if isinstance(at, Tensor) else task.own_row() if at is None else task.flatten(at)
     return anchor, (weights.free & (weights.base_weights > 0)).ravel()
 

@@ -43,9 +43,13 @@ class Section:
 
 def write_page(path: str | Path, render: Callable[[], str]) -> None:
     """Write the page that `render` makes, whole; raises `PatterningError` where another kind of file would be lost."""
-    path = Path(path)
+    refuse_other_page(path)
+    write_whole(Path(path), render().encode(errors="replace"))
+
+
+def refuse_other_page(path: str | Path) -> None:
+    """Raise `PatterningError` where a file lies at `path` that is no page of this package, and would be lost."""
     refuse_other(path, lambda there: MARK in there.read_bytes()[:1000], "page of this package")
-    write_whole(path, render().encode(errors="replace"))
 
 
 def render_page(

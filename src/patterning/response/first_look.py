@@ -66,6 +66,13 @@ def looked(
         name: [-(own - own @ weights) / localization if np.any(own) else own for own in parts]
         for name, parts in tangents.items()
     }
+    wrong = [int(np.argmin(np.isfinite(own[0]))) for own in tangents.values() if not np.isfinite(own[0]).all()]
+    if wrong:
+        raise PatterningError(
+            f"component {free.component.name!r}: the derivative of φ or of the loss of sample {wrong[0]} is NaN or "
+            "infinite, though the loss is finite (as with -inf in a softmax): put large finite numbers, or torch.where "
+            "before it"
+        )
     if len(weights) == 1:
         raise PatterningError(
             f"component {free.component.name!r}: a single sample is probed, and χ is relative to the mean over "

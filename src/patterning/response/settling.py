@@ -39,7 +39,7 @@ MISSED, AIM = 0.05, 0.03
 DOUBLINGS = 12
 """How often a setting is doubled to find the advised one."""
 SHORT = "chains are short for"
-LARGEST = 3.0
+LARGEST = 2.0
 """An R-hat above this is that of chains which have not settled, whatever was computed."""
 STEPS = 8
 """Of the Lanczos iteration."""

@@ -12,6 +12,7 @@ import numpy as np
 from patterning.core.errors import PatterningError
 from patterning.core.plain import Document
 from patterning.core.store import strict_json, write_json, write_whole
+from patterning.report.page import refuse_other_page
 from patterning.verification.arms import Arm
 from patterning.verification.effects import Effect
 from patterning.verification.evidence import Evidence
@@ -117,6 +118,7 @@ def refuse_other_kind(folder: Path) -> None:
         raise PatterningError(
             f"{folder} has a {RESULTS} that no proof wrote, and it would be lost: name another folder"
         )
+    refuse_other_page(folder / PAGE)
 
 
 def read_claim(folder: Path) -> Document:
