@@ -21,6 +21,7 @@ from torch import nn
 
 import patterning as pt
 from device import pretend
+from patterning.core.anchors import given_module
 from patterning.core.errors import PatterningError
 from patterning.core.task import Task
 from patterning.models.language import LanguageConfig, LanguageModel, next_token_losses
@@ -120,7 +121,10 @@ def by_workers() -> Answer:
     task = classifier()
     there = task.to(pretend.NAME)
     back = there.to("cpu")
+    net = nn.Linear(2, 1)  # it must outlive its task: whether it was trained since is asked of any copy
+    own = Task(net, lambda module, batch: module(batch[0])[:, 0].square(), (torch.ones(4, 2),))
     return {
+        "given": given_module(own.to(pretend.NAME)) is net,
         "key": task.fingerprint == there.fingerprint == back.fingerprint,
         "place": str(there.device),
         "rows": torch.equal(there.base_weights, task.base_weights),

@@ -36,7 +36,8 @@ def test_chi_is_that_of_the_cpu_where_both_draw_the_same_numbers(answers: Answer
 
 
 def test_a_task_that_was_moved_keeps_its_key(answers: Answers) -> None:
-    assert answer(answers, "by_workers") == {"key": True, "place": "pretend:0", "rows": True, "weights": True}
+    told = {"given": True, "key": True, "place": "pretend:0", "rows": True, "weights": True}
+    assert answer(answers, "by_workers") == told
 
 
 def test_chains_wait_for_the_host_once_a_window(answers: Answers) -> None:

@@ -43,7 +43,7 @@ def test_it_is_the_loss_on_the_way_out_less_that_at_the_solution() -> None:
 
 
 def test_weight_along_it_raises_the_barrier() -> None:
-    bench = bench_of(np.array([[0.0, 1.0, 2.0]]))
+    bench = bench_of(np.array([[0.0, 1.0, 2.0], [0.05, 0.9, 2.0]]))
     rho = 1 + 0.1 * Barrier(Kind("near", 0.9)).read("barrier", bench).direction.s
     assert (rho * CURVE).mean() > CURVE.mean() + 0.01
 
@@ -61,3 +61,8 @@ def test_ways_out_that_differ_are_refused() -> None:
     bench.subject.flat.losses = lambda flat, index: torch.from_numpy(CURVE)[index] * flat[:, :1]
     found = Barrier(Kind("near", 0.9)).read("barrier", bench).direction
     assert found.refused == "the ways out differ: reliability -1.00 (at least 0.5)"
+
+
+def test_one_way_out_has_no_error_and_is_refused() -> None:
+    found = Barrier(Kind("near", 0.9)).read("barrier", bench_of(np.array([[0.0, 1.0, 2.0]]))).direction
+    assert found.refused == "one way out was seen, so that its error is not known"

@@ -48,9 +48,8 @@ def invert_to(wish: Wish, out: Path) -> Document:
 
     Raises `PatterningError` for rows that χ has not, for other data, and for a direction that is refused.
     """
-    wanted, out = _parsed(wish.want), out.absolute()  # the task's file may change the working folder
-    task = load_task(wish.task)
-    folder = as_given(wish.folder)
+    wanted, task = _parsed(wish.want), load_task(wish.task)
+    folder, out = as_given(wish.folder), as_given(out)
     store = folder / "chi.zarr" if (folder / "chi.zarr").exists() else folder
     response = load(store, task)
     direction = response.invert(wanted, hold=list(wish.hold))
@@ -108,7 +107,6 @@ class Claim:
 
 def verify_to(claim: Claim, out: Path, where: Executor | int, progress: Progress | None) -> Document:
     """Retrain every arm over the seeds, into the folder `out`: `results.json` and `report.html`."""
-    out = out.absolute()  # the user's code may change the working folder
     seeds, train = _seeds(claim.seeds), load_object(claim.train)
     if not callable(train):
         raise PatterningError(f"{claim.train} is a {type(train).__name__}: it must be a function train(weights, seed)")
@@ -120,6 +118,7 @@ def verify_to(claim: Claim, out: Path, where: Executor | int, progress: Progress
             "returns one) of names and functions of what train returns"
         )
     measures = cast("Mapping[str, Measure | Callable[[Any], Any]]", found)
+    out = as_given(out).absolute()  # train may change the working folder as well
     verify(
         cast("Callable[[Weights, int], Any]", train), _arms(claim.arms), measures,
         seeds, controls=claim.controls, out=out, executor=executor_of(where), progress=progress,

@@ -26,6 +26,7 @@ from patterning.core.plain import Document
 from patterning.core.store import RunFolder, strict_json, write_json, write_whole
 from patterning.core.task import Task
 from patterning.core.terminal import print_fitting
+from patterning.core.user_code import as_given
 from patterning.core.workers import Progress, Workers, one_thread
 from patterning.face.before_sampling import chosen_sampler, untrained_sentence
 from patterning.face.first_looks import first_looks
@@ -105,10 +106,8 @@ def sample_to(request: Request, out: Path, where: Executor | int, progress: Prog
     folder that holds something else or is in use; and where the page cannot be made, which costs nothing else.
     """
     chosen_before = request.kernel  # settings that cannot serve are refused before the task is loaded
-    before = Path.cwd()
     task, names, probes = prepare(request)
-    if Path.cwd() != before:  # the user's file has gone elsewhere, and `out` was named from here
-        out = before / out
+    out = as_given(out)
     _check_folder(out)
     shown = Shown.of(task, request.decode)
     run = RunFolder(out)

@@ -27,14 +27,20 @@ _given: "WeakKeyDictionary[Any, weakref.ref[nn.Module]]" = WeakKeyDictionary()
 """By task, the module that it was made of, while both live."""
 
 
-def remember_given(task: Any, module: nn.Module) -> None:
-    """Note the module that a task was made of, whose copy the task holds."""
-    _given[task] = weakref.ref(module)
+def given_module(task: Any) -> nn.Module | None:
+    """The module that a task was made of, whose copy the task holds; None where it is not known, or gone."""
+    return _given[task]() if task in _given else None
+
+
+def remember_given(task: Any, module: nn.Module | None) -> None:
+    """Note the module that a task was made of."""
+    if module is not None:
+        _given[task] = weakref.ref(module)
 
 
 def warn_if_trained(task: Any) -> None:
     """Warn where the module that a task was made of has other parameters now than the task's copy of it."""
-    module = _given[task]() if task in _given else None
+    module = given_module(task)
     if module is None:
         return
     now, then = dict(module.named_parameters()), dict(task.module.named_parameters())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from patterning.core.anchors import check_like, check_rest, matching, remember_given, row_of
+from patterning.core.anchors import check_like, check_rest, given_module, matching, remember_given, row_of
 from patterning.core.answers import Trial, losses_and_mask
 from patterning.core.batch import Batch, as_batch, count_rows, take_rows
 from patterning.core.calls import BatchLoss, WithLoss, differentiable, in_float64, no_inference_path, plain, rounded
@@ -115,6 +115,7 @@ class Task:
         other.module = copy_module(self.module, convert=False).to(where)
         other.data = moved(self.data, where)
         other._try(self.module)
+        remember_given(other, given_module(self))
         return other
 
     @property

@@ -51,13 +51,14 @@ class RowCollator:
 def _check_order(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> None:
     """Raise `PatterningError` where some column shows that the rows of a batch came out in another order.
 
-    A column whose values were changed (masked tokens, say) shows nothing, nor does one of labels, which may have been
-    exchanged.
+    A column whose values were changed (masked tokens, say) shows nothing, nor does one of single numbers: they may be
+    labels that were exchanged.
     """
     for key in set(rows[0]) & set(batch):
         parts = [_numbers(row.get(key)) for row in rows]
         made = [_numbers(value) for value in batch[key]] if isinstance(batch[key], torch.Tensor) else []
-        if not made or any(part is None or len(part) == 1 for part in (*parts, *made)):
+        known = [part for part in (*parts, *made) if part is not None]
+        if not made or len(known) < len(parts) + len(made) or all(len(part) == 1 for part in known):
             continue
         if all(map(_agree, parts, made)):
             continue

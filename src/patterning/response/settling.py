@@ -69,8 +69,7 @@ def settling_of(
     """What the chains of a response miss of the χ of each observable, and settings that miss less."""
     if not isinstance(kernel, SGLD):
         return Settling({}, {})
-    pathwise = response.estimator == "pathwise"
-    missing = _of_pathwise if pathwise else _of_covariance
+    missing = _of_pathwise if response.estimator == "pathwise" else _of_covariance
     flat = np.array([kernel.step_size * kernel.localization / 2])
     most = float(missing(flat, _times(chains))[0])  # where the loss is flat
     shares, lines, r_hats = dict[str, float](), dict[str, str](), dict[str, float]()

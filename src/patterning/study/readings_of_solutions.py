@@ -131,7 +131,7 @@ class Barrier:
     sign: float = 1.0
 
     def read(self, name: str, bench: Bench) -> Found:
-        """Raises `PatterningError` where no pilot left a solution; refused where two halves of them disagree."""
+        """Raises `PatterningError` where no pilot left a solution; refused where one did, or two halves disagree."""
         left = self._left(bench)
         if not left:
             raise PatterningError(
@@ -140,7 +140,9 @@ class Barrier:
             )
         each = np.stack([mean_losses(bench, [out]) - mean_losses(bench, [at]) for at, out in left])
         free, refused, reliability = bench.subject.free.ravel(), None, None
-        if len(left) > 1:
+        if len(left) == 1:
+            refused = "one way out was seen, so that its error is not known"
+        else:
             reliability = step_up(rank_correlation(*(each[half::2].mean(0)[free] for half in (0, 1))))
             if not reliability >= bench.min_reliability:
                 refused = f"the ways out differ: reliability {reliability:.2f} (at least {bench.min_reliability:g})"
